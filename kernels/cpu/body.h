@@ -1,0 +1,312 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The kernels, once. Each file of this folder includes this one with
+ *     ROW     the row's name, which also ends the names of its functions
+ *     TARGET  an attribute that names the instruction set, or nothing
+ * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot differ
+ * because the arithmetic is the same source (contraction is off). Only the bit packing differs, through SPREAD and SQUEEZE.
+ */
+#include "kernels/kernels.h"
+
+#include <string.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed codes and messages are little-endian");
+
+enum { QUADS = 64, TILE = 4 * QUADS }; /* random numbers are made a tile at a time */
+
+/* ---- scales ---- */
+
+TARGET static float absmax(const iq_f32_any_t *src, size_t count)
+{
+    /* Magnitudes of floats order as their bits do, and NaN is above Inf. */
+    const iq_u32_any_t *bits = (const iq_u32_any_t *)src;
+    int32_t lanes[16] = {0};
+    size_t i = 0;
+    for (; i + 16 <= count; i += 16) {
+        for (int lane = 0; lane < 16; lane++) {
+            int32_t magnitude = (int32_t)(bits[i + lane] & 0x7fffffffu);
+            lanes[lane] = magnitude > lanes[lane] ? magnitude : lanes[lane];
+        }
+    }
+    int32_t most = 0;
+    for (; i < count; i++) {
+        int32_t magnitude = (int32_t)(bits[i] & 0x7fffffffu);
+        most = magnitude > most ? magnitude : most;
+    }
+    for (int lane = 0; lane < 16; lane++)
+        most = lanes[lane] > most ? lanes[lane] : most;
+    return iq_bits_float(most > 0x7f800000 ? 0x7f800000u : (uint32_t)most);
+}
+
+/* ---- values to codes ---- */
+
+/* 24 random bits for each of the elements 4 * quad .. 4 * quad + TILE - 1. */
+TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
+{
+    uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32);
+    uint32_t c2 = (uint32_t)grid->call, c3 = (uint32_t)(grid->call >> 32);
+    uint32_t tag = (grid->stream << 8) | (grid->rank << 16);
+    uint32_t word[4][QUADS];
+    for (uint32_t lane = 0; lane < QUADS; lane++) {
+        uint32_t c0 = (uint32_t)quad + lane;
+        uint32_t carry = c0 < lane;
+        uint32_t c1 = (((uint32_t)(quad >> 32) + carry) & 0xffu) | tag;
+        iq_philox_block_t block = iq_philox(c0, c1, c2, c3, key0, key1);
+        word[0][lane] = block.word[0] >> 8;
+        word[1][lane] = block.word[1] >> 8;
+        word[2][lane] = block.word[2] >> 8;
+        word[3][lane] = block.word[3] >> 8;
+    }
+    for (int lane = 0; lane < QUADS; lane++) {
+        random[4 * lane + 0] = word[0][lane];
+        random[4 * lane + 1] = word[1][lane];
+        random[4 * lane + 2] = word[2][lane];
+        random[4 * lane + 3] = word[3][lane];
+    }
+}
+
+TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
+{
+    const float inverse = grid->inverse, shift = grid->shift;
+    const int32_t low = grid->low, high = grid->high;
+    uint32_t random[TILE];
+    while (count > 0) {
+        size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
+        draw_tile(grid, first / 4, random);
+        for (size_t i = 0; i < n; i++)
+            codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i], low, high) - low);
+        first += n;
+        src += n;
+        codes += n;
+        count -= n;
+    }
+}
+
+TARGET static void quantize_nearest(const iq_grid_t *grid, const iq_f32_any_t *src, size_t count, uint8_t *codes)
+{
+    const float inverse = grid->inverse, shift = grid->shift;
+    const int32_t low = grid->low, high = grid->high;
+    for (size_t i = 0; i < count; i++)
+        codes[i] = (uint8_t)(iq_round_nearest(src[i] * inverse + shift, low, high) - low);
+}
+
+TARGET static void quantize(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
+{
+    if (grid->stochastic)
+        quantize_stochastic(grid, first, src, count, codes);
+    else
+        quantize_nearest(grid, src, count, codes);
+}
+
+/* ---- packing ---- */
+
+/* Eight bytes below 2^width side by side in 8 * width bits, and back. */
+TARGET static void pack8(const uint8_t *codes, size_t count, unsigned width, void *packed)
+{
+    unsigned char *out = packed;
+    size_t bytes = iq_packed_bytes(count, width), i = 0, at = 0;
+    for (; i + 8 <= count && at + 8 <= bytes; i += 8, at += width) {
+        uint64_t group;
+        memcpy(&group, codes + i, 8);
+        group = SQUEEZE(group, width);
+        memcpy(out + at, &group, 8); /* what is beyond `width` bytes is overwritten by the next groups */
+    }
+    for (; i < count; i += 8, at += width) {
+        uint64_t group = 0;
+        memcpy(&group, codes + i, count - i < 8 ? count - i : 8);
+        group = SQUEEZE(group, width);
+        memcpy(out + at, &group, width);
+    }
+}
+
+TARGET static void unpack8(const void *packed, size_t count, unsigned width, uint8_t *codes)
+{
+    const unsigned char *in = packed;
+    size_t bytes = iq_packed_bytes(count, width), i = 0, at = 0;
+    for (; i + 8 <= count && at + 8 <= bytes; i += 8, at += width) {
+        uint64_t group;
+        memcpy(&group, in + at, 8);
+        group = SPREAD(group, width);
+        memcpy(codes + i, &group, 8);
+    }
+    for (; i < count; i += 8, at += width) {
+        uint64_t group = 0;
+        memcpy(&group, in + at, width);
+        group = SPREAD(group, width);
+        memcpy(codes + i, &group, count - i < 8 ? count - i : 8);
+    }
+}
+
+/* Eight codes of any width. */
+TARGET static void pack_group(const uint32_t codes[8], unsigned width, unsigned char *out)
+{
+    uint64_t bits = 0;
+    unsigned used = 0;
+    for (int i = 0; i < 8; i++) {
+        bits |= (uint64_t)codes[i] << used;
+        used += width;
+        if (used >= 32) {
+            uint32_t word = (uint32_t)bits;
+            memcpy(out, &word, 4);
+            out += 4;
+            bits >>= 32;
+            used -= 32;
+        }
+    }
+    memcpy(out, &bits, used / 8);
+}
+
+/* Reads up to 8 bytes beyond the group. */
+TARGET static void unpack_group(const unsigned char *in, unsigned width, uint32_t codes[8])
+{
+    uint32_t mask = 0xffffffffu >> (32 - width);
+    for (unsigned i = 0; i < 8; i++) {
+        uint64_t word;
+        memcpy(&word, in + i * width / 8, 8);
+        codes[i] = (uint32_t)(word >> (i * width % 8)) & mask;
+    }
+}
+
+TARGET static void pack_narrow(const iq_u32_any_t *codes, size_t count, unsigned width, unsigned char *out)
+{
+    uint8_t narrow[TILE];
+    for (size_t i = 0; i < count; i += TILE) {
+        size_t n = count - i < TILE ? count - i : TILE;
+        for (size_t j = 0; j < n; j++)
+            narrow[j] = (uint8_t)codes[i + j];
+        pack8(narrow, n, width, out + i / 8 * width);
+    }
+}
+
+TARGET static void unpack_narrow(const unsigned char *in, size_t count, unsigned width, iq_u32_any_t *codes)
+{
+    uint8_t narrow[TILE];
+    for (size_t i = 0; i < count; i += TILE) {
+        size_t n = count - i < TILE ? count - i : TILE;
+        unpack8(in + i / 8 * width, n, width, narrow);
+        for (size_t j = 0; j < n; j++)
+            codes[i + j] = narrow[j];
+    }
+}
+
+TARGET static void pack32(const iq_u32_any_t *codes, size_t count, unsigned width, void *packed)
+{
+    unsigned char *out = packed;
+    if (width <= 8) {
+        pack_narrow(codes, count, width, out);
+        return;
+    }
+    for (size_t i = 0; i < count; i += 8, out += width) {
+        uint32_t group[8] = {0};
+        memcpy(group, codes + i, (count - i < 8 ? count - i : 8) * 4);
+        pack_group(group, width, out);
+    }
+}
+
+TARGET static void unpack32(const void *packed, size_t count, unsigned width, iq_u32_any_t *codes)
+{
+    const unsigned char *in = packed;
+    if (width <= 8) {
+        unpack_narrow(in, count, width, codes);
+        return;
+    }
+    size_t i = 0;
+    for (; i + 16 <= count; i += 8, in += width) { /* the next group is at least 9 bytes */
+        uint32_t group[8];
+        unpack_group(in, width, group);
+        memcpy(codes + i, group, sizeof(group));
+    }
+    for (; i < count; i += 8, in += width) {
+        uint32_t group[8];
+        unsigned char last[32 + 8] = {0};
+        memcpy(last, in, width);
+        unpack_group(last, width, group);
+        memcpy(codes + i, group, (count - i < 8 ? count - i : 8) * 4);
+    }
+}
+
+/* ---- sums of codes, and back to values ---- */
+
+TARGET static uint32_t add8(const uint8_t *codes, size_t count, bool first, iq_u32_any_t *sums)
+{
+    uint8_t most = 0;
+    for (size_t i = 0; i < count; i++)
+        most = codes[i] > most ? codes[i] : most;
+    if (first) {
+        for (size_t i = 0; i < count; i++)
+            sums[i] = codes[i];
+    } else {
+        for (size_t i = 0; i < count; i++)
+            sums[i] += codes[i];
+    }
+    return most;
+}
+
+TARGET static uint32_t add32(const iq_u32_any_t *codes, size_t count, bool first, iq_u32_any_t *sums)
+{
+    uint32_t most = 0;
+    for (size_t i = 0; i < count; i++)
+        most = codes[i] > most ? codes[i] : most;
+    if (first) {
+        memmove(sums, codes, count * sizeof(*sums));
+    } else {
+        for (size_t i = 0; i < count; i++)
+            sums[i] += codes[i];
+    }
+    return most;
+}
+
+TARGET static void dequantize(const iq_u32_any_t *sums, size_t count, int32_t offset, float unit, float divisor, iq_f32_any_t *dst)
+{
+    if (divisor == 1.0f) {
+        for (size_t i = 0; i < count; i++)
+            dst[i] = (float)((int32_t)(2 * sums[i]) - offset) * unit;
+    } else {
+        for (size_t i = 0; i < count; i++)
+            dst[i] = (float)((int32_t)(2 * sums[i]) - offset) * unit / divisor;
+    }
+}
+
+/* ---- conversions ---- */
+
+TARGET static void f32_to_f16(const iq_f32_any_t *src, size_t count, iq_u16_any_t *dst)
+{
+    for (size_t i = 0; i < count; i++)
+        dst[i] = iq_float_to_f16(src[i]);
+}
+
+TARGET static void f16_to_f32(const iq_u16_any_t *src, size_t count, iq_f32_any_t *dst)
+{
+    for (size_t i = 0; i < count; i++)
+        dst[i] = iq_f16_to_float(src[i]);
+}
+
+TARGET static void f32_to_bf16(const iq_f32_any_t *src, size_t count, iq_u16_any_t *dst)
+{
+    for (size_t i = 0; i < count; i++)
+        dst[i] = iq_float_to_bf16(src[i]);
+}
+
+TARGET static void bf16_to_f32(const iq_u16_any_t *src, size_t count, iq_f32_any_t *dst)
+{
+    for (size_t i = 0; i < count; i++)
+        dst[i] = iq_bf16_to_float(src[i]);
+}
+
+const iq_kernels_t ROW = {
+    .name = ROW_NAME,
+    .usable = usable,
+    .absmax = absmax,
+    .quantize = quantize,
+    .pack8 = pack8,
+    .unpack8 = unpack8,
+    .pack32 = pack32,
+    .unpack32 = unpack32,
+    .add8 = add8,
+    .add32 = add32,
+    .dequantize = dequantize,
+    .f32_to_f16 = f32_to_f16,
+    .f16_to_f32 = f16_to_f32,
+    .f32_to_bf16 = f32_to_bf16,
+    .bf16_to_f32 = bf16_to_f32,
+};

@@ -1,0 +1,185 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Sizes and layouts of the factored codec, the grid of row weights, and conversion of element types.
+ *
+ * Every size here depends only on what all ranks know (max_batch, never batch): ranks agree on them without asking.
+ */
+#include "base/util.h"
+#include "codec/factor_internal.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+/* A budget never asks for less than this: below it the headers alone would leave no room for any row. */
+#define LEAST_BUDGET_BYTES 32
+
+/* Element numbers within a factor have 42 bits in the random counter. */
+#define MAX_ELEMENTS ((size_t)1 << 42)
+
+size_t iq_factor_side_bytes(size_t count, size_t nonzero, unsigned width)
+{
+    return iq_min(iq_packed_bytes(count, width), iq_packed_bytes(count, 1) + iq_packed_bytes(nonzero, width));
+}
+
+static bool widths_are_legal(const iq_factor_spec_t *spec)
+{
+    if (spec->budget_bits != 0)
+        return spec->budget_bits >= 0x1p-10 && spec->budget_bits <= 64;
+    return spec->width_x >= IQ_FACTOR_MIN_WIDTH && spec->width_x <= IQ_FACTOR_MAX_WIDTH &&
+           spec->width_delta >= IQ_FACTOR_MIN_WIDTH && spec->width_delta <= IQ_FACTOR_MAX_WIDTH;
+}
+
+static bool shape_is_legal(const iq_factor_call_t *call)
+{
+    size_t rows, elements, outputs;
+    return call->nranks > 0 && iq_checked_mul((size_t)call->nranks, call->max_batch, &rows) && rows <= IQ_FACTOR_MAX_ROWS &&
+           call->m < MAX_ELEMENTS && call->n < MAX_ELEMENTS && iq_checked_mul(call->max_batch, iq_max(call->m, call->n), &elements) &&
+           elements <= MAX_ELEMENTS && iq_checked_mul(call->m, call->n, &outputs) && outputs <= SIZE_MAX / 16;
+}
+
+size_t iq_factor_budget(const iq_factor_spec_t *spec, const iq_factor_call_t *call, size_t batch)
+{
+    double bytes = spec->budget_bits * (double)batch * ((double)call->m + (double)call->n) / 8;
+    return (bytes < LEAST_BUDGET_BYTES ? LEAST_BUDGET_BYTES : (size_t)bytes) - IQ_FACTOR_HEADER_BYTES;
+}
+
+/* Budget mode: rows are sampled in the order of their bytes, so a sample exceeds its mean by less than the largest row. (Points
+ * u, u+1, ... on a line of probabilities meet a growing function f: all but the last are below f's mean over the unit to their
+ * right.) */
+size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    if (!widths_are_legal(spec) || !shape_is_legal(call))
+        return 0;
+    bool fixed = spec->budget_bits == 0;
+    size_t row = iq_factor_row_header(call) + iq_packed_bytes(call->m, fixed ? spec->width_x : IQ_FACTOR_MAX_WIDTH) +
+                 iq_packed_bytes(call->n, fixed ? spec->width_delta : IQ_FACTOR_MAX_WIDTH);
+    size_t all = call->max_batch * row;
+    return IQ_FACTOR_HEADER_BYTES + (fixed ? all : iq_min(all, iq_factor_budget(spec, call, call->max_batch) + row));
+}
+
+size_t iq_factor_state_bytes(const iq_factor_call_t *call)
+{
+    return iq_align_up(sizeof(iq_factor_facts_t), IQ_CACHE_LINE) + iq_align_up(call->max_batch * sizeof(iq_factor_row_t), IQ_CACHE_LINE) +
+           iq_align_up(call->max_batch * sizeof(uint32_t), IQ_CACHE_LINE) + iq_align_up(iq_max(call->m, call->n), IQ_CACHE_LINE);
+}
+
+iq_factor_state_t iq_factor_state(const iq_factor_call_t *call, void *memory)
+{
+    char *p = memory;
+    char *rows = p + iq_align_up(sizeof(iq_factor_facts_t), IQ_CACHE_LINE);
+    char *order = rows + iq_align_up(call->max_batch * sizeof(iq_factor_row_t), IQ_CACHE_LINE);
+    char *codes = order + iq_align_up(call->max_batch * sizeof(uint32_t), IQ_CACHE_LINE);
+    return (iq_factor_state_t){(iq_factor_facts_t *)(void *)p, (iq_factor_row_t *)(void *)rows, (uint32_t *)(void *)order,
+                               (uint8_t *)codes};
+}
+
+/* Reserve count * each bytes at *offset, on a cache line. */
+static bool reserve(size_t *offset, size_t count, size_t each, size_t *at)
+{
+    size_t bytes;
+    if (!iq_checked_mul(count, each, &bytes) || bytes > SIZE_MAX / 8 - IQ_CACHE_LINE || *offset > SIZE_MAX / 2)
+        return false;
+    *at = *offset;
+    *offset += iq_align_up(bytes, IQ_CACHE_LINE);
+    return true;
+}
+
+size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void *memory, iq_factor_rows_t *rows)
+{
+    size_t total = 0, weight_c, weight_b, q, p, row_q, row_p;
+    if (!iq_checked_mul(call->m, sizeof(int16_t), &row_q) || !iq_checked_mul(call->n, sizeof(int16_t), &row_p) ||
+        !reserve(&total, capacity, sizeof(int64_t), &weight_c) ||
+        !reserve(&total, call->want_bias ? capacity : 0, sizeof(int64_t), &weight_b) || !reserve(&total, capacity, row_q, &q) ||
+        !reserve(&total, capacity, row_p, &p))
+        return 0;
+    if (memory != NULL) {
+        char *base = memory;
+        *rows = (iq_factor_rows_t){.capacity = capacity,
+                                   .weight_c = (int64_t *)(void *)(base + weight_c),
+                                   .weight_b = call->want_bias ? (int64_t *)(void *)(base + weight_b) : NULL,
+                                   .q = (int16_t *)(void *)(base + q),
+                                   .p = (int16_t *)(void *)(base + p)};
+    }
+    return iq_max(total, IQ_CACHE_LINE);
+}
+
+isgq_data_type_t iq_factor_sum_type(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    if (spec->budget_bits != 0)
+        return ISGQ_INT64;
+    uint64_t per_row = (uint64_t)iq_factor_levels(spec->width_x, true) * (uint64_t)iq_factor_levels(spec->width_delta, false) *
+                       (15u << (IQ_FACTOR_OCTAVES - 1));
+    return (uint64_t)call->nranks * call->max_batch <= INT32_MAX / per_row ? ISGQ_INT32 : ISGQ_INT64;
+}
+
+double iq_factor_up(double value)
+{
+    int exponent;
+    double fraction = frexp(value, &exponent); /* [1/2, 1) */
+    return ldexp(ceil(fraction * 16), exponent - 4);
+}
+
+/* With a bias the heaviest rows stay one octave below the top: a row that must be split sends each half with half its probability. */
+iq_factor_grid_t iq_factor_grid(const iq_factor_call_t *call, float peak)
+{
+    int lead = IQ_FACTOR_OCTAVES - (call->want_bias ? 1 : 0);
+    int exponent;
+    frexp((double)peak, &exponent);
+    exponent -= 4 + lead - 1;
+    return (iq_factor_grid_t){exponent, ldexp(8, exponent), ldexp(15, exponent + IQ_FACTOR_OCTAVES - 1)};
+}
+
+iq_factor_weights_t iq_factor_weights(const iq_factor_row_t *row, bool unsigned_x, uint64_t keep, bool grid_b)
+{
+    double p = (double)keep / (double)IQ_FACTOR_CERTAIN;
+    double b = (double)row->delta.max_abs / (iq_factor_levels(row->width_delta, false) * p);
+    if (grid_b)
+        b = iq_factor_up(b);
+    double c = iq_factor_up(b * (double)row->x.max_abs / iq_factor_levels(row->width_x, unsigned_x));
+    return (iq_factor_weights_t){b, c};
+}
+
+/* Types of two bytes. */
+static void load_halves(isgq_data_type_t datatype, const void *memory, size_t first, size_t count, float *values)
+{
+    const iq_u16_any_t *halves = (const iq_u16_any_t *)memory + first;
+    if (datatype == ISGQ_BFLOAT16)
+        iq_kernels()->bf16_to_f32(halves, count, values);
+    else
+        iq_kernels()->f16_to_f32(halves, count, values);
+}
+
+void iq_factor_load(isgq_data_type_t datatype, const void *memory, size_t first, size_t count, float *values)
+{
+    if (datatype == ISGQ_FLOAT32)
+        memcpy(values, (const char *)memory + first * sizeof(float), count * sizeof(float));
+    else
+        load_halves(datatype, memory, first, count, values);
+}
+
+size_t iq_factor_load_lanes(isgq_data_type_t datatype, const void *memory, size_t first, size_t count, float *values)
+{
+    size_t padded = iq_align_up(count, IQ_FACTOR_LANES);
+    iq_factor_load(datatype, memory, first, count, values);
+    memset(values + count, 0, (padded - count) * sizeof(float));
+    return padded;
+}
+
+void iq_factor_store(isgq_data_type_t datatype, void *memory, size_t first, size_t count, const float *values, bool accumulate)
+{
+    float sums[IQ_FACTOR_CHUNK];
+    if (accumulate) {
+        iq_factor_load(datatype, memory, first, count, sums);
+        for (size_t i = 0; i < count; i++)
+            sums[i] += values[i];
+        values = sums;
+    }
+    iq_u16_any_t *halves = (iq_u16_any_t *)memory + first;
+    if (datatype == ISGQ_FLOAT32)
+        memcpy((char *)memory + first * sizeof(float), values, count * sizeof(float));
+    else if (datatype == ISGQ_BFLOAT16)
+        iq_kernels()->f32_to_bf16(values, count, halves);
+    else
+        iq_kernels()->f32_to_f16(values, count, halves);
+}

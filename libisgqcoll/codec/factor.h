@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The factored codec: rows of X [batch x m] and Delta [batch x n] to integer codes, and codes to G = transpose(X) * Delta.
+ *
+ * Row r of X and of Delta contribute one outer product. With integer codes q, p and dyadic row weights C_r, B_r,
+ *     G ~ sum over all rows of C_r * outer(q_r, p_r),      bias ~ sum of B_r * p_r,
+ * where C_r = (integer up to 15 * 2^(J-1)) * 2^E with one E for all ranks: the sum is a sum of integers times one power of two,
+ * hence the same bits for any order, algorithm, chunking, rank count and device (architecture.md 3.2).
+ *
+ * A rank's call goes:  prepare -> [MAX allreduce of 2 floats] -> encode -> blob;   blob -> decode -> rows;   rows -> product.
+ */
+#ifndef ISGQ_CODEC_FACTOR_H
+#define ISGQ_CODEC_FACTOR_H
+
+#include "isgqcoll.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+/* Octaves that row weights span; lighter rows are kept at the lightest weight with the matching probability. */
+#define IQ_FACTOR_OCTAVES 12
+
+/* "factor:width=bx/bd": fixed widths, every row. "isgq:bits=b" and "factor:bits=b": a budget of wire bits per factor
+ * element; the rank picks widths and keep probabilities by itself. */
+typedef struct iq_factor_spec {
+    unsigned width_x;      /* 2..8, fixed mode */
+    unsigned width_delta;
+    double budget_bits;    /* 0: fixed widths */
+    bool nearest;          /* rounding=nearest (biased), else stochastic */
+} iq_factor_spec_t;
+
+typedef struct iq_factor_call {
+    isgq_data_type_t datatype; /* FLOAT32, FLOAT16, BFLOAT16: of x, delta, grad and bias */
+    int nranks, rank;
+    uint64_t seed, call;
+    size_t max_batch, m, n;    /* equal on every rank */
+    size_t batch;              /* this rank's rows */
+    bool want_bias;
+} iq_factor_call_t;
+
+/* Most bytes that encode writes on any rank, whatever the data. Equal on all ranks. In budget mode: the budget of max_batch rows (at least 32
+ * bytes) and one largest row more; the mean meets the budget of the rank's own rows. 0 if widths or budget are out of range, if sizes
+ * overflow, or if all ranks may have more than 2^23 rows together (sums would not stay below 2^53). */
+size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
+
+/* Scratch that prepare fills and encode uses, 64-byte aligned. */
+size_t iq_factor_state_bytes(const iq_factor_call_t *call);
+
+/* Row maxima, widths, keep probabilities. peaks[0] = largest B, peaks[1] = largest C (before the grid; 0 if no rows); NaN or Inf in
+ * the input gives +Inf. The caller takes the maximum of both over all ranks. */
+void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
+                       float peaks[2]);
+
+/* Write this rank's blob; returns its bytes, at most iq_factor_blob_bytes. peaks are the shared ones. */
+size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
+                        const float peaks[2], void *blob);
+
+/* Decoded rows of all ranks, appended blob by blob. Codes are small integers. The caller provides the arrays (iq_factor_rows_layout). */
+typedef struct iq_factor_rows {
+    size_t capacity;     /* rows there is room for: nranks * max_batch (gather) or max_batch (product reduction) */
+    size_t count;
+    int64_t *weight_c;   /* [capacity] C_r / 2^E_c */
+    int64_t *weight_b;   /* [capacity] B_r / 2^E_b; only if the bias is wanted */
+    int16_t *q;          /* [capacity x m] */
+    int16_t *p;          /* [capacity x n] */
+} iq_factor_rows_t;
+
+/* Bytes for `capacity` rows, and pointers into `memory` (64-byte aligned; NULL to ask for the size only). 0 on overflow. */
+size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void *memory, iq_factor_rows_t *rows);
+
+/* Validate one blob (it may come from the network: ISGQ_ERR_CORRUPT) and append its rows. */
+isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *blob, size_t bytes,
+                               iq_factor_rows_t *rows);
+
+/* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between tiles). */
+size_t iq_factor_product_scratch(const iq_factor_call_t *call, size_t rows);
+size_t iq_factor_product_tiles(const iq_factor_call_t *call);
+
+/* If a shared peak is not finite some rank had NaN or Inf: encode writes an empty blob and the product is NaN everywhere.
+ * Tile `tile` of grad = sum * 2^E / (avg ? nranks : 1), added to grad if accumulate. Tile 0 also writes `bias` if it is not NULL (want_bias
+ * must be set then), or adds to it. There is at least one tile, even if m or n is 0. */
+isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t tile, bool avg,
+                                bool accumulate, void *grad, void *bias, void *scratch);
+
+/* Product reduction: the integers themselves. INT32 if nranks * max_batch rows cannot overflow it, else INT64. The array holds
+ * m * n sums, then n sums of the bias if it is wanted. */
+isgq_data_type_t iq_factor_sum_type(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
+isgq_result_t iq_factor_product_integers(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const iq_factor_rows_t *rows,
+                                         size_t tile, void *sums, void *scratch);
+
+/* The finished sums to grad (and bias), tile by tile, exactly the bits that iq_factor_product would have written. */
+void iq_factor_from_integers(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *sums, const float peaks[2],
+                             size_t tile, bool avg, bool accumulate, void *grad, void *bias);
+
+/* The exact gradient of this rank alone, for the dense path: grad = transpose(x) * delta in f32 [m x n], bias sums [n] or NULL, tile by tile
+ * (scratch as for the product). The order of these float sums is that of the build's BLAS: only what an allreduce makes of them is the same
+ * on all ranks. */
+isgq_result_t iq_factor_local_gradient(const iq_factor_call_t *call, const void *x, const void *delta, float *grad, float *bias,
+                                       size_t tile, void *scratch);
+
+#endif

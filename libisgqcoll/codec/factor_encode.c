@@ -1,0 +1,219 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Factors to a blob. The format, version 1; all integers little-endian, all codes packed as kernels/kernels.h says:
+ *
+ *   blob     byte 0      version, 1
+ *            byte 1      flags: 1 codes of X are unsigned; 2 rows carry B (the call wants the bias)
+ *            bytes 2-3   0
+ *            bytes 4-7   number of rows that follow
+ *   row      C           1 byte, weight of the outer product
+ *            B           1 byte, weight of the bias contribution; only with flag 2
+ *            form        bits 0-2 width of the codes of X, minus 1; bits 3-5 the same of delta; bit 6 X, bit 7 delta has a zero plane
+ *            codes of X  unless C is 0, which is a row without X: its width bits and bit 6 are 0
+ *            codes of delta
+ *   weight   bits 0-2 m, bits 3-7 e: (8 + m) << (e - 1), e in 1..J, times a power of two that follows from the shared peak; 0 is absent.
+ *            A row has C or B or both.
+ *   codes    without zero plane: one code for each column. With: one bit for each column, 1 where the value is not 0, padded to a byte,
+ *            then the codes of these columns; never a code that means 0.
+ *   code     of width w: value + 2^(w-1) - 1 for signed values of at most 2^(w-1) - 1; the value itself for unsigned ones.
+ *
+ * A blob without rows is what a rank without rows sends, and every rank if any of them had NaN or Inf (then a shared peak is not finite).
+ * In fixed mode every width is that of the quantizer. The order of rows has no meaning.
+ */
+#include "base/util.h"
+#include "codec/factor_internal.h"
+#include "kernels/kernels.h"
+
+#include <math.h>
+#include <string.h>
+
+/* What becomes of a kept row: a whole row has both weights. Zero is absent. */
+typedef struct form {
+    uint64_t keep;
+    double b, c;    /* weights; b also sets the steps, so it is never 0 */
+    bool on_grid_b; /* B is sent */
+} form_t;
+
+typedef struct encoder {
+    const iq_factor_spec_t *spec;
+    const iq_factor_call_t *call;
+    const void *x, *delta;
+    iq_factor_state_t state;
+    iq_factor_grid_t grid_b, grid_c;
+} encoder_t;
+
+static iq_factor_weights_t weights_of(const encoder_t *encoder, const iq_factor_row_t *row, uint64_t keep, bool grid_b)
+{
+    iq_factor_weights_t weights = iq_factor_weights(row, encoder->state.facts->unsigned_x, keep, grid_b);
+    if (grid_b && weights.b < encoder->grid_b.lightest) {
+        weights.b = encoder->grid_b.lightest;
+        weights.c = iq_factor_up(weights.b * (double)row->x.max_abs /
+                                 iq_factor_levels(row->width_x, encoder->state.facts->unsigned_x));
+    }
+    if (weights.c > 0)
+        weights.c = fmax(weights.c, encoder->grid_c.lightest);
+    return weights;
+}
+
+static uint64_t scaled(uint64_t keep, double share)
+{
+    uint64_t units = (uint64_t)((double)keep * share);
+    return units > 0 ? units : 1;
+}
+
+/*
+ * The forms of a row: one, or two of which at most one is sent. A row below the grid is kept less often, so that it weighs what the
+ * lightest row weighs. If only one of its two weights is light, the other would leave the grid at the top: then half the time the row
+ * speaks for the product and half the time for the bias, each with a probability of its own.
+ */
+static int list_forms(const encoder_t *encoder, const iq_factor_row_t *row, form_t forms[2])
+{
+    bool bias = encoder->call->want_bias, has_x = row->x.max_abs > 0;
+    iq_factor_weights_t plain = iq_factor_weights(row, encoder->state.facts->unsigned_x, row->keep, bias);
+    double share_b = bias ? fmin(1, plain.b / encoder->grid_b.lightest) : 1;
+    double share_c = has_x ? fmin(1, plain.c / encoder->grid_c.lightest) : 1;
+    uint64_t keep = share_b < 1 || share_c < 1 ? scaled(row->keep, fmin(share_b, share_c)) : row->keep;
+    iq_factor_weights_t whole = weights_of(encoder, row, keep, bias);
+    if (!bias || !has_x || (whole.b <= encoder->grid_b.heaviest && whole.c <= encoder->grid_c.heaviest)) {
+        forms[0] = (form_t){keep, whole.b, whole.c, bias};
+        return 1;
+    }
+    uint64_t keep_product = scaled(row->keep, share_c / 2), keep_bias = scaled(row->keep, share_b / 2);
+    iq_factor_weights_t product = weights_of(encoder, row, keep_product, false);
+    forms[0] = (form_t){keep_product, product.b, product.c, false};
+    forms[1] = (form_t){keep_bias, weights_of(encoder, row, keep_bias, true).b, 0, true};
+    return 2;
+}
+
+/* A weight on the grid as m and e. */
+static uint8_t weight_byte(double weight, const iq_factor_grid_t *grid)
+{
+    uint64_t integer = (uint64_t)ldexp(weight, -grid->exponent);
+    unsigned e = iq_bit_width(integer) - 3;
+    return (uint8_t)(e << 3 | ((integer >> (e - 1)) & 7u));
+}
+
+/* Codes of one row of one factor. */
+static void round_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, double inverse, uint8_t *codes)
+{
+    const iq_factor_call_t *call = encoder->call;
+    bool is_unsigned = is_x && encoder->state.facts->unsigned_x;
+    const void *factor = is_x ? encoder->x : encoder->delta;
+    size_t count = is_x ? call->m : call->n, first = r * count;
+    /* A reciprocal step beyond floats belongs to values near the smallest: both are brought to the middle. */
+    float lift = inverse > 0x1p100 ? 0x1p60f : 1;
+    iq_grid_t grid = {.inverse = (float)(inverse / (double)lift),
+                      .low = is_unsigned ? 0 : -iq_factor_levels(width, false),
+                      .high = iq_factor_levels(width, is_unsigned),
+                      .stochastic = !encoder->spec->nearest,
+                      .stream = is_x ? IQ_STREAM_FACTOR_X : IQ_STREAM_FACTOR_DELTA,
+                      .rank = (uint32_t)call->rank,
+                      .seed = call->seed,
+                      .call = call->call};
+    float values[IQ_FACTOR_CHUNK];
+    for (size_t done = 0, part; done < count; done += part) {
+        part = iq_min(count - done, IQ_FACTOR_CHUNK - (first + done) % 4); /* random numbers come in fours */
+        iq_factor_load(call->datatype, factor, first + done, part, values);
+        if (lift > 1)
+            for (size_t i = 0; i < part; i++)
+                values[i] *= lift;
+        iq_kernels()->quantize(&grid, first + done, values, part, codes + done);
+    }
+}
+
+/* Squeeze `codes` to the `nonzero` ones that are not `zero`; bit i of the plane says whether code i is one of them. */
+static void pack_plane(uint8_t *codes, size_t count, uint8_t zero, uint8_t *plane)
+{
+    size_t kept = 0;
+    memset(plane, 0, iq_packed_bytes(count, 1));
+    for (size_t i = 0; i < count; i++) {
+        uint8_t code = codes[i], set = code != zero;
+        plane[i / 8] |= (uint8_t)(set << (i % 8));
+        codes[kept] = code;
+        kept += set;
+    }
+}
+
+/* One factor's row in the blob; returns its bytes. */
+static size_t write_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, double inverse, uint8_t *out, bool *has_plane)
+{
+    uint8_t *codes = encoder->state.codes;
+    size_t count = is_x ? encoder->call->m : encoder->call->n, nonzero = 0;
+    uint8_t zero = is_x && encoder->state.facts->unsigned_x ? 0 : (uint8_t)iq_factor_levels(width, false);
+    round_side(encoder, is_x, r, width, inverse, codes);
+    for (size_t i = 0; i < count; i++)
+        nonzero += codes[i] != zero;
+    size_t plane_bytes = iq_packed_bytes(count, 1), bytes = iq_factor_side_bytes(count, nonzero, width);
+    *has_plane = bytes < iq_packed_bytes(count, width);
+    if (*has_plane) {
+        pack_plane(codes, count, zero, out);
+        iq_kernels()->pack8(codes, nonzero, width, out + plane_bytes);
+    } else {
+        iq_kernels()->pack8(codes, count, width, out);
+    }
+    return bytes;
+}
+
+/* Row `r` in one of its forms; returns its bytes. */
+static size_t write_row(const encoder_t *encoder, size_t r, const form_t *form, uint8_t *out)
+{
+    const iq_factor_row_t *row = &encoder->state.rows[r];
+    double p = (double)form->keep / (double)IQ_FACTOR_CERTAIN;
+    bool plane_x = false, plane_delta;
+    uint8_t *at = out;
+    *at++ = form->c > 0 ? weight_byte(form->c, &encoder->grid_c) : 0;
+    if (encoder->call->want_bias)
+        *at++ = form->on_grid_b ? weight_byte(form->b, &encoder->grid_b) : 0;
+    uint8_t *shape = at++;
+    *shape = (uint8_t)((row->width_delta - 1) << 3);
+    if (form->c > 0) {
+        at += write_side(encoder, true, r, row->width_x, form->b / form->c, at, &plane_x);
+        *shape |= (uint8_t)((row->width_x - 1) | (plane_x ? IQ_FACTOR_PLANE_X : 0));
+    }
+    at += write_side(encoder, false, r, row->width_delta, 1 / (form->b * p), at, &plane_delta);
+    *shape |= plane_delta ? IQ_FACTOR_PLANE_DELTA : 0;
+    return (size_t)(at - out);
+}
+
+/* Rows lie on a line, each as long as it is likely; points one apart, the first at random, choose. */
+static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count)
+{
+    const iq_factor_call_t *call = encoder->call;
+    uint64_t point = iq_draw(call->seed, call->call, IQ_STREAM_ROWS, (uint32_t)call->rank, 0).word[0], start = 0;
+    uint8_t *at = out;
+    for (size_t i = 0; i < call->batch; i++) {
+        size_t r = encoder->state.order[i];
+        form_t forms[2];
+        if (encoder->state.rows[r].keep == 0)
+            continue;
+        int options = list_forms(encoder, &encoder->state.rows[r], forms);
+        for (int k = 0; k < options; k++) {
+            uint64_t end = start + forms[k].keep;
+            if (point < end) {
+                at += write_row(encoder, r, &forms[k], at);
+                (*count)++;
+                point += IQ_FACTOR_CERTAIN;
+            }
+            start = end;
+        }
+    }
+    return (size_t)(at - out);
+}
+
+size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *memory,
+                        const float peaks[2], void *blob)
+{
+    encoder_t encoder = {spec, call, x, delta, iq_factor_state(call, memory), iq_factor_grid(call, peaks[0]), iq_factor_grid(call, peaks[1])};
+    uint8_t *out = blob;
+    uint32_t count = 0;
+    size_t bytes = IQ_FACTOR_HEADER_BYTES;
+    bool finite = encoder.state.facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
+    memset(out, 0, IQ_FACTOR_HEADER_BYTES);
+    out[0] = IQ_FACTOR_VERSION;
+    out[1] = (uint8_t)((encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0));
+    if (finite)
+        bytes += write_rows(&encoder, out + bytes, &count);
+    for (int i = 0; i < 4; i++)
+        out[4 + i] = (uint8_t)(count >> 8 * i);
+    return bytes;
+}

@@ -1,0 +1,34 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Quantizers: the text form that users write, parsed once into immutable settings for each kind of call.
+ *
+ * Grammar and meaning: docs/numerics.md. `isgq` stands for a default that may depend on the number of ranks, so the settings are asked
+ * for per call shape.
+ */
+#ifndef ISGQ_CODEC_QUANTIZER_H
+#define ISGQ_CODEC_QUANTIZER_H
+
+#include "codec/codec.h"
+#include "codec/factor.h"
+
+#define IQ_QUANTIZER_TEXT_BYTES 256
+
+struct isgq_quantizer {
+    unsigned references; /* atomic */
+    char text[IQ_QUANTIZER_TEXT_BYTES]; /* canonical form: equal settings, equal text */
+    bool has_dense, has_factored;
+    bool isgq;           /* the dense settings follow from budget_bits and nranks */
+    double budget_bits;
+    iq_codec_t dense;
+    iq_factor_spec_t factored;
+};
+
+void iq_quantizer_retain(isgq_quantizer_t quantizer);
+
+/* Settings of a dense call. ISGQ_ERR_UNSUPPORTED with a sentence if the quantizer is for factors only. */
+isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec);
+
+/* Settings of a factored call; *dense_only is set for quantizers without a factored form (the call then quantizes the product). */
+isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, iq_factor_spec_t *spec, bool *dense_only);
+
+#endif

@@ -1,0 +1,437 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Codec `uniform`: codes 0..top on a grid between -max and +max of a bucket, value = (2 * code - top) * max / top.
+ * With L = 2^(bits-1) - 1 there are 2L + 1 codes, so zero is one of them; a single bit means -max or +max.
+ *
+ * Shared scales: all ranks agreed on every bucket's max, so codes add up. A sum of k ranks' codes is at most k * top and travels in just the
+ * bits for that; the sum of integers is the same whatever the route. Local scales: messages carry their own, sums are f32.
+ *
+ *   shared:   partial(k) [sums, width of k * top]               exact result: partial(nranks)
+ *   local:    partial(1) [scales][codes]  partial(k) [f32]      requantized result: [scales][codes]
+ *
+ * [scales] has one f32 for each bucket that the span touches. A bucket with NaN or Inf has scale Inf and decodes to NaN.
+ */
+#include "base/status.h"
+#include "base/util.h"
+#include "codec/convert.h"
+#include "codec/dense.h"
+
+#include <string.h>
+
+/* Above this many ranks widening sums cost more than a second rounding. */
+#define EXACT_MAX_RANKS 8
+
+/* Smaller maxima count as this, so that 1 / step stays finite. */
+#define SMALLEST_SCALE 0x1p-120f
+
+/* ---- shapes ---- */
+
+static uint32_t top_code(const iq_codec_t *codec) { return codec->bits == 1 ? 1u : (1u << codec->bits) - 2u; }
+
+static unsigned sum_width(const iq_codec_t *codec, int parts) { return iq_bit_width((uint64_t)parts * top_code(codec)); }
+
+static bool is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    return codec->shared && (codec->exact < 0 ? call->nranks <= EXACT_MAX_RANKS : codec->exact > 0);
+}
+
+static size_t bucket_of(const iq_codec_t *codec, size_t element) { return codec->bucket == 0 ? 0 : element / codec->bucket; }
+
+static size_t count_buckets(const iq_codec_t *codec, iq_span_t span)
+{
+    return span.count == 0 ? 0 : bucket_of(codec, span.first + span.count - 1) - bucket_of(codec, span.first) + 1;
+}
+
+/* A run of a span's elements within one bucket. Start with zeros and the first offset. */
+typedef struct run {
+    size_t offset, count; /* elements, from the span's first */
+    size_t bucket;        /* from the span's first bucket */
+} run_t;
+
+/* The next run before `end`; false if there is none. */
+static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t *run)
+{
+    run->offset += run->count;
+    if (run->offset >= end)
+        return false;
+    size_t element = span.first + run->offset, left = end - run->offset;
+    run->bucket = bucket_of(codec, element) - bucket_of(codec, span.first);
+    run->count = codec->bucket == 0 ? left : iq_min(left, codec->bucket - element % codec->bucket);
+    return true;
+}
+
+/* ---- scales ---- */
+
+/* What the scales of a span's buckets mean. */
+static float inverse_step(const iq_codec_t *codec, float scale)
+{
+    float half = codec->bits == 1 ? 0.5f : (float)(top_code(codec) / 2);
+    if (iq_not_finite(scale) || scale == 0.0f)
+        return 0.0f;
+    return half / (scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale);
+}
+
+static float half_step(const iq_codec_t *codec, float scale)
+{
+    if (iq_not_finite(scale))
+        return iq_bits_float(0x7fc00000u); /* the quiet NaN */
+    return scale == 0.0f ? 0.0f : (scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale) / (float)top_code(codec);
+}
+
+static const iq_f32_any_t *shared_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+{
+    return call->scales + (bucket_of(codec, span.first) - call->first_bucket);
+}
+
+static isgq_result_t check_scales(const iq_f32_any_t *scales, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        if (iq_float_bits(scales[i]) > 0x7f800000u)
+            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: scale %zu of a message is negative or NaN", i);
+    }
+    return ISGQ_SUCCESS;
+}
+
+/* ---- values of a span: a rank's input, or a finished sum ---- */
+
+typedef struct values {
+    const iq_codec_t *codec;
+    const iq_codec_call_t *call;
+    iq_span_t span;
+    const void *data;
+    bool is_sum; /* data is the accumulator */
+} values_t;
+
+static float divisor_of(const iq_codec_call_t *call) { return call->op == ISGQ_AVG ? (float)call->nranks : 1.0f; }
+
+/* The sum of shared codes as values. */
+static void load_code_sums(const values_t *values, const iq_u32_any_t *sums, size_t offset, size_t count, float *tile)
+{
+    const iq_codec_t *codec = values->codec;
+    const iq_f32_any_t *scales = shared_scales(codec, values->call, values->span);
+    int32_t zero = (int32_t)((uint32_t)values->call->nranks * top_code(codec));
+    run_t run = {.offset = offset};
+    while (next_run(codec, values->span, offset + count, &run))
+        iq_kernels()->dequantize(sums + (run.offset - offset), run.count, zero, half_step(codec, scales[run.bucket]),
+                                 divisor_of(values->call), tile + (run.offset - offset));
+}
+
+/* At most a tile, starting at `offset` of the span. */
+static const iq_f32_any_t *load(const values_t *values, size_t offset, size_t count, float *tile)
+{
+    const iq_f32_any_t *sums = values->data;
+    if (!values->is_sum)
+        return iq_load_f32(values->call->datatype, values->data, offset, count, tile);
+    if (values->codec->shared) {
+        load_code_sums(values, (const iq_u32_any_t *)values->data + offset, offset, count, tile);
+        return tile;
+    }
+    for (size_t i = 0; i < count; i++)
+        tile[i] = sums[offset + i] / divisor_of(values->call);
+    return tile;
+}
+
+/* scales[bucket] = max(what is there, largest magnitude). */
+static void measure(const values_t *values, iq_f32_any_t *scales)
+{
+    float tile[IQ_CODEC_TILE];
+    for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
+        size_t end = iq_min(i + IQ_CODEC_TILE, values->span.count);
+        const iq_f32_any_t *from = load(values, i, end - i, tile);
+        run_t run = {.offset = i};
+        while (next_run(values->codec, values->span, end, &run)) {
+            float most = iq_kernels()->absmax(from + (run.offset - i), run.count);
+            scales[run.bucket] = most > scales[run.bucket] ? most : scales[run.bucket];
+        }
+    }
+}
+
+/* Codes of at most a tile. A sum's random bits do not depend on who owns it. */
+static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
+{
+    float tile[IQ_CODEC_TILE];
+    const iq_codec_t *codec = values->codec;
+    const iq_f32_any_t *from = load(values, offset, count, tile);
+    int32_t half = (int32_t)(top_code(codec) / 2);
+    iq_grid_t grid = {
+        .shift = codec->bits == 1 ? 0.5f : 0.0f,
+        .low = -half,
+        .high = codec->bits == 1 ? 1 : half,
+        .stochastic = codec->rounding == IQ_ROUND_STOCHASTIC,
+        .stream = values->is_sum ? IQ_STREAM_RESULT : IQ_STREAM_OWN,
+        .rank = values->is_sum ? 0 : (uint32_t)values->call->rank,
+        .seed = values->call->seed,
+        .call = values->call->call,
+    };
+    run_t run = {.offset = offset};
+    while (next_run(codec, values->span, offset + count, &run)) {
+        grid.inverse = inverse_step(codec, scales[run.bucket]);
+        iq_kernels()->quantize(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count,
+                               codes + (run.offset - offset));
+    }
+}
+
+static void write_codes(const values_t *values, const iq_f32_any_t *scales, unsigned char *packed)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    unsigned bits = values->codec->bits;
+    for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(values->span.count - i, IQ_CODEC_TILE);
+        quantize(values, scales, i, n, codes);
+        iq_kernels()->pack8(codes, n, bits, packed + i / 8 * bits);
+    }
+}
+
+/* [scales][codes] */
+static void write_scaled(const values_t *values, void *message)
+{
+    iq_f32_any_t *scales = message;
+    size_t nscales = count_buckets(values->codec, values->span);
+    for (size_t i = 0; i < nscales; i++)
+        scales[i] = 0.0f;
+    measure(values, scales);
+    write_codes(values, scales, (unsigned char *)(scales + nscales));
+}
+
+/* ---- reading packed codes ---- */
+
+/* Packed codes of a message, each at most `most`. */
+typedef struct packed {
+    const unsigned char *bytes;
+    unsigned width;
+    uint32_t most;
+} packed_t;
+
+/* At most a tile. */
+static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offset, size_t count, uint32_t *codes, bool first, void *sums)
+{
+    iq_kernels()->unpack32(packed->bytes + offset / 8 * packed->width, count, packed->width, codes);
+    uint32_t found = iq_kernels()->add32(codes, count, first, sums);
+    if (found > packed->most)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, packed->most, span.first + offset,
+                       span.first + offset + count - 1);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t check_padding(const packed_t *packed, iq_span_t span)
+{
+    if (!iq_packed_is_clean(packed->bytes, span.count, packed->width))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: bits set after the last code, element %zu", span.first + span.count - 1);
+    return ISGQ_SUCCESS;
+}
+
+/* What the values of codes become. */
+typedef struct target {
+    isgq_data_type_t datatype;
+    bool accumulate;
+    void *dst;
+} target_t;
+
+/* Sums of `parts` ranks' codes to values. */
+static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const iq_f32_any_t *scales, const packed_t *packed, int parts,
+                                float divisor, const target_t *target)
+{
+    uint32_t codes[IQ_CODEC_TILE];
+    float tile[IQ_CODEC_TILE];
+    int32_t zero = (int32_t)((uint32_t)parts * top_code(codec));
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t end = iq_min(i + IQ_CODEC_TILE, span.count);
+        run_t run = {.offset = i};
+        IQ_TRY(unpack(packed, span, i, end - i, codes, true, codes));
+        while (next_run(codec, span, end, &run))
+            iq_kernels()->dequantize(codes + (run.offset - i), run.count, zero, half_step(codec, scales[run.bucket]), divisor,
+                                     tile + (run.offset - i));
+        iq_store_f32(target->datatype, tile, end - i, target->accumulate, target->dst, i);
+    }
+    return check_padding(packed, span);
+}
+
+/* [scales][codes] */
+static isgq_result_t read_scaled(const iq_codec_t *codec, iq_span_t span, const void *message, const target_t *target)
+{
+    const iq_f32_any_t *scales = message;
+    size_t nscales = count_buckets(codec, span);
+    packed_t packed = {.bytes = (const unsigned char *)(scales + nscales), .width = codec->bits, .most = top_code(codec)};
+    IQ_TRY(check_scales(scales, nscales));
+    return read_codes(codec, span, scales, &packed, 1, 1.0f, target);
+}
+
+/* ---- the codec ---- */
+
+static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+{
+    (void)codec;
+    if (!iq_is_small_float(datatype))
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'uniform' takes f32, f16 and bf16, not %s", iq_datatype_name(datatype));
+    if (op != ISGQ_SUM && op != ISGQ_AVG)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'uniform' takes sum and avg, not %s", iq_red_op_name(op));
+    return ISGQ_SUCCESS;
+}
+
+static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
+
+static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
+{
+    values_t values = {codec, call, span, src, false};
+    measure(&values, scales + (bucket_of(codec, span.first) - call->first_bucket));
+}
+
+static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    (void)codec, (void)call;
+    return 4; /* uint32_t sums of codes, or float */
+}
+
+static size_t scaled_bytes(const iq_codec_t *codec, iq_span_t span)
+{
+    return count_buckets(codec, span) * sizeof(float) + iq_packed_bytes(span.count, codec->bits);
+}
+
+static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+{
+    (void)call;
+    if (codec->shared)
+        return iq_packed_bytes(span.count, sum_width(codec, parts));
+    return parts == 1 ? scaled_bytes(codec, span) : span.count * sizeof(float);
+}
+
+static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+{
+    return is_exact(codec, call) ? partial_bytes(codec, call, span, call->nranks) : scaled_bytes(codec, span);
+}
+
+static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
+{
+    values_t values = {codec, call, span, src, false};
+    if (codec->shared)
+        write_codes(&values, shared_scales(codec, call, span), message);
+    else
+        write_scaled(&values, message);
+}
+
+/* Own values are quantized as the other ranks see them: where every rank adds up all contributions, all must add the same. */
+static void add_own_local(const values_t *values, iq_f32_any_t *sums, bool first)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    uint32_t wide[IQ_CODEC_TILE];
+    float tile[IQ_CODEC_TILE];
+    const iq_codec_t *codec = values->codec;
+    size_t element_bytes = iq_datatype_bytes(values->call->datatype);
+    run_t run = {0};
+    while (next_run(codec, values->span, values->span.count, &run)) {
+        values_t part = *values;
+        float scale = 0.0f;
+        part.span = (iq_span_t){values->span.first + run.offset, run.count};
+        part.data = (const unsigned char *)values->data + run.offset * element_bytes;
+        measure(&part, &scale);
+        for (size_t i = 0; i < run.count; i += IQ_CODEC_TILE) {
+            size_t n = iq_min(run.count - i, IQ_CODEC_TILE);
+            quantize(&part, &scale, i, n, codes);
+            iq_kernels()->add8(codes, n, true, wide);
+            iq_kernels()->dequantize(wide, n, (int32_t)top_code(codec), half_step(codec, scale), 1.0f, tile);
+            iq_store_f32(ISGQ_FLOAT32, tile, n, !first, sums, run.offset + i);
+        }
+    }
+}
+
+static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *acc, bool first)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    float tile[IQ_CODEC_TILE];
+    values_t values = {codec, call, span, src, false};
+    if (!codec->shared && call->nranks > 1) {
+        add_own_local(&values, acc, first);
+        return;
+    }
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        if (codec->shared) {
+            quantize(&values, shared_scales(codec, call, span), i, n, codes);
+            iq_kernels()->add8(codes, n, first, (iq_u32_any_t *)acc + i);
+        } else { /* the only contribution: finish quantizes it */
+            iq_store_f32(ISGQ_FLOAT32, load(&values, i, n, tile), n, !first, acc, i);
+        }
+    }
+}
+
+static isgq_result_t add_shared(const iq_codec_t *codec, iq_span_t span, const void *message, int parts, void *acc, bool first)
+{
+    uint32_t codes[IQ_CODEC_TILE];
+    packed_t packed = {.bytes = message, .width = sum_width(codec, parts), .most = (uint32_t)parts * top_code(codec)};
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE)
+        IQ_TRY(unpack(&packed, span, i, iq_min(span.count - i, IQ_CODEC_TILE), codes, first, (iq_u32_any_t *)acc + i));
+    return check_padding(&packed, span);
+}
+
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts, void *acc,
+                         bool first)
+{
+    target_t sums = {ISGQ_FLOAT32, !first, acc};
+    (void)call;
+    if (codec->shared)
+        return add_shared(codec, span, message, parts, acc, first);
+    if (parts == 1)
+        return read_scaled(codec, span, message, &sums);
+    iq_store_f32(ISGQ_FLOAT32, message, span.count, !first, acc, 0);
+    return ISGQ_SUCCESS;
+}
+
+static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, int parts, void *message)
+{
+    values_t one = {codec, call, span, acc, false};
+    iq_codec_call_t as_input = *call;
+    as_input.datatype = ISGQ_FLOAT32;
+    one.call = &as_input;
+    if (codec->shared)
+        iq_kernels()->pack32(acc, span.count, sum_width(codec, parts), message);
+    else if (parts == 1)
+        write_scaled(&one, message);
+    else
+        memcpy(message, acc, span.count * sizeof(float));
+}
+
+static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
+{
+    values_t sum = {codec, call, span, acc, true};
+    if (is_exact(codec, call))
+        store(codec, call, span, acc, call->nranks, message);
+    else
+        write_scaled(&sum, message);
+}
+
+static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
+{
+    target_t output = {call->datatype, call->accumulate, dst};
+    packed_t sums = {.bytes = message, .width = sum_width(codec, call->nranks), .most = (uint32_t)call->nranks * top_code(codec)};
+    if (!is_exact(codec, call))
+        return read_scaled(codec, span, message, &output);
+    return read_codes(codec, span, shared_scales(codec, call, span), &sums, call->nranks, divisor_of(call), &output);
+}
+
+static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst)
+{
+    float tile[IQ_CODEC_TILE];
+    values_t sum = {codec, call, span, acc, true};
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        iq_store_f32(call->datatype, load(&sum, i, n, tile), n, call->accumulate, dst, i);
+    }
+}
+
+const iq_codec_ops_t iq_codec_uniform_ops = {
+    .name = "uniform",
+    .supports = supports,
+    .needs_scales = needs_scales,
+    .local_scales = local_scales,
+    .result_is_exact = is_exact,
+    .acc_bytes = acc_bytes,
+    .partial_bytes = partial_bytes,
+    .result_bytes = result_bytes,
+    .encode = encode,
+    .add_own = add_own,
+    .add = add,
+    .store = store,
+    .finish = finish,
+    .decode = decode,
+    .deliver = deliver,
+};

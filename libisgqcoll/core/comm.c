@@ -1,0 +1,216 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The object itself: its memory, its failure, its end. How ranks come together is join.c.
+ */
+#include "core/comm.h"
+
+#include "base/config.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "core/run.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ---- failure ---- */
+
+void iq_comm_fail(isgq_comm_t comm, isgq_result_t result, const char *text)
+{
+    pthread_mutex_lock(&comm->failure_lock);
+    bool first = atomic_load(&comm->failed) == 0;
+    if (first) {
+        snprintf(comm->failure_text, sizeof(comm->failure_text), "%s", text);
+        atomic_store(&comm->failed, (int)result);
+    }
+    pthread_mutex_unlock(&comm->failure_lock);
+    if (!first)
+        return;
+    IQ_ERROR("%s", text);
+    for (int i = 0; i < comm->ntransports; i++)
+        comm->transports[i]->ops->wake(comm->transports[i]);
+}
+
+isgq_result_t iq_comm_check(isgq_comm_t comm)
+{
+    isgq_result_t result = (isgq_result_t)atomic_load(&comm->failed);
+    if (result != ISGQ_SUCCESS)
+        iq_set_last_error(comm->failure_text);
+    return result;
+}
+
+isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation)
+{
+    if (comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: comm is NULL", operation);
+    if (comm->pid != getpid())
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator belongs to process %d; a forked child may not use it", operation,
+                       (int)comm->pid);
+    return ISGQ_SUCCESS;
+}
+
+/* ---- memory ---- */
+
+/* Accumulator (at most twice the input) and one result message come before everything else: see iq_run_begin. */
+static size_t reserved_scratch(isgq_comm_t comm)
+{
+    return 4 * iq_max(comm->chunk_bytes, 1024) + comm->slot_bytes + 2 * IQ_CACHE_LINE;
+}
+
+static isgq_result_t take_memory(isgq_comm_t comm)
+{
+    comm->scratch_reserved = reserved_scratch(comm);
+    if (comm->scratch.bytes < comm->scratch_reserved + (1u << 20))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "ISGQ_SCRATCH_BYTES is %zu; chunks of %zu bytes need at least %zu", comm->scratch.bytes,
+                       comm->chunk_bytes, comm->scratch_reserved + (1u << 20));
+    void *base = mmap(NULL, comm->scratch.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "cannot reserve %zu bytes of scratch (ISGQ_SCRATCH_BYTES): %s", comm->scratch.bytes, strerror(errno));
+    comm->scratch.base = base;
+    comm->run = calloc(1, sizeof(*comm->run));
+    comm->calls = calloc(IQ_QUEUE_CALLS, sizeof(*comm->calls));
+    if (comm->run == NULL || comm->calls == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "queue of %d calls", IQ_QUEUE_CALLS);
+    return iq_plan_cache_init(&comm->plans, iq_max(iq_config()->plan_cache, 8));
+}
+
+/* Undo everything that was done, in reverse; each part may be absent. */
+void iq_comm_release(isgq_comm_t comm)
+{
+    iq_progress_stop(comm);
+    if (comm->control != NULL)
+        iq_control_close(comm->control);
+    while (comm->ntransports > 0) {
+        iq_transport_t *transport = comm->transports[--comm->ntransports];
+        transport->ops->close(transport);
+    }
+    iq_plan_cache_fini(&comm->plans);
+    for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++)
+        isgq_quantizer_destroy(comm->calls[i].quantizer);
+    if (comm->scratch.base != NULL)
+        munmap(comm->scratch.base, comm->scratch.bytes);
+    isgq_quantizer_destroy(comm->quantizer);
+    free(comm->calls);
+    free(comm->run);
+    free(comm->links);
+    free(comm->peers);
+    pthread_cond_destroy(&comm->queue_changed);
+    pthread_mutex_destroy(&comm->queue_lock);
+    pthread_mutex_destroy(&comm->progress_lock);
+    pthread_mutex_destroy(&comm->failure_lock);
+    free(comm);
+}
+
+/* ---- a communicator that has met nobody yet ---- */
+
+static const iq_config_t *copy_settings(isgq_comm_t comm, const isgq_comm_config_t *config)
+{
+    const iq_config_t *global = iq_config();
+    comm->config = *config;
+    comm->seed = config->seed != 0 ? config->seed : global->seed;
+    comm->chunk_bytes = config->chunk_bytes != 0 ? config->chunk_bytes : global->chunk_bytes;
+    comm->timeout_ms = config->timeout_ms != 0 ? config->timeout_ms : global->timeout_ms;
+    comm->scratch.bytes = iq_align_up(global->scratch_bytes, 4096);
+    comm->device_type = ISGQ_DEVICE_HOST;
+    snprintf(comm->transports_allowed, sizeof(comm->transports_allowed), "%s",
+             config->transports != NULL ? config->transports : global->transports);
+    snprintf(comm->algorithm, sizeof(comm->algorithm), "%s", global->algorithm);
+    return global;
+}
+
+static isgq_result_t check_config(const isgq_comm_config_t *config)
+{
+    if (config->size != sizeof(*config))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "config->size is %zu, this library's is %zu; start from ISGQ_COMM_CONFIG_INIT", config->size,
+                       sizeof(*config));
+    if (config->device_type == ISGQ_DEVICE_CUDA)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "device memory is not supported: this build has no CUDA data path; use ISGQ_DEVICE_HOST");
+    if (config->device_type != ISGQ_DEVICE_AUTO && config->device_type != ISGQ_DEVICE_HOST)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "config->device_type is %d", (int)config->device_type);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t check_chunk(size_t chunk_bytes)
+{
+    if (chunk_bytes < 4096 || chunk_bytes > (16u << 20))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "chunk_bytes is %zu; it must be 4096 to 16777216", chunk_bytes);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config, isgq_comm_t *out)
+{
+    static const isgq_comm_config_t defaults = ISGQ_COMM_CONFIG_INIT;
+    if (config == NULL)
+        config = &defaults;
+    IQ_TRY(check_config(config));
+    isgq_comm_t comm = calloc(1, sizeof(*comm));
+    if (comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator");
+    comm->rank = rank;
+    comm->nranks = nranks;
+    comm->pid = getpid();
+    atomic_store(&comm->awaited, -1);
+    pthread_mutex_init(&comm->progress_lock, NULL);
+    pthread_mutex_init(&comm->queue_lock, NULL);
+    pthread_mutex_init(&comm->failure_lock, NULL);
+    pthread_cond_init(&comm->queue_changed, NULL);
+    const iq_config_t *global = copy_settings(comm, config);
+    isgq_result_t result = check_chunk(comm->chunk_bytes);
+    comm->chunk_bytes = comm->chunk_bytes / 256 * 256;
+    /* The widest message: 16-bit input whose partial sums travel as 32 bits, scales of the smallest buckets, the frame. */
+    comm->slot_bytes = iq_align_up(2 * comm->chunk_bytes + comm->chunk_bytes / 8 + 4096, IQ_CACHE_LINE);
+    comm->init_deadline_ns = iq_now_ns() + (uint64_t)global->init_timeout_ms * 1000000u;
+    if (result == ISGQ_SUCCESS && config->quantizer != NULL) {
+        comm->quantizer = config->quantizer;
+        iq_quantizer_retain(comm->quantizer);
+    } else if (result == ISGQ_SUCCESS) {
+        result = isgq_quantizer_create(&comm->quantizer, global->quantizer);
+    }
+    if (result == ISGQ_SUCCESS)
+        result = take_memory(comm);
+    if (result != ISGQ_SUCCESS) {
+        iq_comm_release(comm);
+        return result;
+    }
+    *out = comm;
+    return ISGQ_SUCCESS;
+}
+
+/* ---- the end ---- */
+
+isgq_result_t isgq_comm_finalize(isgq_comm_t comm)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_finalize"));
+    if (comm->finalized)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "comm_finalize: called twice");
+    comm->finalized = true;
+    IQ_TRY(iq_progress_wait(comm, comm->submitted));
+    IQ_TRY(iq_comm_check(comm));
+    return iq_control_goodbye(comm->control, iq_now_ns() + (uint64_t)comm->timeout_ms * 1000000u);
+}
+
+isgq_result_t isgq_comm_abort(isgq_comm_t comm)
+{
+    char text[96];
+    if (comm == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(iq_comm_check_handle(comm, "comm_abort"));
+    snprintf(text, sizeof(text), "rank %d aborted the communicator", comm->rank);
+    iq_control_abort(comm->control, ISGQ_ERR_REMOTE, comm->rank, text);
+    iq_comm_fail(comm, ISGQ_ERR_REMOTE, text);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_destroy(isgq_comm_t comm)
+{
+    if (comm == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(iq_comm_check_handle(comm, "comm_destroy"));
+    if (!comm->finalized && atomic_load(&comm->failed) == 0)
+        (void)isgq_comm_abort(comm);
+    iq_comm_release(comm);
+    return ISGQ_SUCCESS;
+}

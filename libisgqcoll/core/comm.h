@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The communicator: owner of everything. Which thread may touch what:
+ *
+ *   constant after init      rank, nranks, links, transports, control, config copies
+ *   under queue_lock         the ring of calls, `submitted`, stats, the record of the last call
+ *   under progress_lock      run (the call in progress), scratch, plan cache, links
+ *   atomic                   completed, failed, waiters, awaited
+ *
+ * Lock order: progress_lock, then queue_lock. Neither is held while calling into the control channel's `failed`.
+ */
+#ifndef ISGQ_CORE_COMM_H
+#define ISGQ_CORE_COMM_H
+
+#include "base/status.h"
+#include "codec/quantizer.h"
+#include "core/plan_cache.h"
+#include "isgqcoll_ext.h"
+#include "plan/plan.h"
+#include "transport/control.h"
+#include "transport/transport.h"
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <sys/types.h>
+
+#define IQ_QUEUE_CALLS 256 /* calls queued or remembered for mismatch reports; a power of two */
+#define IQ_SLOTS 4         /* messages per link and direction */
+#define IQ_MAX_TRANSPORTS 4
+#define IQ_MAX_STAGES 10
+
+typedef enum iq_call_kind {
+    IQ_CALL_ALLREDUCE,
+    IQ_CALL_REDUCE_SCATTER,
+    IQ_CALL_ALLGATHER,
+    IQ_CALL_BROADCAST,
+    IQ_CALL_BARRIER,
+    IQ_CALL_FACTORED,
+    IQ_CALL_KIND_COUNT
+} iq_call_kind_t;
+
+/* One call: the user's arguments, and what was decided from them when it was queued. */
+typedef struct iq_call {
+    iq_call_kind_t kind;
+    isgq_data_type_t datatype;
+    isgq_red_op_t op;
+    int root;
+    const void *send;
+    void *recv;
+    size_t count;            /* elements of the whole tensor: all ranks' parts of an allgather or reduce_scatter */
+    size_t input_bytes;      /* that this rank reads */
+    isgq_factors_t factors;  /* factored only; recv is the gradient */
+    size_t max_batch;
+    bool accumulate;
+    bool fallback;           /* sent uncompressed although a quantizer was asked for */
+    uint32_t timeout_ms;
+    isgq_quantizer_t quantizer; /* holds a reference while the call is remembered */
+    /* decided */
+    iq_codec_t codec;                 /* of the dense data */
+    iq_factor_spec_t factor;          /* of the factors */
+    iq_factored_way_t way;
+    const iq_algorithm_t *algorithm;  /* of the main plan */
+    char why[96];
+    uint64_t sequence, fingerprint;
+} iq_call_t;
+
+struct iq_run; /* core/run.h */
+
+typedef struct iq_scratch {
+    unsigned char *base;
+    size_t bytes, used;
+} iq_scratch_t;
+
+struct isgq_comm {
+    int rank, nranks, nhosts;
+    pid_t pid;
+    uint64_t seed;
+    size_t chunk_bytes, slot_bytes;
+    uint32_t timeout_ms;
+    int crowded;                      /* more ranks on this host than cores: yield instead of spinning */
+    isgq_quantizer_t quantizer;       /* default */
+    isgq_device_type_t device_type;
+    isgq_comm_config_t config;        /* as given, for split */
+    uint64_t init_deadline_ns;
+    char algorithm[32];               /* ISGQ_ALGORITHM */
+    char transports_allowed[64];
+    char transport_names[32];
+
+    iq_control_t *control;
+    iq_peer_t *peers;                 /* [nranks] */
+    iq_link_t **links;                /* [nranks], NULL for this rank */
+    iq_transport_t *transports[IQ_MAX_TRANSPORTS];
+    int ntransports;
+
+    pthread_mutex_t progress_lock;
+    struct iq_run *run;
+    iq_scratch_t scratch;
+    size_t scratch_reserved;          /* at the front of every call: accumulator and result message */
+    iq_plan_cache_t plans;
+
+    pthread_mutex_t queue_lock;
+    pthread_cond_t queue_changed;     /* for the communicator's thread: work came, a waiter left, stop */
+    iq_call_t *calls;                 /* [IQ_QUEUE_CALLS], call s at s % IQ_QUEUE_CALLS */
+    uint64_t submitted;
+    isgq_stats_t stats;
+    isgqx_call_record_t record;
+    uint64_t own_bytes;               /* contributed so far, see isgqx_call_record_t */
+    bool stop;
+    bool thread_running;
+    pthread_t thread;
+
+    atomic_uint_fast64_t completed;
+    atomic_int waiters;
+    atomic_int failed;                /* isgq_result_t; text is written before */
+    atomic_int awaited;               /* rank that the call in progress waits for, -1 */
+    atomic_uint_fast64_t current;     /* call in progress, 0 */
+    pthread_mutex_t failure_lock;
+    char failure_text[IQ_ERROR_TEXT_BYTES];
+    bool finalized;
+};
+
+/* ---- comm.c ---- */
+
+/* First failure wins; wakes everybody. Any thread. */
+void iq_comm_fail(isgq_comm_t comm, isgq_result_t result, const char *text);
+
+/* ISGQ_SUCCESS, or the communicator's failure with its text as this thread's last error. */
+isgq_result_t iq_comm_check(isgq_comm_t comm);
+
+/* NULL, or a process other than the one that made it. */
+isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation);
+
+/* Checked settings and memory, nobody met yet; and the opposite of everything, each part of which may be absent. */
+isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config, isgq_comm_t *comm);
+void iq_comm_release(isgq_comm_t comm);
+
+/* ---- join.c ---- */
+
+isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, const iq_rendezvous_t *rendezvous, const isgq_comm_config_t *config);
+
+/* ---- progress.c: who advances the work, and how to wait ---- */
+
+isgq_result_t iq_progress_start(isgq_comm_t comm); /* the communicator's thread */
+void iq_progress_stop(isgq_comm_t comm);
+
+/* Wait until call `sequence` is complete. */
+isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence);
+
+/* ---- decide.c ---- */
+
+/* Fill in what follows from the arguments: codec, algorithm, way. Pure, equal on all ranks. */
+isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm);
+
+/* The algorithm of one plan; `forced` is a name or NULL. */
+isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, const iq_codec_t *codec, isgq_data_type_t datatype,
+                                  isgq_red_op_t op, size_t count, const char *forced, const iq_algorithm_t **algorithm, char *why,
+                                  size_t why_bytes);
+
+/* ---- submit.c ---- */
+
+/* Queue a decided call; *call is copied. Waits for room if IQ_QUEUE_CALLS are queued. */
+isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call);
+
+/* The arguments of call `sequence` as text, false if it is not remembered. */
+bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMENTS_TEXT_BYTES]);
+
+const char *iq_call_kind_name(iq_call_kind_t kind);
+const char *iq_call_algorithm_name(const iq_call_t *call); /* "direct", ..., or the way of a factored call */
+
+/* ---- group.c ---- */
+
+/* Inside a group: keep the call for later and return true. */
+bool iq_group_defer(isgq_comm_t comm, const iq_call_t *call, isgq_result_t *result);
+
+/* Inside a group: note that a call was refused, so that nothing is launched. Yields `result`. */
+isgq_result_t iq_group_refuse(isgq_comm_t comm, isgq_result_t result);
+
+/* Inside a group: keep an initialisation for later and return true. */
+bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config);
+
+/* Joins now, on this thread, whatever group is open. */
+isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config);
+
+#endif

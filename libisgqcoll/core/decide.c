@@ -1,0 +1,154 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Which codec, which algorithm, which way: decided when a call is made, from values that are equal on all ranks, so that all ranks decide alike
+ * without a message.
+ */
+#include "base/util.h"
+#include "core/comm.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const iq_collective_t kind_collectives[IQ_CALL_KIND_COUNT] = {IQ_ALLREDUCE, IQ_REDUCE_SCATTER, IQ_ALLGATHER,
+                                                                     IQ_BROADCAST, IQ_BARRIER,        IQ_ALLREDUCE};
+
+static bool quantizable(isgq_data_type_t datatype)
+{
+    return datatype == ISGQ_FLOAT32 || datatype == ISGQ_FLOAT16 || datatype == ISGQ_BFLOAT16;
+}
+
+/* Wire bits per element, on a long tensor. */
+static double bits_per_element(const iq_codec_t *codec, isgq_data_type_t datatype, int nranks, bool result)
+{
+    const size_t sample = 32768;
+    iq_codec_call_t call = {.datatype = datatype, .nranks = nranks};
+    iq_span_t span = {0, sample};
+    size_t bytes = result ? codec->ops->result_bytes(codec, &call, span) : codec->ops->partial_bytes(codec, &call, span, 1);
+    return 8.0 * (double)bytes / (double)sample;
+}
+
+/* Integers, and codes that stay integers: any order of addition gives the same bits. */
+static bool order_free(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op, bool exact)
+{
+    bool floating = quantizable(datatype) || datatype == ISGQ_FLOAT64;
+    return !floating || (exact && codec->ops != iq_codec_none.ops) || op == ISGQ_MAX || op == ISGQ_MIN;
+}
+
+isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, const iq_codec_t *codec, isgq_data_type_t datatype,
+                                  isgq_red_op_t op, size_t count, const char *forced, const iq_algorithm_t **algorithm, char *why,
+                                  size_t why_bytes)
+{
+    bool sums = collective == IQ_ALLREDUCE || collective == IQ_REDUCE_SCATTER;
+    iq_codec_call_t call = {.datatype = datatype, .op = op, .nranks = sums ? nranks : 1};
+    bool exact = codec->ops->result_is_exact(codec, &call);
+    iq_choice_request_t request = {.collective = collective,
+                                   .nranks = nranks,
+                                   .nhosts = nhosts,
+                                   .count = count,
+                                   .element_bytes = iq_datatype_bytes(datatype),
+                                   .partial_bits = bits_per_element(codec, datatype, nranks, false),
+                                   .result_bits = bits_per_element(codec, datatype, nranks, true),
+                                   .partial_sums_exact = exact,
+                                   .result_exact = exact,
+                                   .any_order = order_free(codec, datatype, op, exact),
+                                   .forced = forced};
+    return iq_choose(&request, algorithm, why, why_bytes);
+}
+
+static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
+{
+    bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
+    call->codec = iq_codec_none;
+    if (!moves) {
+        IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, &call->codec));
+        if (call->codec.ops != iq_codec_none.ops && !quantizable(call->datatype)) {
+            call->codec = iq_codec_none;
+            call->fallback = true;
+        }
+        IQ_TRY(call->codec.ops->supports(&call->codec, call->datatype, call->kind == IQ_CALL_ALLGATHER ? ISGQ_SUM : call->op));
+    }
+    IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, &call->codec, call->datatype, call->op, call->count,
+                               algorithm, &call->algorithm, call->why, sizeof(call->why)));
+    if (call->fallback)
+        snprintf(call->why, sizeof(call->why), "%s is never quantized", iq_datatype_name(call->datatype));
+    return ISGQ_SUCCESS;
+}
+
+static iq_factor_call_t shape_of(isgq_comm_t comm, const iq_call_t *call)
+{
+    return (iq_factor_call_t){.datatype = call->datatype,
+                              .nranks = comm->nranks,
+                              .rank = comm->rank,
+                              .max_batch = call->max_batch,
+                              .m = call->factors.m,
+                              .n = call->factors.n,
+                              .batch = call->factors.batch,
+                              .want_bias = call->factors.bias != NULL};
+}
+
+/* Scratch of one way, roughly: blobs, decoded rows, product. The exact layout is taken when the call runs; both come from equal values. */
+static size_t scratch_needed(const iq_factor_call_t *shape, size_t blob_bytes, size_t ranks, size_t sums_bytes)
+{
+    iq_factor_rows_t rows;
+    size_t capacity = ranks * shape->max_batch;
+    return ranks * (blob_bytes + IQ_CACHE_LINE + sizeof(size_t)) + iq_factor_rows_layout(shape, capacity, NULL, &rows) +
+           iq_factor_product_scratch(shape, capacity) + iq_factor_state_bytes(shape) + sums_bytes + 8 * IQ_CACHE_LINE;
+}
+
+static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
+{
+    iq_factor_call_t shape = shape_of(comm, call);
+    bool dense_only, has_dense = call->quantizer->has_dense;
+    char dense_why[64];
+    size_t product = call->factors.m * call->factors.n;
+    IQ_TRY(iq_quantizer_factored(call->quantizer, &call->factor, &dense_only));
+    call->codec = iq_codec_none;
+    if (has_dense)
+        IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, &call->codec));
+    IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &call->codec, ISGQ_FLOAT32, call->op, product, NULL, &call->algorithm,
+                               dense_why, sizeof(dense_why)));
+    size_t limit = comm->scratch.bytes - comm->scratch_reserved;
+    iq_factored_choice_request_t request = {
+        .nranks = comm->nranks,
+        .m = call->factors.m,
+        .n = call->factors.n,
+        .max_batch = call->max_batch,
+        .dense_bits = (bits_per_element(&call->codec, ISGQ_FLOAT32, comm->nranks, false) +
+                       bits_per_element(&call->codec, ISGQ_FLOAT32, comm->nranks, true)) / 2,
+        .scratch_limit = limit,
+        .may_gather = !dense_only,
+        .forced = algorithm};
+    if (!dense_only) {
+        request.blob_bytes = iq_factor_blob_bytes(&call->factor, &shape);
+        if (request.blob_bytes == 0)
+            request.may_gather = false;
+        request.sum_element_bytes = iq_datatype_bytes(iq_factor_sum_type(&call->factor, &shape));
+        request.scratch_needed_gather = scratch_needed(&shape, request.blob_bytes, (size_t)comm->nranks, 0);
+        request.scratch_needed_reduce = scratch_needed(&shape, request.blob_bytes, 1, (product + call->factors.n) * request.sum_element_bytes);
+    }
+    IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
+    call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
+    if (call->way == IQ_FACTORED_DENSE && scratch_needed(&shape, 0, 0, (product + call->factors.n) * sizeof(float)) > limit)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "factored: a gradient of %zu x %zu does not fit ISGQ_SCRATCH_BYTES (%zu)", call->factors.m,
+                       call->factors.n, comm->scratch.bytes);
+    return ISGQ_SUCCESS;
+}
+
+/* ISGQ_ALGORITHM holds for the collectives that have an algorithm of that name; a name given with the call must fit. */
+static const char *forced_algorithm(isgq_comm_t comm, const iq_call_t *call, const char *algorithm)
+{
+    if (algorithm != NULL)
+        return strcmp(algorithm, "auto") == 0 ? NULL : algorithm;
+    if (call->kind != IQ_CALL_FACTORED)
+        return iq_algorithm_find(kind_collectives[call->kind], comm->algorithm) != NULL ? comm->algorithm : NULL;
+    for (int way = 0; way < IQ_FACTORED_WAY_COUNT; way++)
+        if (strcmp(iq_factored_ways[way].name, comm->algorithm) == 0)
+            return comm->algorithm;
+    return NULL;
+}
+
+isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
+{
+    const char *forced = forced_algorithm(comm, call, algorithm);
+    return call->kind == IQ_CALL_FACTORED ? decide_factored(comm, call, forced) : decide_collective(comm, call, forced);
+}

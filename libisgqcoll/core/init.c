@@ -1,0 +1,153 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The ways to a communicator: unique id, launcher environment, the caller's allgather, a parent communicator. */
+#include "base/config.h"
+#include "base/util.h"
+#include "core/comm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+static isgq_result_t check_ranks(const char *operation, isgq_comm_t *comm, int nranks, int rank)
+{
+    if (comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: comm is NULL", operation);
+    if (nranks < 1 || nranks > 65535)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: nranks is %d; it must be 1 to 65535", operation, nranks);
+    if (rank < 0 || rank >= nranks)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: rank is %d; it must be 0 to %d", operation, rank, nranks - 1);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config)
+{
+    iq_rendezvous_t rendezvous;
+    IQ_TRY(iq_rendezvous_from_id(&id, rank, &rendezvous));
+    return iq_comm_create(comm, nranks, rank, &rendezvous, config);
+}
+
+isgq_result_t isgq_get_unique_id(isgq_unique_id_t *id)
+{
+    if (id == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "get_unique_id: id is NULL");
+    return iq_rendezvous_new_id(id);
+}
+
+isgq_result_t isgq_comm_init_rank(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config)
+{
+    IQ_TRY(check_ranks("comm_init_rank", comm, nranks, rank));
+    if (iq_group_defer_init(comm, nranks, id, rank, config))
+        return ISGQ_SUCCESS;
+    return iq_comm_join(comm, nranks, id, rank, config);
+}
+
+isgq_result_t isgq_comm_init_env(isgq_comm_t *comm, const isgq_comm_config_t *config)
+{
+    iq_rendezvous_t rendezvous;
+    int rank, nranks;
+    uint64_t deadline = iq_now_ns() + (uint64_t)iq_config()->init_timeout_ms * 1000000u;
+    if (comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_env: comm is NULL");
+    IQ_TRY(iq_rendezvous_from_environment(deadline, &rank, &nranks, &rendezvous));
+    return iq_comm_create(comm, nranks, rank, &rendezvous, config);
+}
+
+isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_oob_allgather_fn allgather, void *context,
+                                 const isgq_comm_config_t *config)
+{
+    struct {
+        isgq_unique_id_t id;
+        int32_t result;
+    } mine, *all;
+    IQ_TRY(check_ranks("comm_init_oob", comm, nranks, rank));
+    if (allgather == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_oob: allgather is NULL");
+    memset(&mine, 0, sizeof(mine));
+    if (rank == 0)
+        mine.result = (int32_t)isgq_get_unique_id(&mine.id);
+    all = calloc((size_t)nranks, sizeof(*all));
+    if (all == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "comm_init_oob: %d ranks", nranks);
+    int error = allgather(context, &mine, all, sizeof(mine));
+    isgq_unique_id_t id = all[0].id;
+    int32_t refused = all[0].result;
+    free(all);
+    if (error != 0)
+        return IQ_FAIL(ISGQ_ERR_SYSTEM, "comm_init_oob: the caller's allgather returned %d", error);
+    if (refused != 0)
+        return IQ_FAIL((isgq_result_t)refused, "comm_init_oob: rank 0 could not listen");
+    return iq_comm_join(comm, nranks, id, rank, config);
+}
+
+isgq_result_t isgq_comm_init_nccl(isgq_comm_t *comm, struct ncclComm *nccl_comm, const isgq_comm_config_t *config)
+{
+    (void)nccl_comm;
+    (void)config;
+    if (comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_nccl: comm is NULL");
+    return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "comm_init_nccl: this build has no NCCL transport");
+}
+
+/* ---- split ---- */
+
+typedef struct membership {
+    int32_t color, key, rank;
+} membership_t;
+
+static int by_key(const void *a, const void *b)
+{
+    const membership_t *left = a, *right = b;
+    if (left->key != right->key)
+        return left->key < right->key ? -1 : 1;
+    return left->rank < right->rank ? -1 : left->rank > right->rank;
+}
+
+/* The members of `color` to the front in their new order; returns how many. */
+static int select_members(membership_t *all, int nranks, int color)
+{
+    int members = 0;
+    for (int r = 0; r < nranks; r++)
+        if (all[r].color == color)
+            all[members++] = all[r];
+    qsort(all, (size_t)members, sizeof(*all), by_key);
+    return members;
+}
+
+static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_t *new_comm, const isgq_comm_config_t *config,
+                                membership_t *all, isgq_unique_id_t *ids)
+{
+    membership_t mine = {.color = color < 0 ? -1 : color, .key = key, .rank = comm->rank};
+    uint64_t deadline = iq_now_ns() + (uint64_t)iq_config()->init_timeout_ms * 1000000u;
+    isgq_unique_id_t id = {{0}};
+    int new_rank = 0;
+    IQ_TRY(iq_control_allgather(comm->control, &mine, all, sizeof(mine), deadline));
+    int members = color < 0 ? 0 : select_members(all, comm->nranks, color);
+    while (new_rank < members && all[new_rank].rank != comm->rank)
+        new_rank++;
+    isgq_result_t made = members > 0 && new_rank == 0 ? isgq_get_unique_id(&id) : ISGQ_SUCCESS;
+    IQ_TRY(iq_control_allgather(comm->control, &id, ids, sizeof(id), deadline)); /* everybody takes part, whatever happened */
+    IQ_TRY(made);
+    if (members == 0) {
+        *new_comm = NULL;
+        return ISGQ_SUCCESS;
+    }
+    return iq_comm_join(new_comm, members, ids[all[0].rank], new_rank, config);
+}
+
+isgq_result_t isgq_comm_split(isgq_comm_t comm, int color, int key, isgq_comm_t *new_comm, const isgq_comm_config_t *config)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_split"));
+    if (new_comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_split: new_comm is NULL");
+    IQ_TRY(iq_comm_check(comm));
+    isgq_comm_config_t inherited = comm->config;
+    inherited.quantizer = comm->quantizer;
+    inherited.transports = comm->transports_allowed;
+    membership_t *all = calloc((size_t)comm->nranks, sizeof(*all));
+    isgq_unique_id_t *ids = calloc((size_t)comm->nranks, sizeof(*ids));
+    isgq_result_t result = all == NULL || ids == NULL ? IQ_FAIL(ISGQ_ERR_NO_MEMORY, "comm_split: %d ranks", comm->nranks) : ISGQ_SUCCESS;
+    if (result == ISGQ_SUCCESS)
+        result = split_with(comm, color, key, new_comm, config != NULL ? config : &inherited, all, ids);
+    free(all);
+    free(ids);
+    return result;
+}

@@ -1,0 +1,245 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Coming together: meet (control channel), agree (one allgather of settings), connect (transports). A failure at any point is told to the other
+ * ranks, which then fail with the same text instead of waiting for the deadline.
+ */
+#include "base/config.h"
+#include "base/log.h"
+#include "base/util.h"
+#include "core/comm.h"
+#include "transport/topology.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/random.h>
+
+/* ---- what the control channel asks ---- */
+
+static void on_status(void *context, iq_rank_status_t *status)
+{
+    isgq_comm_t comm = context;
+    memset(status, 0, sizeof(*status));
+    status->completed = atomic_load(&comm->completed);
+    status->current = atomic_load(&comm->current);
+    status->awaited = status->current != 0 ? atomic_load(&comm->awaited) : -1;
+    snprintf(status->text, sizeof(status->text), status->current != 0 ? "call %llu" : "idle after call %llu",
+             (unsigned long long)(status->current != 0 ? status->current : status->completed));
+}
+
+static bool on_arguments(void *context, uint64_t sequence, char text[IQ_ARGUMENTS_TEXT_BYTES])
+{
+    return iq_call_arguments(context, sequence, text);
+}
+
+static void on_failed(void *context, isgq_result_t result, int culprit, const char *text)
+{
+    (void)culprit; /* the text names it */
+    iq_comm_fail(context, result, text);
+}
+
+/* ---- agreement ---- */
+
+#define SETTINGS_BYTES 640
+
+/* What ranks tell each other at the start. */
+typedef struct hello {
+    iq_peer_t peer;
+    uint64_t token; /* rank 0's names the communicator */
+    char settings[SETTINGS_BYTES]; /* "name value\n" lines that must be equal */
+} hello_t;
+
+static void write_settings(isgq_comm_t comm, char text[SETTINGS_BYTES])
+{
+    snprintf(text, SETTINGS_BYTES, "device %d\nISGQ_CHUNK_BYTES %zu\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
+                                   "ISGQ_ALGORITHM %s\ndefault quantizer %s\n",
+             (int)comm->device_type, comm->chunk_bytes, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed,
+             comm->algorithm, comm->quantizer->text);
+}
+
+/* The first line that differs, as a sentence. */
+static isgq_result_t compare_settings(const char *ours, const char *theirs, int our_rank, int their_rank)
+{
+    while (*ours != '\0' && *theirs != '\0') {
+        size_t a = strcspn(ours, "\n"), b = strcspn(theirs, "\n");
+        if (a != b || memcmp(ours, theirs, a) != 0) {
+            const char *value_a = memrchr(ours, ' ', a), *value_b = memrchr(theirs, ' ', b);
+            size_t name = value_a != NULL ? (size_t)(value_a - ours) : a;
+            return IQ_FAIL(ISGQ_ERR_MISMATCH, "ranks disagree: %.*s is%.*s on rank %d and%.*s on rank %d", (int)name, ours,
+                           (int)(a - name), ours + name, our_rank, value_b != NULL ? (int)(b - (size_t)(value_b - theirs)) : 0,
+                           value_b != NULL ? value_b : "", their_rank);
+        }
+        ours += a + (ours[a] == '\n');
+        theirs += b + (theirs[b] == '\n');
+    }
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t agree(isgq_comm_t comm, uint64_t deadline, uint64_t *token)
+{
+    hello_t mine;
+    isgq_result_t result;
+    hello_t *all = calloc((size_t)comm->nranks, sizeof(*all));
+    comm->peers = calloc((size_t)comm->nranks, sizeof(*comm->peers));
+    if (all == NULL || comm->peers == NULL) {
+        free(all);
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator of %d ranks", comm->nranks);
+    }
+    memset(&mine, 0, sizeof(mine));
+    iq_peer_describe(&mine.peer);
+    mine.peer.device_type = (int32_t)comm->device_type;
+    if (getrandom(&mine.token, sizeof(mine.token), 0) != (ssize_t)sizeof(mine.token))
+        mine.token = iq_now_ns() ^ mine.peer.process;
+    write_settings(comm, mine.settings);
+    result = iq_control_allgather(comm->control, &mine, all, sizeof(mine), deadline);
+    for (int r = 0; r < comm->nranks && result == ISGQ_SUCCESS; r++) {
+        all[r].settings[SETTINGS_BYTES - 1] = '\0';
+        comm->peers[r] = all[r].peer;
+        result = compare_settings(all[0].settings, all[r].settings, 0, r);
+    }
+    *token = all[0].token;
+    free(all);
+    return result;
+}
+
+/* ---- connecting ---- */
+
+static bool any_pair_uses(isgq_comm_t comm, const iq_transport_ops_t *ops)
+{
+    for (int a = 0; a < comm->nranks; a++)
+        for (int b = 0; b < a; b++)
+            if (iq_transport_choose(comm->transports_allowed, &comm->peers[a], &comm->peers[b]) == ops)
+                return true;
+    return false;
+}
+
+static isgq_result_t check_pairs(isgq_comm_t comm)
+{
+    for (int a = 0; a < comm->nranks; a++)
+        for (int b = 0; b < a; b++)
+            if (iq_transport_choose(comm->transports_allowed, &comm->peers[a], &comm->peers[b]) == NULL)
+                return IQ_FAIL(ISGQ_ERR_UNSUPPORTED,
+                               "no transport of ISGQ_TRANSPORTS (%s) that this build has connects ranks %d and %d (%s)",
+                               comm->transports_allowed, b, a,
+                               comm->peers[a].host == comm->peers[b].host ? "they share a host" : "they are on different hosts");
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t control_allgather(void *context, const void *send, void *recv, size_t bytes)
+{
+    isgq_comm_t comm = context;
+    return iq_control_allgather(comm->control, send, recv, bytes, comm->init_deadline_ns);
+}
+
+static isgq_result_t open_transport(isgq_comm_t comm, const iq_transport_ops_t *ops, uint64_t token, bool *mine)
+{
+    iq_transport_params_t params = {.rank = comm->rank,
+                                    .nranks = comm->nranks,
+                                    .peers = comm->peers,
+                                    .mine = mine,
+                                    .token = token,
+                                    .slot_bytes = comm->slot_bytes,
+                                    .slots = IQ_SLOTS,
+                                    .allgather = control_allgather,
+                                    .allgather_context = comm,
+                                    .deadline_ns = comm->init_deadline_ns,
+                                    .interface = iq_config()->interface};
+    bool used = false;
+    iq_transport_t *transport;
+    for (int r = 0; r < comm->nranks; r++) {
+        mine[r] = r != comm->rank && iq_transport_choose(comm->transports_allowed, &comm->peers[comm->rank], &comm->peers[r]) == ops;
+        used |= mine[r];
+    }
+    IQ_TRY(ops->open(&params, &transport));
+    comm->transports[comm->ntransports++] = transport;
+    for (int r = 0; r < comm->nranks; r++)
+        if (mine[r])
+            comm->links[r] = ops->link(transport, r);
+    if (used) {
+        size_t length = strlen(comm->transport_names);
+        snprintf(comm->transport_names + length, sizeof(comm->transport_names) - length, "%s%s", length > 0 ? "+" : "", ops->name);
+    }
+    return ISGQ_SUCCESS;
+}
+
+static int count_hosts(isgq_comm_t comm)
+{
+    int hosts = 0;
+    for (int a = 0; a < comm->nranks; a++) {
+        bool seen = false;
+        for (int b = 0; b < a; b++)
+            seen |= comm->peers[b].host == comm->peers[a].host;
+        hosts += !seen;
+    }
+    return hosts;
+}
+
+static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
+{
+    int neighbours = 0;
+    isgq_result_t result = ISGQ_SUCCESS;
+    bool *mine = calloc((size_t)comm->nranks, sizeof(*mine));
+    comm->links = calloc((size_t)comm->nranks, sizeof(*comm->links));
+    if (mine == NULL || comm->links == NULL) {
+        free(mine);
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "links to %d ranks", comm->nranks);
+    }
+    for (int r = 0; r < comm->nranks; r++)
+        neighbours += comm->peers[r].host == comm->peers[comm->rank].host;
+    comm->nhosts = count_hosts(comm);
+    comm->crowded = neighbours > iq_topology()->cores;
+    result = check_pairs(comm);
+    for (size_t i = 0; iq_transports[i] != NULL && result == ISGQ_SUCCESS; i++)
+        if (any_pair_uses(comm, iq_transports[i]))
+            result = open_transport(comm, iq_transports[i], token, mine);
+    free(mine);
+    if (comm->transport_names[0] == '\0')
+        snprintf(comm->transport_names, sizeof(comm->transport_names), "none");
+    return result;
+}
+
+/* ---- all of it ---- */
+
+static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
+{
+    uint64_t token = 0;
+    iq_control_params_t params = {.rank = comm->rank, .nranks = comm->nranks, .rendezvous = rendezvous, .deadline_ns = comm->init_deadline_ns};
+    iq_control_events_t events = {.context = comm, .status = on_status, .arguments = on_arguments, .failed = on_failed};
+    IQ_TRY(iq_control_open(&params, &comm->control));
+    isgq_result_t result = agree(comm, comm->init_deadline_ns, &token);
+    if (result == ISGQ_SUCCESS)
+        result = connect_ranks(comm, token);
+    if (result == ISGQ_SUCCESS)
+        result = iq_progress_start(comm);
+    if (result == ISGQ_SUCCESS) { /* nobody returns before everybody is connected */
+        char here = 1;
+        char *all = calloc((size_t)comm->nranks, 1);
+        result = all == NULL ? IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator")
+                             : iq_control_allgather(comm->control, &here, all, 1, comm->init_deadline_ns);
+        free(all);
+    }
+    if (result == ISGQ_SUCCESS) {
+        iq_control_start(comm->control, &events);
+        IQ_INFO("joined: %d ranks on %d hosts over %s, quantizer %s", comm->nranks, comm->nhosts, comm->transport_names, comm->quantizer->text);
+    } else {
+        char text[IQ_ERROR_TEXT_BYTES];
+        snprintf(text, sizeof(text), "%s", iq_last_error());
+        iq_control_abort(comm->control, result, comm->rank, text);
+        iq_set_last_error(text);
+    }
+    return result;
+}
+
+isgq_result_t iq_comm_create(isgq_comm_t *out, int nranks, int rank, const iq_rendezvous_t *rendezvous, const isgq_comm_config_t *config)
+{
+    isgq_comm_t comm;
+    iq_log_identity(rank, nranks);
+    IQ_TRY(iq_comm_new(nranks, rank, config, &comm));
+    isgq_result_t result = meet(comm, rendezvous);
+    if (result != ISGQ_SUCCESS) {
+        iq_comm_release(comm);
+        return result;
+    }
+    *out = comm;
+    return ISGQ_SUCCESS;
+}

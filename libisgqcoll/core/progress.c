@@ -1,0 +1,279 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Who advances the work. Whoever holds progress_lock runs the calls in order: a caller who waits, otherwise the communicator's thread, which
+ * steps aside as soon as somebody waits.
+ *
+ * Waiting for a message goes through three gears: spin (only if every rank of the host has a core), yield, then sleep in the transport
+ * until a peer rings or a millisecond has passed. A call without progress for its time-out is handed to the control channel,
+ * which finds the rank at fault.
+ */
+#include "base/log.h"
+#include "base/util.h"
+#include "core/run.h"
+
+#include <fenv.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+
+#define ACTIONS_PER_TURN 8 /* between looks at the network */
+#define SPINS 2000
+#define YIELDS 200
+#define SLEEP_NS 1000000u
+#define VERDICT_NS 5000000000u /* the control channel answers a stall or mismatch report within 3 s */
+
+/* ---- one call's end ---- */
+
+static void complete_call(isgq_comm_t comm, iq_run_t *run)
+{
+    iq_call_t *call = run->call;
+    uint64_t now = iq_now_ns();
+    pthread_mutex_lock(&comm->queue_lock);
+    comm->stats.calls++;
+    comm->stats.input_bytes += call->input_bytes;
+    comm->stats.wire_bytes += run->wire_bytes;
+    comm->stats.fallback_calls += call->fallback;
+    comm->stats.transfer_ns += run->waited_ns;
+    comm->stats.quantize_ns += now - run->started_ns - run->waited_ns;
+    isgqx_call_record_t *record = &comm->record;
+    record->sequence = call->sequence;
+    snprintf(record->algorithm, sizeof(record->algorithm), "%s", iq_call_algorithm_name(call));
+    snprintf(record->why, sizeof(record->why), "%s", call->why);
+    record->input_bytes = call->input_bytes;
+    record->wire_bytes = run->wire_bytes;
+    record->own_bytes = run->own_bytes;
+    record->time_ns = now - run->started_ns;
+    comm->own_bytes += run->own_bytes;
+    pthread_mutex_unlock(&comm->queue_lock);
+    IQ_DEBUG("call %llu: %s done, %llu bytes sent in %llu us", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
+             (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000));
+    uint64_t sequence = call->sequence;
+    run->call = NULL;
+    atomic_store(&comm->current, 0);
+    atomic_store(&comm->completed, sequence);
+}
+
+/* The next queued call, laid out; *idle if there is none. */
+static isgq_result_t begin_next(isgq_comm_t comm, iq_run_t *run, bool *idle)
+{
+    uint64_t next = atomic_load(&comm->completed) + 1;
+    pthread_mutex_lock(&comm->queue_lock);
+    *idle = next > comm->submitted;
+    pthread_mutex_unlock(&comm->queue_lock);
+    if (*idle)
+        return ISGQ_SUCCESS;
+    atomic_store(&comm->current, next);
+    return iq_run_begin(comm, run, &comm->calls[next % IQ_QUEUE_CALLS]);
+}
+
+/* ---- waiting for peers ---- */
+
+static void cpu_pause(void)
+{
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    __asm__ volatile("yield");
+#endif
+}
+
+/* ISGQ_SUCCESS; with `settle`, ISGQ_IN_PROGRESS while something that was sent has not left this rank yet. */
+static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
+{
+    bool settled = true;
+    for (int i = 0; i < comm->ntransports; i++) {
+        int failed_peer = -1;
+        isgq_result_t result = comm->transports[i]->ops->progress(comm->transports[i], settle, &failed_peer);
+        if (result == ISGQ_IN_PROGRESS) {
+            settled = false;
+        } else if (result != ISGQ_SUCCESS) {
+            iq_control_abort(comm->control, result, failed_peer, iq_last_error());
+            return result;
+        }
+    }
+    return settled ? ISGQ_SUCCESS : ISGQ_IN_PROGRESS;
+}
+
+/* No step could be done: the `turn`th time in a row. */
+static void back_off(isgq_comm_t comm, unsigned turn)
+{
+    unsigned spins = comm->crowded ? 0 : SPINS;
+    if (turn < spins)
+        cpu_pause();
+    else if (turn < spins + YIELDS || comm->ntransports == 0)
+        sched_yield();
+    else
+        comm->transports[comm->ntransports - 1]->ops->sleep(comm->transports[comm->ntransports - 1], SLEEP_NS);
+}
+
+/* Has the call in progress waited too long? Then the ranks look for the culprit; if even that stays without answer, this rank ends it. */
+static void check_deadline(isgq_comm_t comm, iq_run_t *run)
+{
+    uint64_t now = iq_now_ns();
+    uint64_t limit = (uint64_t)run->call->timeout_ms * 1000000u;
+    int awaited = atomic_load(&comm->awaited);
+    char text[192];
+    if (run->mismatch_reported && !run->stall_reported) {
+        run->stall_reported = true; /* the verdict is on its way; do not wait for it longer than for a stall's */
+        run->progress_ns = now;
+        return;
+    }
+    if (run->stall_reported && now - run->progress_ns > (run->mismatch_reported ? 0 : limit) + VERDICT_NS) {
+        snprintf(text, sizeof(text), "call %llu (%s): timed out waiting for rank %d, and no verdict came on the control channel",
+                 (unsigned long long)run->call->sequence, iq_call_kind_name(run->call->kind), awaited);
+        iq_control_abort(comm->control, ISGQ_ERR_TIMEOUT, awaited, text);
+        return;
+    }
+    if (run->stall_reported || now - run->progress_ns < limit)
+        return;
+    run->stall_reported = true;
+    snprintf(text, sizeof(text), "%s, %s, %s, chunk %u", iq_call_kind_name(run->call->kind), run->stages[run->stage].name,
+             iq_step_kind_name(run->action.kind), run->action.chunk);
+    iq_control_report_stall(comm->control, run->call->sequence, awaited, text);
+}
+
+/* ---- driving ---- */
+
+/* Tell everybody that this rank cannot go on with the call. */
+static void report_failure(isgq_comm_t comm, isgq_result_t result)
+{
+    char text[IQ_ERROR_TEXT_BYTES];
+    snprintf(text, sizeof(text), "rank %d: %.480s", comm->rank, iq_last_error());
+    iq_control_abort(comm->control, result, comm->rank, text);
+    iq_comm_fail(comm, result, text);
+}
+
+/* Turn once: begin or advance. *idle: nothing queued. */
+static isgq_result_t turn_once(isgq_comm_t comm, iq_run_t *run, bool *idle, bool *moved)
+{
+    bool done = false;
+    *idle = false;
+    *moved = true;
+    if (run->call == NULL) {
+        IQ_TRY(begin_next(comm, run, idle));
+        return ISGQ_SUCCESS;
+    }
+    IQ_TRY(iq_run_advance(comm, run, ACTIONS_PER_TURN, &done, moved));
+    isgq_result_t polled = poll_transports(comm, done);
+    if (polled != ISGQ_SUCCESS && polled != ISGQ_IN_PROGRESS)
+        return polled;
+    if (done && polled == ISGQ_SUCCESS) {
+        complete_call(comm, run);
+        *moved = true;
+    }
+    return ISGQ_SUCCESS;
+}
+
+static void note_progress(iq_run_t *run, bool moved, unsigned *turns)
+{
+    if (moved) {
+        if (*turns > 0 && run->call != NULL)
+            run->waited_ns += iq_now_ns() - run->blocked_ns;
+        *turns = 0;
+    } else if ((*turns)++ == 0) {
+        run->blocked_ns = iq_now_ns();
+        if (!run->stall_reported)
+            run->progress_ns = run->blocked_ns;
+    }
+}
+
+/*
+ * Advance until call `sequence` is complete, the communicator has failed, or (background) somebody waits or nothing is left. Holds progress_lock.
+ */
+static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
+{
+    iq_run_t *run = comm->run;
+    unsigned turns = 0;
+    bool idle = false, moved = false;
+    fenv_t caller;
+    fegetenv(&caller); /* callers may flush denormals or round differently; codecs must not */
+    fesetenv(FE_DFL_ENV);
+    while (atomic_load(&comm->failed) == 0 && atomic_load(&comm->completed) < sequence && !idle) {
+        if (background && atomic_load(&comm->waiters) > 0)
+            break;
+        isgq_result_t result = turn_once(comm, run, &idle, &moved);
+        if (result != ISGQ_SUCCESS) {
+            report_failure(comm, result);
+            break;
+        }
+        note_progress(run, moved, &turns);
+        if (turns == 0)
+            continue;
+        if (turns % 64 == 0)
+            check_deadline(comm, run);
+        back_off(comm, turns);
+    }
+    fesetenv(&caller);
+}
+
+isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
+{
+    if (atomic_load(&comm->completed) < sequence) {
+        atomic_fetch_add(&comm->waiters, 1);
+        for (int i = 0; i < comm->ntransports; i++)
+            comm->transports[i]->ops->wake(comm->transports[i]);
+        pthread_mutex_lock(&comm->progress_lock);
+        drive(comm, sequence, false);
+        pthread_mutex_unlock(&comm->progress_lock);
+        atomic_fetch_sub(&comm->waiters, 1);
+        pthread_mutex_lock(&comm->queue_lock);
+        bool more = atomic_load(&comm->completed) < comm->submitted;
+        pthread_mutex_unlock(&comm->queue_lock);
+        if (more)
+            pthread_cond_signal(&comm->queue_changed);
+    }
+    return atomic_load(&comm->completed) >= sequence ? ISGQ_SUCCESS : iq_comm_check(comm);
+}
+
+/* ---- the communicator's thread ---- */
+
+static bool has_background_work(isgq_comm_t comm)
+{
+    return atomic_load(&comm->failed) == 0 && atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) < comm->submitted;
+}
+
+static void *progress_main(void *argument)
+{
+    isgq_comm_t comm = argument;
+    bool stop = false;
+    iq_log_identity(comm->rank, comm->nranks);
+    pthread_setname_np(pthread_self(), "isgq-progress");
+    while (!stop) {
+        pthread_mutex_lock(&comm->queue_lock);
+        while (!comm->stop && !has_background_work(comm))
+            pthread_cond_wait(&comm->queue_changed, &comm->queue_lock);
+        stop = comm->stop;
+        pthread_mutex_unlock(&comm->queue_lock);
+        if (stop)
+            break;
+        pthread_mutex_lock(&comm->progress_lock);
+        drive(comm, UINT64_MAX, true);
+        pthread_mutex_unlock(&comm->progress_lock);
+    }
+    return NULL;
+}
+
+isgq_result_t iq_progress_start(isgq_comm_t comm)
+{
+    sigset_t all, before;
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before); /* the application's signals are not ours */
+    int error = pthread_create(&comm->thread, NULL, progress_main, comm);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    if (error != 0)
+        return IQ_FAIL(ISGQ_ERR_SYSTEM, "rank %d: cannot start the progress thread: error %d", comm->rank, error);
+    comm->thread_running = true;
+    return ISGQ_SUCCESS;
+}
+
+void iq_progress_stop(isgq_comm_t comm)
+{
+    if (!comm->thread_running)
+        return;
+    pthread_mutex_lock(&comm->queue_lock);
+    comm->stop = true;
+    pthread_cond_broadcast(&comm->queue_changed);
+    pthread_mutex_unlock(&comm->queue_lock);
+    pthread_join(comm->thread, NULL);
+    comm->thread_running = false;
+}

@@ -1,0 +1,178 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Questions to a communicator and waiting for it; memory that belongs to it. */
+#include "base/config.h"
+#include "base/util.h"
+#include "core/comm.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define CHECK_OUTPUT(operation, pointer)                                                             \
+    do {                                                                                             \
+        if ((pointer) == NULL)                                                                       \
+            return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s is NULL", operation, #pointer);        \
+    } while (0)
+
+const char *isgq_get_error_string(isgq_result_t result)
+{
+    switch (result) {
+#define ISGQ_X(name, value, text) \
+    case ISGQ_##name:             \
+        return text;
+        ISGQ_RESULT_MAP(ISGQ_X)
+#undef ISGQ_X
+    }
+    return "unknown status";
+}
+
+const char *isgq_get_last_error(void) { return iq_last_error(); }
+
+isgq_result_t isgq_get_version(int *version_code)
+{
+    CHECK_OUTPUT("get_version", version_code);
+    *version_code = ISGQ_VERSION_CODE;
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_get_config_var(size_t index, isgq_config_var_t *var)
+{
+    CHECK_OUTPUT("get_config_var", var);
+    return iq_config_describe(index, var);
+}
+
+static uint64_t submitted(isgq_comm_t comm)
+{
+    pthread_mutex_lock(&comm->queue_lock);
+    uint64_t sequence = comm->submitted;
+    pthread_mutex_unlock(&comm->queue_lock);
+    return sequence;
+}
+
+isgq_result_t isgq_comm_synchronize(isgq_comm_t comm)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_synchronize"));
+    IQ_TRY(iq_progress_wait(comm, submitted(comm)));
+    return iq_comm_check(comm);
+}
+
+isgq_result_t isgq_comm_get_sequence(isgq_comm_t comm, uint64_t *sequence)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_get_sequence"));
+    CHECK_OUTPUT("comm_get_sequence", sequence);
+    *sequence = submitted(comm);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_wait(isgq_comm_t comm, uint64_t sequence)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_wait"));
+    uint64_t last = submitted(comm);
+    if (sequence > last)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_wait: call %llu was not made; the last is %llu", (unsigned long long)sequence,
+                       (unsigned long long)last);
+    return iq_progress_wait(comm, sequence);
+}
+
+isgq_result_t isgq_comm_test(isgq_comm_t comm, uint64_t sequence, int *done)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_test"));
+    CHECK_OUTPUT("comm_test", done);
+    uint64_t last = submitted(comm);
+    if (sequence > last)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_test: call %llu was not made; the last is %llu", (unsigned long long)sequence,
+                       (unsigned long long)last);
+    *done = atomic_load(&comm->completed) >= sequence;
+    return *done ? ISGQ_SUCCESS : iq_comm_check(comm);
+}
+
+const char *isgq_comm_get_last_error(isgq_comm_t comm)
+{
+    return comm == NULL || atomic_load(&comm->failed) == 0 ? "" : comm->failure_text;
+}
+
+isgq_result_t isgq_comm_count(isgq_comm_t comm, int *nranks)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_count"));
+    CHECK_OUTPUT("comm_count", nranks);
+    *nranks = comm->nranks;
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_user_rank(isgq_comm_t comm, int *rank)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_user_rank"));
+    CHECK_OUTPUT("comm_user_rank", rank);
+    *rank = comm->rank;
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_get_async_error(isgq_comm_t comm, isgq_result_t *async_error)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_get_async_error"));
+    CHECK_OUTPUT("comm_get_async_error", async_error);
+    *async_error = (isgq_result_t)atomic_load(&comm->failed);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_get_stats(isgq_comm_t comm, isgq_stats_t *stats)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_get_stats"));
+    CHECK_OUTPUT("comm_get_stats", stats);
+    size_t size = stats->size;
+    if (size < sizeof(size_t))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_get_stats: stats->size is %zu", size);
+    pthread_mutex_lock(&comm->queue_lock);
+    memcpy(stats, &comm->stats, iq_min(size, sizeof(comm->stats)));
+    pthread_mutex_unlock(&comm->queue_lock);
+    stats->size = size;
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_reset_stats(isgq_comm_t comm)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "comm_reset_stats"));
+    pthread_mutex_lock(&comm->queue_lock);
+    memset(&comm->stats, 0, sizeof(comm->stats));
+    comm->own_bytes = 0;
+    pthread_mutex_unlock(&comm->queue_lock);
+    return ISGQ_SUCCESS;
+}
+
+/* ---- memory of isgq_mem_alloc: a line in front of it says whose it is ---- */
+
+#define MEMORY_MAGIC 0x4d454d4951534755ull
+
+typedef struct memory_header {
+    uint64_t magic;
+    isgq_comm_t comm;
+    char pad[IQ_CACHE_LINE - sizeof(uint64_t) - sizeof(isgq_comm_t)];
+} memory_header_t;
+
+isgq_result_t isgq_mem_alloc(void **ptr, isgq_comm_t comm, size_t bytes)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "mem_alloc"));
+    CHECK_OUTPUT("mem_alloc", ptr);
+    if (bytes == 0 || bytes > SIZE_MAX / 4)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_alloc: bytes is %zu", bytes);
+    memory_header_t *header = aligned_alloc(IQ_CACHE_LINE, sizeof(*header) + iq_align_up(bytes, IQ_CACHE_LINE));
+    if (header == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
+    *header = (memory_header_t){.magic = MEMORY_MAGIC, .comm = comm};
+    *ptr = header + 1;
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_mem_free(void *ptr, isgq_comm_t comm)
+{
+    if (ptr == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(iq_comm_check_handle(comm, "mem_free"));
+    if ((uintptr_t)ptr % IQ_CACHE_LINE != 0)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the pointer is not from isgq_mem_alloc");
+    memory_header_t *header = (memory_header_t *)ptr - 1;
+    if (header->magic != MEMORY_MAGIC || header->comm != comm)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the memory is not from isgq_mem_alloc of this communicator");
+    header->magic = 0;
+    free(header);
+    return ISGQ_SUCCESS;
+}

@@ -1,0 +1,101 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * A call in progress: a short list of stages, run one after another. A stage is a plan (messages and codec) or some local work cut into trips.
+ *
+ *   dense                 [scales, plan: max of scales,] plan
+ *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
+ *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
+ *   factored, dense       local gradient x tiles, the dense stages, copy out
+ *
+ * Everything here is resumable: iq_run_advance returns when a message is not there yet and goes on at the same place later.
+ */
+#ifndef ISGQ_CORE_RUN_H
+#define ISGQ_CORE_RUN_H
+
+#include "core/comm.h"
+
+struct iq_run;
+
+/* One trip of local work. */
+typedef isgq_result_t (*iq_work_fn)(isgq_comm_t comm, struct iq_run *run, size_t trip);
+
+typedef struct iq_stage {
+    const char *name;
+    iq_work_fn work; /* local work, or NULL: a plan */
+    size_t trips;
+    /* plan stages */
+    const iq_plan_t *plan;
+    iq_codec_t codec;
+    iq_codec_call_t codec_call;
+    size_t element_bytes;
+    const unsigned char *src; /* where element 0 of the tensor would be */
+    unsigned char *dst;
+    bool variable;            /* byte blobs: messages are cut to what is there, lengths are kept in run->blob_bytes */
+} iq_stage_t;
+
+/* What the factored stages share. */
+typedef struct iq_factored_run {
+    iq_factor_call_t call;
+    void *state;
+    float peaks[2];
+    float *shared_peaks;
+    unsigned char *blobs;   /* [nranks x blob_stride]; product reduction: only this rank's */
+    size_t blob_stride;
+    size_t *blob_bytes;     /* [nranks] */
+    iq_factor_rows_t rows;
+    void *product_scratch;
+    void *sums;             /* integers of the product reduction, or f32 gradient and bias of the dense way */
+} iq_factored_run_t;
+
+typedef struct iq_run {
+    iq_call_t *call; /* NULL: idle */
+    iq_stage_t stages[IQ_MAX_STAGES];
+    int nstages, stage;
+    size_t trip;
+    iq_plan_cursor_t cursor;
+    iq_action_t action;
+    bool has_action;
+    bool mismatch_reported, stall_reported;
+    unsigned char *acc;     /* accumulator of one chunk */
+    unsigned char *result;  /* result message of one chunk */
+    size_t result_bytes;
+    float *scales;
+    iq_factored_run_t factored;
+    uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
+    uint64_t wire_bytes, own_bytes;
+} iq_run_t;
+
+/* Lay out scratch and stages of `call`; the run is then ready to advance. */
+isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call);
+
+/* Do what can be done now: at most `actions` steps. *done: the call is complete. *moved: something happened. */
+isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, bool *done, bool *moved);
+
+/* ---- run_plan.c ---- */
+
+/* One action of a plan stage. *blocked_on: a rank if it could not be done yet, else -1. */
+isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, const iq_action_t *action, int *blocked_on);
+
+/* ---- run_factored.c ---- */
+
+isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run);
+
+/* ---- run.c, for the builders of stages ---- */
+
+/* 64-byte aligned memory that lives until the call ends; NULL with a sentence if ISGQ_SCRATCH_BYTES is too small. */
+void *iq_scratch_take(isgq_comm_t comm, size_t bytes);
+
+iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, size_t trips);
+
+/* A dense collective (scales first if the codec shares them) from src to dst, which point at the tensor's element 0. */
+isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorithm_t *algorithm, iq_codec_t codec, isgq_data_type_t datatype,
+                               isgq_red_op_t op, size_t count, const void *src, void *dst, bool accumulate);
+
+/* A lossless allreduce of a few values in scratch (scales, peaks, integers), in place. */
+isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
+                               void *data);
+
+/* A gather of byte blobs, in place: blob r at dst + r * stride. */
+isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs);
+
+#endif

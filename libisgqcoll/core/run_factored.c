@@ -1,0 +1,184 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The stages of a factored call, three ways to the same kind of result. Gather and reduce give the same bits (codec/factor.h); dense multiplies
+ * first and quantizes the product.
+ */
+#include "base/util.h"
+#include "codec/convert.h"
+#include "core/run.h"
+
+#include <string.h>
+
+static isgq_result_t work_prepare(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    (void)comm;
+    (void)trip;
+    iq_factored_run_t *factored = &run->factored;
+    const isgq_factors_t *factors = &run->call->factors;
+    iq_factor_prepare(&run->call->factor, &factored->call, factors->x, factors->delta, factored->state, factored->peaks);
+    memcpy(factored->shared_peaks, factored->peaks, sizeof(factored->peaks));
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    (void)trip;
+    iq_factored_run_t *factored = &run->factored;
+    const isgq_factors_t *factors = &run->call->factors;
+    size_t slot = run->call->way == IQ_FACTORED_GATHER ? (size_t)comm->rank : 0;
+    unsigned char *blob = factored->blobs + slot * factored->blob_stride;
+    memcpy(factored->peaks, factored->shared_peaks, sizeof(factored->peaks));
+    factored->blob_bytes[slot] =
+        iq_factor_encode(&run->call->factor, &factored->call, factors->x, factors->delta, factored->state, factored->peaks, blob);
+    iq_assert(factored->blob_bytes[slot] <= factored->blob_stride);
+    run->own_bytes += factored->blob_bytes[slot];
+    return ISGQ_SUCCESS;
+}
+
+/* Trip r: the blob of rank r (gather), or this rank's only one (product reduction). */
+static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    iq_factored_run_t *factored = &run->factored;
+    (void)comm;
+    return iq_factor_decode(&run->call->factor, &factored->call, factored->blobs + trip * factored->blob_stride, factored->blob_bytes[trip],
+                            &factored->rows);
+}
+
+static isgq_result_t work_product(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    iq_factored_run_t *factored = &run->factored;
+    const iq_call_t *call = run->call;
+    (void)comm;
+    return iq_factor_product(&factored->call, &factored->rows, factored->peaks, trip, call->op == ISGQ_AVG, call->accumulate, call->recv,
+                             call->factors.bias, factored->product_scratch);
+}
+
+static isgq_result_t work_integers(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    iq_factored_run_t *factored = &run->factored;
+    (void)comm;
+    return iq_factor_product_integers(&run->call->factor, &factored->call, &factored->rows, trip, factored->sums, factored->product_scratch);
+}
+
+static isgq_result_t work_from_integers(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    iq_factored_run_t *factored = &run->factored;
+    const iq_call_t *call = run->call;
+    (void)comm;
+    iq_factor_from_integers(&call->factor, &factored->call, factored->sums, factored->peaks, trip, call->op == ISGQ_AVG, call->accumulate,
+                            call->recv, call->factors.bias);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t work_local_gradient(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    iq_factored_run_t *factored = &run->factored;
+    const isgq_factors_t *factors = &run->call->factors;
+    float *grad = factored->sums;
+    float *bias = factors->bias != NULL ? grad + factors->m * factors->n : NULL;
+    (void)comm;
+    return iq_factor_local_gradient(&factored->call, factors->x, factors->delta, grad, bias, trip, factored->product_scratch);
+}
+
+/* The dense result, f32 in scratch, to the caller's gradient and bias. */
+static isgq_result_t work_copy_out(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    const iq_call_t *call = run->call;
+    const float *values = run->factored.sums;
+    size_t product = call->factors.m * call->factors.n;
+    (void)comm;
+    (void)trip;
+    iq_store_f32(call->datatype, values, product, call->accumulate, call->recv, 0);
+    if (call->factors.bias != NULL)
+        iq_store_f32(call->datatype, values + product, call->factors.n, call->accumulate, call->factors.bias, 0);
+    return ISGQ_SUCCESS;
+}
+
+/* Blobs, decoded rows and product memory for the rows of `ranks` ranks. */
+static isgq_result_t take_factor_memory(isgq_comm_t comm, iq_run_t *run, size_t ranks)
+{
+    iq_factored_run_t *factored = &run->factored;
+    iq_factor_call_t *call = &factored->call;
+    size_t capacity = ranks * call->max_batch;
+    factored->blob_stride = iq_align_up(iq_factor_blob_bytes(&run->call->factor, call), IQ_CACHE_LINE);
+    factored->blob_bytes = iq_scratch_take(comm, ranks * sizeof(size_t));
+    factored->blobs = iq_scratch_take(comm, ranks * factored->blob_stride);
+    factored->shared_peaks = iq_scratch_take(comm, sizeof(factored->peaks));
+    factored->state = iq_scratch_take(comm, iq_factor_state_bytes(call));
+    void *rows = iq_scratch_take(comm, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
+    factored->product_scratch = iq_scratch_take(comm, iq_factor_product_scratch(call, capacity));
+    if (factored->blob_bytes == NULL || factored->blobs == NULL || factored->shared_peaks == NULL || factored->state == NULL || rows == NULL ||
+        factored->product_scratch == NULL)
+        return ISGQ_ERR_NO_MEMORY;
+    memset(factored->blob_bytes, 0, ranks * sizeof(size_t));
+    iq_factor_rows_layout(call, capacity, rows, &factored->rows);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t begin_gather(isgq_comm_t comm, iq_run_t *run)
+{
+    iq_factored_run_t *factored = &run->factored;
+    IQ_TRY(take_factor_memory(comm, run, (size_t)comm->nranks));
+    iq_run_add_work(run, "prepare", work_prepare, 1);
+    IQ_TRY(iq_run_add_exact(comm, run, "maximum of peaks", ISGQ_FLOAT32, ISGQ_MAX, 2, factored->shared_peaks));
+    iq_run_add_work(run, "encode", work_encode, 1);
+    IQ_TRY(iq_run_add_gather(comm, run, factored->blob_stride, factored->blobs));
+    iq_run_add_work(run, "decode", work_decode, (size_t)comm->nranks);
+    iq_run_add_work(run, "product", work_product, iq_factor_product_tiles(&factored->call));
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t begin_reduce(isgq_comm_t comm, iq_run_t *run)
+{
+    iq_factored_run_t *factored = &run->factored;
+    const iq_factor_call_t *call = &factored->call;
+    isgq_data_type_t type = iq_factor_sum_type(&run->call->factor, call);
+    size_t sums = call->m * call->n + (call->want_bias ? call->n : 0);
+    size_t tiles = iq_factor_product_tiles(call);
+    IQ_TRY(take_factor_memory(comm, run, 1));
+    factored->sums = iq_scratch_take(comm, sums * iq_datatype_bytes(type));
+    if (factored->sums == NULL)
+        return ISGQ_ERR_NO_MEMORY;
+    iq_run_add_work(run, "prepare", work_prepare, 1);
+    IQ_TRY(iq_run_add_exact(comm, run, "maximum of peaks", ISGQ_FLOAT32, ISGQ_MAX, 2, factored->shared_peaks));
+    iq_run_add_work(run, "encode", work_encode, 1);
+    iq_run_add_work(run, "decode", work_decode, 1);
+    iq_run_add_work(run, "integer product", work_integers, tiles);
+    IQ_TRY(iq_run_add_exact(comm, run, "sum of integers", type, ISGQ_SUM, sums, factored->sums));
+    iq_run_add_work(run, "deliver", work_from_integers, tiles);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t begin_dense(isgq_comm_t comm, iq_run_t *run)
+{
+    iq_factored_run_t *factored = &run->factored;
+    const iq_call_t *call = run->call;
+    size_t count = call->factors.m * call->factors.n + (call->factors.bias != NULL ? call->factors.n : 0);
+    factored->sums = iq_scratch_take(comm, count * sizeof(float));
+    factored->product_scratch = iq_scratch_take(comm, iq_factor_product_scratch(&factored->call, factored->call.max_batch));
+    if (factored->sums == NULL || factored->product_scratch == NULL)
+        return ISGQ_ERR_NO_MEMORY;
+    iq_run_add_work(run, "local gradient", work_local_gradient, iq_factor_product_tiles(&factored->call));
+    IQ_TRY(iq_run_add_dense(comm, run, call->algorithm, call->codec, ISGQ_FLOAT32, call->op, count, factored->sums, factored->sums, false));
+    iq_run_add_work(run, "copy out", work_copy_out, 1);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
+{
+    const iq_call_t *call = run->call;
+    memset(&run->factored, 0, sizeof(run->factored));
+    run->factored.call = (iq_factor_call_t){.datatype = call->datatype,
+                                            .nranks = comm->nranks,
+                                            .rank = comm->rank,
+                                            .seed = comm->seed,
+                                            .call = call->sequence,
+                                            .max_batch = call->max_batch,
+                                            .m = call->factors.m,
+                                            .n = call->factors.n,
+                                            .batch = call->factors.batch,
+                                            .want_bias = call->factors.bias != NULL};
+    if (call->way == IQ_FACTORED_GATHER)
+        return begin_gather(comm, run);
+    return call->way == IQ_FACTORED_REDUCE ? begin_reduce(comm, run) : begin_dense(comm, run);
+}

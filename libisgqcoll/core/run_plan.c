@@ -1,0 +1,344 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * One action of a plan, done with a codec and links. Each step kind is one function in a table; a step that needs a message which is not
+ * there, or a slot which is not free, changes nothing and says whom it waits for.
+ */
+#include "base/util.h"
+#include "core/frame.h"
+#include "core/run.h"
+
+#include <string.h>
+
+/* Everything a step function needs. */
+typedef struct step {
+    isgq_comm_t comm;
+    iq_run_t *run;
+    const iq_stage_t *stage;
+    const iq_action_t *action;
+    iq_span_t span;
+    const unsigned char *src; /* own input of the span */
+    unsigned char *dst;       /* output of the span */
+    int blocked_on;           /* rank, or -1: done */
+} step_t;
+
+typedef isgq_result_t (*step_fn)(step_t *step);
+
+/* ---- messages ---- */
+
+/* Payload room of `peer`'s next slot, or NULL and blocked_on. */
+static unsigned char *begin_send(step_t *step, int peer)
+{
+    iq_link_t *link = step->comm->links[peer];
+    unsigned char *slot = link->ops->acquire(link);
+    if (slot == NULL) {
+        step->blocked_on = peer;
+        return NULL;
+    }
+    return slot + sizeof(iq_frame_t);
+}
+
+static isgq_result_t end_send(step_t *step, int peer, unsigned char *payload, size_t bytes)
+{
+    iq_run_t *run = step->run;
+    iq_link_t *link = step->comm->links[peer];
+    iq_frame_t frame = {.magic = IQ_FRAME_MAGIC,
+                        .bytes = (uint32_t)bytes,
+                        .sequence = run->call->sequence,
+                        .fingerprint = run->call->fingerprint,
+                        .stage = (uint16_t)run->stage,
+                        .step = step->action->step,
+                        .chunk = step->action->chunk};
+    memcpy(payload - sizeof(frame), &frame, sizeof(frame));
+    run->wire_bytes += sizeof(frame) + bytes;
+    return link->ops->commit(link, sizeof(frame) + bytes);
+}
+
+/* The frame belongs to another call or another place in it: let the ranks compare their arguments, and wait for the verdict. */
+static void report_mismatch(step_t *step, int peer, uint64_t sequence)
+{
+    step->blocked_on = peer;
+    if (step->run->mismatch_reported)
+        return;
+    step->run->mismatch_reported = true;
+    if (sequence == 0 || sequence > step->run->call->sequence)
+        sequence = step->run->call->sequence;
+    iq_control_report_mismatch(step->comm->control, sequence, peer);
+}
+
+/*
+ * The payload of the oldest message from `peer`, or NULL with blocked_on. `expected` bytes, or at most so many if the stage is variable.
+ */
+static isgq_result_t begin_receive(step_t *step, int peer, size_t expected, const unsigned char **payload, size_t *payload_bytes)
+{
+    const iq_call_t *call = step->run->call;
+    iq_link_t *link = step->comm->links[peer];
+    size_t bytes;
+    const unsigned char *message = link->ops->peek(link, &bytes);
+    iq_frame_t frame;
+    *payload = NULL;
+    if (message == NULL) {
+        step->blocked_on = peer;
+        return ISGQ_SUCCESS;
+    }
+    if (bytes < sizeof(frame))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "call %llu: message of %zu bytes from rank %d is shorter than a frame",
+                       (unsigned long long)call->sequence, bytes, peer);
+    memcpy(&frame, message, sizeof(frame));
+    if (frame.magic != IQ_FRAME_MAGIC || frame.bytes != bytes - sizeof(frame))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "call %llu: damaged frame from rank %d (magic %08x, %u of %zu bytes)",
+                       (unsigned long long)call->sequence, peer, frame.magic, frame.bytes, bytes);
+    if (frame.sequence != call->sequence || frame.fingerprint != call->fingerprint) {
+        report_mismatch(step, peer, frame.sequence);
+        return ISGQ_SUCCESS;
+    }
+    if (frame.stage != step->run->stage || frame.chunk != step->action->chunk ||
+        (step->stage->variable ? frame.bytes > expected : frame.bytes != expected))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "call %llu: rank %d sent stage %u chunk %u with %u bytes where stage %d chunk %u with %zu was due",
+                       (unsigned long long)call->sequence, peer, frame.stage, frame.chunk, frame.bytes, step->run->stage,
+                       step->action->chunk, expected);
+    *payload = message + sizeof(frame);
+    *payload_bytes = frame.bytes;
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t end_receive(step_t *step, int peer)
+{
+    iq_link_t *link = step->comm->links[peer];
+    return link->ops->release(link);
+}
+
+/* ---- blobs of variable length: bytes as they are ---- */
+
+/* How much of blob `rank` lies in the span. */
+static size_t blob_part(const step_t *step, int rank)
+{
+    const iq_factored_run_t *factored = &step->run->factored;
+    size_t start = step->span.first - (size_t)rank * factored->blob_stride;
+    size_t there = factored->blob_bytes[rank];
+    return there > start ? iq_min(there - start, step->span.count) : 0;
+}
+
+/* Keep what arrived; the pieces of a blob arrive in order, so its length is where the last non-empty piece ends. */
+static void keep_blob_part(const step_t *step, const unsigned char *payload, size_t bytes)
+{
+    iq_factored_run_t *factored = &step->run->factored;
+    size_t owner = step->span.first / factored->blob_stride;
+    if (bytes == 0)
+        return;
+    memcpy(step->dst, payload, bytes);
+    factored->blob_bytes[owner] = step->span.first - owner * factored->blob_stride + bytes;
+}
+
+/* ---- steps ---- */
+
+static const iq_codec_ops_t *ops_of(const step_t *step) { return step->stage->codec.ops; }
+
+static isgq_result_t step_send_own(step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    unsigned char *payload = begin_send(step, step->action->peer);
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    size_t bytes = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
+    ops_of(step)->encode(&stage->codec, &stage->codec_call, step->span, step->src, payload);
+    step->run->own_bytes += bytes;
+    return end_send(step, step->action->peer, payload, bytes);
+}
+
+static isgq_result_t step_reduce(step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    bool first = step->action->parts == 1;
+    int peer = step->action->peer;
+    size_t bytes;
+    const unsigned char *payload;
+    if (stage->variable)
+        return ISGQ_SUCCESS;
+    size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
+    if (peer == step->comm->rank) {
+        ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, step->run->acc, first);
+        step->run->own_bytes += expected;
+        return ISGQ_SUCCESS;
+    }
+    IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, 1, step->run->acc, first));
+    return end_receive(step, peer);
+}
+
+/* Output and result message from the accumulator. Lossless results go straight to the output. */
+static isgq_result_t finish_into(step_t *step, const void *acc, unsigned char *message)
+{
+    const iq_stage_t *stage = step->stage;
+    if (message != NULL)
+        ops_of(step)->finish(&stage->codec, &stage->codec_call, step->span, acc, message);
+    if (message == NULL || ops_of(step)->result_is_exact(&stage->codec, &stage->codec_call)) {
+        ops_of(step)->deliver(&stage->codec, &stage->codec_call, step->span, acc, step->dst);
+        return ISGQ_SUCCESS;
+    }
+    return ops_of(step)->decode(&stage->codec, &stage->codec_call, step->span, message, step->dst);
+}
+
+static isgq_result_t step_finish(step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    if (stage->variable)
+        return ISGQ_SUCCESS;
+    step->run->result_bytes = ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span);
+    return finish_into(step, step->run->acc, step->run->result);
+}
+
+static isgq_result_t step_deliver(step_t *step) { return finish_into(step, step->run->acc, NULL); }
+
+static isgq_result_t step_send_result(step_t *step)
+{
+    unsigned char *payload = begin_send(step, step->action->peer);
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank) : step->run->result_bytes;
+    memcpy(payload, step->stage->variable ? step->dst : step->run->result, bytes);
+    return end_send(step, step->action->peer, payload, bytes);
+}
+
+static size_t expected_result(const step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    return stage->variable ? step->span.count : ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span);
+}
+
+/* A result message to the output. */
+static isgq_result_t take_result(step_t *step, const unsigned char *payload, size_t bytes)
+{
+    const iq_stage_t *stage = step->stage;
+    if (stage->variable) {
+        keep_blob_part(step, payload, bytes);
+        return ISGQ_SUCCESS;
+    }
+    return ops_of(step)->decode(&stage->codec, &stage->codec_call, step->span, payload, step->dst);
+}
+
+static isgq_result_t step_recv_result(step_t *step)
+{
+    const unsigned char *payload;
+    size_t bytes;
+    IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &payload, &bytes));
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(take_result(step, payload, bytes));
+    return end_receive(step, step->action->peer);
+}
+
+static isgq_result_t step_forward(step_t *step)
+{
+    const unsigned char *in;
+    size_t bytes;
+    unsigned char *out = begin_send(step, step->action->to);
+    if (out == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &in, &bytes));
+    if (in == NULL)
+        return ISGQ_SUCCESS;
+    memcpy(out, in, bytes);
+    IQ_TRY(end_send(step, step->action->to, out, bytes)); /* first pass it on, then use it */
+    IQ_TRY(take_result(step, in, bytes));
+    return end_receive(step, step->action->peer);
+}
+
+/* acc = partial sum from the peer + own. *received is false if the message is not there. */
+static isgq_result_t receive_and_add_own(step_t *step, bool *received)
+{
+    const iq_stage_t *stage = step->stage;
+    int before = step->action->parts - 1;
+    const unsigned char *payload;
+    size_t bytes;
+    *received = false;
+    size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, before);
+    IQ_TRY(begin_receive(step, step->action->peer, expected, &payload, &bytes));
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, before, step->run->acc, true));
+    ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, step->run->acc, false);
+    step->run->own_bytes += ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
+    *received = true;
+    return end_receive(step, step->action->peer);
+}
+
+static isgq_result_t step_hop(step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    int parts = step->action->parts;
+    bool received;
+    unsigned char *out = begin_send(step, step->action->to);
+    if (out == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(receive_and_add_own(step, &received));
+    if (!received)
+        return ISGQ_SUCCESS;
+    ops_of(step)->store(&stage->codec, &stage->codec_call, step->span, step->run->acc, parts, out);
+    return end_send(step, step->action->to, out, ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, parts));
+}
+
+static isgq_result_t step_last_hop(step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    unsigned char *out = NULL;
+    bool received;
+    if (step->action->to >= 0) {
+        out = begin_send(step, step->action->to);
+        if (out == NULL)
+            return ISGQ_SUCCESS;
+    }
+    IQ_TRY(receive_and_add_own(step, &received));
+    if (!received)
+        return ISGQ_SUCCESS;
+    IQ_TRY(finish_into(step, step->run->acc, out));
+    if (out == NULL)
+        return ISGQ_SUCCESS;
+    return end_send(step, step->action->to, out, ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span));
+}
+
+static isgq_result_t step_signal(step_t *step)
+{
+    unsigned char *payload = begin_send(step, step->action->peer);
+    return payload == NULL ? ISGQ_SUCCESS : end_send(step, step->action->peer, payload, 0);
+}
+
+static isgq_result_t step_await(step_t *step)
+{
+    const unsigned char *payload;
+    size_t bytes;
+    IQ_TRY(begin_receive(step, step->action->peer, 0, &payload, &bytes));
+    return payload == NULL ? ISGQ_SUCCESS : end_receive(step, step->action->peer);
+}
+
+static const step_fn step_functions[IQ_STEP_KIND_COUNT] = {
+    [IQ_STEP_SEND_OWN] = step_send_own,
+    [IQ_STEP_REDUCE] = step_reduce,
+    [IQ_STEP_FINISH] = step_finish,
+    [IQ_STEP_DELIVER] = step_deliver,
+    [IQ_STEP_SEND_RESULT] = step_send_result,
+    [IQ_STEP_RECV_RESULT] = step_recv_result,
+    [IQ_STEP_HOP] = step_hop,
+    [IQ_STEP_LAST_HOP] = step_last_hop,
+    [IQ_STEP_FORWARD] = step_forward,
+    [IQ_STEP_SIGNAL] = step_signal,
+    [IQ_STEP_AWAIT] = step_await,
+};
+
+isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, const iq_action_t *action, int *blocked_on)
+{
+    /* src and dst may be notional: only the part that this rank has is ever touched. Arithmetic goes through uintptr_t for that reason. */
+    size_t offset = action->first * stage->element_bytes;
+    step_t step = {.comm = comm,
+                   .run = run,
+                   .stage = stage,
+                   .action = action,
+                   .span = {action->first, action->count},
+                   .src = (const unsigned char *)((uintptr_t)stage->src + offset),
+                   .dst = (unsigned char *)((uintptr_t)stage->dst + offset),
+                   .blocked_on = -1};
+    isgq_result_t result = step_functions[action->kind](&step);
+    *blocked_on = step.blocked_on;
+    return result;
+}

@@ -1,0 +1,105 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * From a decided call to a queued one: fingerprint the arguments that all ranks must agree on, remember them, queue, wake the thread.
+ */
+#include "base/util.h"
+#include "core/comm.h"
+
+#include <stdio.h>
+#include <string.h>
+
+static const char *const kind_names[IQ_CALL_KIND_COUNT] = {"allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "factored"};
+
+const char *iq_call_kind_name(iq_call_kind_t kind) { return kind_names[kind]; }
+
+const char *iq_call_algorithm_name(const iq_call_t *call)
+{
+    return call->kind == IQ_CALL_FACTORED ? iq_factored_ways[call->way].name : call->algorithm->name;
+}
+
+/* ---- agreement ---- */
+
+static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_BYTES])
+{
+    int used = snprintf(text, IQ_ARGUMENTS_TEXT_BYTES, "call %s\n", kind_names[call->kind]);
+    size_t room = IQ_ARGUMENTS_TEXT_BYTES - (size_t)used;
+    char *rest = text + used;
+    if (call->kind == IQ_CALL_BARRIER)
+        return;
+    if (call->kind == IQ_CALL_FACTORED)
+        snprintf(rest, room, "datatype %s\nop %s\nquantizer %s\nalgorithm %s\nmax_batch %zu\nm %zu\nn %zu\nbias %s\n",
+                 iq_datatype_name(call->datatype), iq_red_op_name(call->op), call->quantizer->text, iq_call_algorithm_name(call),
+                 call->max_batch, call->factors.m, call->factors.n, call->factors.bias ? "yes" : "no");
+    else if (call->kind == IQ_CALL_BROADCAST)
+        snprintf(rest, room, "datatype %s\ncount %zu\nroot %d\nalgorithm %s\n", iq_datatype_name(call->datatype), call->count, call->root,
+                 call->algorithm->name);
+    else
+        snprintf(rest, room, "datatype %s\nop %s\ncount %zu\nquantizer %s\nalgorithm %s\n", iq_datatype_name(call->datatype),
+                 call->kind == IQ_CALL_ALLGATHER ? "none" : iq_red_op_name(call->op), call->count, call->quantizer->text,
+                 call->algorithm->name);
+}
+
+/* Hash of what all ranks must agree on. */
+static uint64_t fingerprint(const iq_call_t *call)
+{
+    struct {
+        uint64_t count, max_batch, m, n;
+        int32_t kind, datatype, op, root, bias, way;
+    } key;
+    memset(&key, 0, sizeof(key));
+    key.kind = (int32_t)call->kind;
+    key.datatype = (int32_t)call->datatype;
+    key.op = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST ? 0 : (int32_t)call->op;
+    key.root = call->root;
+    key.count = call->count;
+    key.way = (int32_t)call->way;
+    if (call->kind == IQ_CALL_FACTORED) {
+        key.max_batch = call->max_batch;
+        key.m = call->factors.m;
+        key.n = call->factors.n;
+        key.bias = call->factors.bias != NULL;
+    }
+    uint64_t hash = iq_hash(IQ_HASH_START, &key, sizeof(key));
+    const char *name = iq_call_algorithm_name(call);
+    hash = iq_hash(hash, name, strlen(name));
+    if (call->quantizer != NULL && call->kind != IQ_CALL_BROADCAST && call->kind != IQ_CALL_BARRIER)
+        hash = iq_hash(hash, call->quantizer->text, strlen(call->quantizer->text));
+    return hash;
+}
+
+bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMENTS_TEXT_BYTES])
+{
+    pthread_mutex_lock(&comm->queue_lock);
+    bool remembered = sequence > 0 && sequence <= comm->submitted && sequence + IQ_QUEUE_CALLS > comm->submitted;
+    if (remembered)
+        format_arguments(&comm->calls[sequence % IQ_QUEUE_CALLS], text);
+    pthread_mutex_unlock(&comm->queue_lock);
+    return remembered;
+}
+
+/* ---- queueing ---- */
+
+isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
+{
+    IQ_TRY(iq_comm_check(comm));
+    if (comm->finalized)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[call->kind]);
+    if (comm->submitted >= IQ_QUEUE_CALLS)
+        IQ_TRY(iq_progress_wait(comm, comm->submitted + 1 - IQ_QUEUE_CALLS));
+    pthread_mutex_lock(&comm->queue_lock);
+    uint64_t sequence = comm->submitted + 1;
+    iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
+    isgq_quantizer_t forgotten = slot->quantizer;
+    *slot = *call;
+    slot->sequence = sequence;
+    slot->fingerprint = fingerprint(call);
+    if (slot->quantizer != NULL)
+        iq_quantizer_retain(slot->quantizer);
+    comm->submitted = sequence;
+    bool idle = atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) + 1 == sequence;
+    pthread_mutex_unlock(&comm->queue_lock);
+    isgq_quantizer_destroy(forgotten);
+    if (idle)
+        pthread_cond_signal(&comm->queue_changed);
+    return ISGQ_SUCCESS;
+}

@@ -1,0 +1,116 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/**
+ * @file isgqcoll_ext.h
+ * Looking inside isgqcoll: for its own tools, tests and curious users. Installed, but unstable: anything here may change in any release.
+ *
+ * The conventions of isgqcoll.h hold.
+ */
+#ifndef ISGQCOLL_EXT_H
+#define ISGQCOLL_EXT_H
+
+#include "isgqcoll.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/** What the last finished call of a communicator did. */
+typedef struct isgqx_call_record {
+    size_t size;         /**< sizeof(isgqx_call_record_t), set by the caller */
+    uint64_t sequence;   /**< call number */
+    char algorithm[32];  /**< the one that ran, never "auto" */
+    char transport[32];  /**< of this rank's links, joined by '+' */
+    char why[96];        /**< what decided, in a few words */
+    uint64_t input_bytes;/**< bytes of input on this rank */
+    uint64_t wire_bytes; /**< bytes this rank sent, frames and scales included */
+    uint64_t own_bytes;  /**< bytes of this rank's own contribution, counted once however many ranks it went to */
+    uint64_t time_ns;    /**< from start to completion */
+} isgqx_call_record_t;
+
+/**
+ * Record of the last finished call.
+ * @param[in]     comm    communicator
+ * @param[in,out] record  record->size set on entry
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
+ */
+ISGQ_API isgq_result_t isgqx_last_call(isgq_comm_t comm, isgqx_call_record_t *record);
+
+/**
+ * Bytes of this rank's own contributions, all calls together: what the papers' "gain" is measured with.
+ * @param[in]  comm   communicator
+ * @param[out] bytes  since creation or the last isgq_comm_reset_stats
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
+ */
+ISGQ_API isgq_result_t isgqx_own_bytes(isgq_comm_t comm, uint64_t *bytes);
+
+/** One algorithm. */
+typedef struct isgqx_algorithm_info {
+    size_t size;            /**< sizeof(isgqx_algorithm_t), set by the caller */
+    const char *collective; /**< "allreduce", "reduce_scatter", "allgather", "broadcast", "barrier", "factored" */
+    const char *name;       /**< "direct", "ring", ... */
+    const char *help;       /**< one line */
+} isgqx_algorithm_t;
+
+/**
+ * Enumerate algorithms.
+ * @param[in]     index      0, 1, 2, ...
+ * @param[in,out] algorithm  static strings
+ * @return ISGQ_SUCCESS, or ISGQ_ERR_INVALID_ARGUMENT past the last one
+ */
+ISGQ_API isgq_result_t isgqx_algorithm(size_t index, isgqx_algorithm_t *algorithm);
+
+/** Receives one line of text without a newline. */
+typedef void (*isgqx_line_fn)(void *context, const char *line);
+
+/**
+ * Print the steps that one rank would run.
+ * @param[in] collective  as in isgqx_algorithm_t
+ * @param[in] algorithm   a name, or NULL for the library's choice
+ * @param[in] quantizer   a quantizer's text
+ * @param[in] nranks      at least 1
+ * @param[in] rank        0..nranks-1
+ * @param[in] count       elements
+ * @param[in] datatype    element type
+ * @param[in] line        called once for each line
+ * @param[in] context     handed to @p line
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED
+ */
+ISGQ_API isgq_result_t isgqx_plan_print(const char *collective, const char *algorithm, const char *quantizer, int nranks, int rank,
+                                        size_t count, isgq_data_type_t datatype, isgqx_line_fn line, void *context);
+
+/**
+ * Print build, transports, modules and topology.
+ * @param[in] line     called once for each line
+ * @param[in] context  handed to @p line
+ * @return ISGQ_SUCCESS
+ */
+ISGQ_API isgq_result_t isgqx_info_print(isgqx_line_fn line, void *context);
+
+/**
+ * Bytes that one rank sends for an exact fp32 ring allreduce of @p count elements: what every ratio is measured against.
+ * @param[in] count   elements
+ * @param[in] nranks  at least 1
+ * @return bytes, 2 (nranks - 1) / nranks * 4 * count
+ */
+ISGQ_API double isgqx_fp32_ring_bytes(size_t count, int nranks);
+
+/**
+ * 64-bit hash of bytes, the one programs print.
+ * @param[in] data   bytes
+ * @param[in] bytes  how many
+ * @return FNV-1a
+ */
+ISGQ_API uint64_t isgqx_hash(const void *data, size_t bytes);
+
+/**
+ * Canonical text of a quantizer.
+ * @param[in] quantizer  not NULL
+ * @return a string that lives as long as @p quantizer, "" for NULL
+ */
+ISGQ_API const char *isgqx_quantizer_text(isgq_quantizer_t quantizer);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif /* ISGQCOLL_EXT_H */

@@ -1,0 +1,94 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * How a factored call travels: the fewest bytes that a rank sends, among the ways that the quantizer has and that fit into
+ * scratch.
+ *
+ *     gather   (N-1) * blob                                  every rank's factors to every rank
+ *     reduce   2 (N-1) / N * m * n * bytes of an integer     the ranks' integer products, summed
+ *     dense    2 (N-1) / N * m * n * wire bits / 8           the ranks' own gradients, quantized
+ *
+ * gather and reduce give the same bits, so the choice between them is free. One rank sends nothing and still takes gather: its
+ * factors are quantized as they would be in company.
+ */
+#include "plan/plan.h"
+
+#include "base/status.h"
+#include "plan/plan_build.h"
+
+#include <stdio.h>
+#include <string.h>
+
+const iq_factored_way_text_t iq_factored_ways[IQ_FACTORED_WAY_COUNT] = {
+    [IQ_FACTORED_GATHER] = {"gather", "quantized factors travel: N-1 times a rank's own; every rank multiplies all rows"},
+    [IQ_FACTORED_REDUCE] = {"reduce", "integer products travel: 2(N-1)/N of m*n integers; every rank multiplies its own rows"},
+    [IQ_FACTORED_DENSE] = {"dense", "quantized gradients travel: 2(N-1)/N of m*n codes; the factors' form is not used"},
+};
+
+typedef struct factored_option {
+    double bytes; /* that a rank sends */
+    bool exists;
+    size_t scratch_needed;
+} factored_option_t;
+
+static void weigh(const iq_factored_choice_request_t *request, factored_option_t options[IQ_FACTORED_WAY_COUNT])
+{
+    double others = request->nranks - 1;
+    double elements = 2 * others / request->nranks * (double)request->m * (double)request->n;
+    options[IQ_FACTORED_GATHER] =
+        (factored_option_t){others * (double)request->blob_bytes, request->may_gather, request->scratch_needed_gather};
+    options[IQ_FACTORED_REDUCE] =
+        (factored_option_t){elements * (double)request->sum_element_bytes, request->may_gather, request->scratch_needed_reduce};
+    options[IQ_FACTORED_DENSE] = (factored_option_t){elements * request->dense_bits / 8, true, 0};
+}
+
+static isgq_result_t choose_forced(const iq_factored_choice_request_t *request, const factored_option_t *options,
+                                   iq_factored_way_t *way)
+{
+    for (int i = 0; i < IQ_FACTORED_WAY_COUNT; i++) {
+        if (strcmp(iq_factored_ways[i].name, request->forced) != 0)
+            continue;
+        if (!options[i].exists)
+            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"%s\": this quantizer has no factored form", request->forced);
+        if (options[i].scratch_needed > request->scratch_limit)
+            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"%s\": %zu bytes of scratch needed, ISGQ_SCRATCH_BYTES is %zu",
+                           request->forced, options[i].scratch_needed, request->scratch_limit);
+        *way = (iq_factored_way_t)i;
+        return ISGQ_SUCCESS;
+    }
+    return IQ_FAIL(iq_algorithm_known(request->forced) ? ISGQ_ERR_UNSUPPORTED : ISGQ_ERR_INVALID_ARGUMENT,
+                   "algorithm \"%.32s\": factored calls have auto, gather, reduce, dense", request->forced);
+}
+
+/* "factors 86 KiB, integers 4.7 MiB (scratch), dense 0.6 MiB" */
+static void explain(const iq_factored_choice_request_t *request, const factored_option_t *options, char *why, size_t why_bytes)
+{
+    static const char *const nouns[IQ_FACTORED_WAY_COUNT] = {"factors", "integers", "dense"};
+    size_t used = 0;
+    if (why_bytes > 0)
+        why[0] = '\0';
+    for (int i = 0; i < IQ_FACTORED_WAY_COUNT && used < why_bytes; i++) {
+        char size[24];
+        const char *remark = options[i].scratch_needed > request->scratch_limit ? " (scratch)" : "";
+        iq_format_bytes(options[i].bytes, size, sizeof(size));
+        if (options[i].exists)
+            used += (size_t)snprintf(why + used, why_bytes - used, "%s%s %s%s", used == 0 ? "" : ", ", nouns[i], size, remark);
+    }
+}
+
+isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq_factored_way_t *way, char *why, size_t why_bytes)
+{
+    factored_option_t options[IQ_FACTORED_WAY_COUNT];
+    iq_factored_way_t best = IQ_FACTORED_DENSE;
+    weigh(request, options);
+    if (request->forced != NULL && strcmp(request->forced, "auto") != 0) {
+        IQ_TRY(choose_forced(request, options, way));
+        snprintf(why, why_bytes, "%s was asked for", request->forced);
+        return ISGQ_SUCCESS;
+    }
+    for (int i = IQ_FACTORED_REDUCE; i >= IQ_FACTORED_GATHER; i--) /* a tie goes to the one further left */
+        if (options[i].exists && options[i].scratch_needed <= request->scratch_limit && options[i].bytes <= options[best].bytes)
+            best = (iq_factored_way_t)i;
+    explain(request, options, why, why_bytes);
+    *way = best;
+    return ISGQ_SUCCESS;
+}

@@ -1,0 +1,161 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * isgq_perf's parts: what is measured (iq_perf_case_t), the input data, the calls, the checks, the report.
+ */
+#ifndef ISGQ_PERF_PERF_H
+#define ISGQ_PERF_PERF_H
+
+#include "tools/common/json.h"
+#include "tools/common/names.h"
+#include "tools/common/table.h"
+
+#include "isgqcoll.h"
+#include "isgqcoll_ext.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef enum iq_perf_collective {
+    IQ_PERF_ALLREDUCE,
+    IQ_PERF_FACTORED,
+    IQ_PERF_REDUCE_SCATTER,
+    IQ_PERF_ALLGATHER,
+    IQ_PERF_BROADCAST,
+    IQ_PERF_COLLECTIVES
+} iq_perf_collective_t;
+
+extern const char *const iq_perf_collective_names[IQ_PERF_COLLECTIVES + 1]; /* ends with NULL */
+
+/* Settings of the whole run. */
+typedef struct iq_perf_setup {
+    isgq_comm_t comm;
+    int rank, nranks;
+    size_t warmup, iterations, calls; /* calls: back to back in one timed iteration */
+    size_t misalign;                  /* bytes */
+    bool in_place, library_memory, bias;
+    int root;
+    uint64_t seed;
+    isgq_quantizer_t none;            /* for the program's own exchanges */
+    double bound_gbs;                 /* B, GB/s */
+    size_t bound_bytes;               /* of each copy */
+} iq_perf_setup_t;
+
+/* One row of the table. */
+typedef struct iq_perf_case {
+    iq_perf_collective_t collective;
+    const iq_type_name_t *type;
+    isgq_red_op_t op;
+    const char *op_name;        /* "none" where there is no reduction */
+    isgq_quantizer_t quantizer;
+    const char *quantizer_typed; /* as the user wrote it */
+    const char *quantizer_text; /* canonical */
+    const char *algorithm;      /* NULL: the library's choice */
+    size_t count;               /* the call's count argument */
+    size_t bytes;               /* the larger buffer, nccl-tests' size */
+    size_t rows, m, n;          /* factored */
+    bool lossless;              /* the result is the exact one */
+} iq_perf_case_t;
+
+typedef struct iq_perf_result {
+    double time_us, p99_us;
+    double nmse;
+    uint64_t wire_bytes;  /* most over ranks */
+    uint64_t wrong;
+    uint64_t hash;
+    bool hashes_differ;
+    isgqx_call_record_t record; /* this rank's */
+} iq_perf_result_t;
+
+/* ---- perf_data.c ---- */
+
+/*
+ * Input data: a pure function of (seed, rank, element), so that any rank can make any rank's input. Exact data are small integers (floats:
+ * times 2^-3) whose reduction is exactly representable in the type. Real data are bell-shaped, |x| <= IQ_PERF_REAL_MAX.
+ */
+#define IQ_PERF_REAL_MAX 3.5
+
+typedef struct iq_perf_source {
+    uint64_t seed;
+    const iq_type_name_t *type;
+    isgq_red_op_t op; /* ISGQ_MAX also where nothing is reduced */
+    bool real;
+    int nranks;
+} iq_perf_source_t;
+
+/* values[i] = element first + i of that rank's input. */
+void iq_perf_values(const iq_perf_source_t *source, int rank, size_t first, size_t count, double *values);
+
+/* Between doubles and elements of a type; store rounds to nearest even. */
+void iq_perf_store(isgq_data_type_t type, const double *values, size_t count, void *elements);
+void iq_perf_load(isgq_data_type_t type, const void *elements, size_t count, double *values);
+
+/* Round values to what the type can hold. */
+void iq_perf_round(isgq_data_type_t type, double *values, size_t count);
+
+/* ---- perf_bound.c ---- */
+
+/*
+ * What a dense quantizer promises, element by element, where `parts` values x_r with |x_r| <= max are added (perf/README.md has the
+ * derivation):   |result - exact| <= relative * sum |x_r| + step * max + absolute
+ */
+typedef struct iq_perf_bound {
+    double relative, step, absolute;
+} iq_perf_bound_t;
+
+iq_perf_bound_t iq_perf_bound(const char *quantizer_text, isgq_data_type_t type, int parts, int nranks);
+
+/* Half the spacing of the type's values around 1. */
+double iq_perf_unit_roundoff(isgq_data_type_t type);
+
+/* What a factored quantizer's text says: code widths, and the probability to keep a row (1 with fixed widths). */
+typedef struct iq_perf_factor_promise {
+    double levels_x, levels_delta, keep;
+} iq_perf_factor_promise_t;
+
+iq_perf_factor_promise_t iq_perf_factor_promise(const char *quantizer_text, size_t m, size_t n);
+
+/* The bound B: every rank copies a buffer of its own at the same time; slowest rank, median. GB/s. Reads setup->bound_bytes. */
+double iq_perf_copy_bound(const iq_perf_setup_t *setup);
+
+/* ---- perf_run.c ---- */
+
+/* Seconds of a clock that only goes forward. */
+double iq_perf_now(void);
+
+/* Wait for the queued calls, or end the program. */
+void iq_perf_synchronize(const iq_perf_setup_t *setup, const char *what);
+
+void iq_perf_barrier(const iq_perf_setup_t *setup);
+
+/* Gather `count` numbers of 8 bytes from every rank: all[nranks * count]. */
+void iq_perf_gather(const iq_perf_setup_t *setup, isgq_data_type_t type, const void *own, size_t count, void *all);
+
+/* Exact sum, or maximum, over ranks; in place. */
+void iq_perf_combine(const iq_perf_setup_t *setup, isgq_red_op_t op, double *values, size_t count);
+
+/* Time one dense or factored case and check it. ISGQ_ERR_UNSUPPORTED and ISGQ_ERR_INVALID_ARGUMENT come back, other failures end the program. */
+isgq_result_t iq_perf_run(const iq_perf_setup_t *setup, const iq_perf_case_t *test, iq_perf_result_t *result);
+
+/* ---- perf_check.c, perf_factored.c: one delivered result against the exact one; fills nmse and wrong ---- */
+
+void iq_perf_check(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *delivered, iq_perf_result_t *result);
+
+/* Input of one rank, as doubles: x [rows x m], delta [rows x n]. */
+void iq_perf_factors(const iq_perf_setup_t *setup, const iq_perf_case_t *test, int rank, double *x, double *delta);
+
+/* `bias` may be NULL. Reads result->record: a call may have been done densely. */
+void iq_perf_check_factored(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *grad, const void *bias,
+                            iq_perf_result_t *result);
+
+/* Source of a dense case's input. */
+iq_perf_source_t iq_perf_case_source(const iq_perf_setup_t *setup, const iq_perf_case_t *test);
+
+/* ---- perf_report.c ---- */
+
+/* `file`: NULL on ranks that print no table. */
+void iq_perf_report_head(iq_table_t *table, const iq_perf_setup_t *setup, FILE *file, int quantizer_width);
+void iq_perf_report_row(iq_table_t *table, iq_json_t *json, const iq_perf_setup_t *setup, const iq_perf_case_t *test,
+                        const iq_perf_result_t *result);
+
+#endif

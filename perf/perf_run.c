@@ -1,0 +1,299 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Running one case: buffers, timed iterations, then one more that is checked.
+ *
+ * An iteration is: refill the input, barrier, clock, call, wait, clock. Its time is that of the slowest rank.
+ */
+#include "perf/perf.h"
+#include "tools/common/options.h"
+
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+enum { ALIGNMENT = 64, FILL_BLOCK = 4096 };
+
+/* A buffer that may be misaligned on purpose. */
+typedef struct buffer {
+    char *memory, *data;
+    size_t bytes;
+} buffer_t;
+
+typedef struct bench {
+    const iq_perf_setup_t *setup;
+    const iq_perf_case_t *test;
+    buffer_t pristine, input, output;   /* dense; factored: grad is the output */
+    buffer_t pristine_delta, delta, bias; /* factored: input is x */
+    char *send, *receive;               /* the call's arguments */
+    size_t send_bytes, receive_bytes;
+} bench_t;
+
+double iq_perf_now(void)
+{
+    struct timespec now;
+
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+void iq_perf_synchronize(const iq_perf_setup_t *setup, const char *what) { iq_check(isgq_comm_synchronize(setup->comm), setup->rank, what); }
+
+void iq_perf_barrier(const iq_perf_setup_t *setup)
+{
+    iq_check(isgq_barrier(setup->comm, NULL), setup->rank, "barrier");
+    iq_perf_synchronize(setup, "barrier");
+}
+
+void iq_perf_gather(const iq_perf_setup_t *setup, isgq_data_type_t type, const void *own, size_t count, void *all)
+{
+    iq_check(isgq_allgather(own, all, count, type, setup->none, setup->comm, NULL, NULL), setup->rank, "gathering results");
+    iq_perf_synchronize(setup, "gathering results");
+}
+
+void iq_perf_combine(const iq_perf_setup_t *setup, isgq_red_op_t op, double *values, size_t count)
+{
+    iq_check(isgq_allreduce(values, values, count, ISGQ_FLOAT64, op, setup->none, setup->comm, NULL, NULL), setup->rank,
+             "combining results");
+    iq_perf_synchronize(setup, "combining results");
+}
+
+static void buffer_open(const iq_perf_setup_t *setup, buffer_t *buffer, size_t bytes, bool may_share)
+{
+    size_t room = bytes + setup->misalign + 1;
+    void *memory = NULL;
+
+    if (setup->library_memory && may_share)
+        iq_check(isgq_mem_alloc(&memory, setup->comm, room), setup->rank, "isgq_mem_alloc");
+    else if (posix_memalign(&memory, ALIGNMENT, room) != 0)
+        iq_die(IQ_EXIT_FAILED, "rank %d: no memory for %zu bytes", setup->rank, room);
+    *buffer = (buffer_t){.memory = memory, .data = (char *)memory + setup->misalign, .bytes = bytes};
+}
+
+static void buffer_close(const iq_perf_setup_t *setup, buffer_t *buffer, bool may_share)
+{
+    if (setup->library_memory && may_share)
+        isgq_mem_free(buffer->memory, setup->comm);
+    else
+        free(buffer->memory);
+}
+
+static void fill_dense(const iq_perf_setup_t *setup, const iq_perf_case_t *test, char *to, size_t count)
+{
+    iq_perf_source_t source = iq_perf_case_source(setup, test);
+    double values[FILL_BLOCK];
+
+    for (size_t first = 0; first < count; first += FILL_BLOCK) {
+        size_t block = count - first < FILL_BLOCK ? count - first : FILL_BLOCK;
+        iq_perf_values(&source, setup->rank, first, block, values);
+        iq_perf_store(test->type->type, values, block, to + first * test->type->bytes);
+    }
+}
+
+static void open_dense(bench_t *bench)
+{
+    const iq_perf_setup_t *setup = bench->setup;
+    const iq_perf_case_t *test = bench->test;
+    size_t part = test->count * test->type->bytes, whole = part * (size_t)setup->nranks, own = part * (size_t)setup->rank;
+
+    bench->send_bytes = test->collective == IQ_PERF_REDUCE_SCATTER ? whole : part;
+    bench->receive_bytes = test->collective == IQ_PERF_ALLGATHER ? whole : part;
+    buffer_open(setup, &bench->pristine, bench->send_bytes, false);
+    buffer_open(setup, &bench->output, setup->in_place ? test->bytes : bench->receive_bytes, true);
+    bench->send = bench->receive = bench->output.data;
+    if (!setup->in_place) {
+        buffer_open(setup, &bench->input, bench->send_bytes, true);
+        bench->send = bench->input.data;
+    } else if (test->collective == IQ_PERF_REDUCE_SCATTER) {
+        bench->receive += own;
+    } else if (test->collective == IQ_PERF_ALLGATHER) {
+        bench->send += own;
+    }
+    fill_dense(setup, test, bench->pristine.data, bench->send_bytes / test->type->bytes);
+}
+
+static void fill_factors(bench_t *bench)
+{
+    const iq_perf_case_t *test = bench->test;
+    size_t nx = test->rows * test->m, ndelta = test->rows * test->n;
+    double *values = malloc((nx + ndelta + 1) * sizeof(double));
+
+    if (values == NULL)
+        iq_die(IQ_EXIT_FAILED, "rank %d: no memory for %zu doubles", bench->setup->rank, nx + ndelta);
+    iq_perf_factors(bench->setup, test, bench->setup->rank, values, values + nx);
+    iq_perf_store(test->type->type, values, nx, bench->pristine.data);
+    iq_perf_store(test->type->type, values + nx, ndelta, bench->pristine_delta.data);
+    free(values);
+}
+
+static void open_factored(bench_t *bench)
+{
+    const iq_perf_setup_t *setup = bench->setup;
+    const iq_perf_case_t *test = bench->test;
+    size_t x_bytes = test->rows * test->m * test->type->bytes, delta_bytes = test->rows * test->n * test->type->bytes;
+
+    bench->send_bytes = x_bytes;
+    bench->receive_bytes = test->m * test->n * test->type->bytes;
+    buffer_open(setup, &bench->pristine, x_bytes, false);
+    buffer_open(setup, &bench->pristine_delta, delta_bytes, false);
+    buffer_open(setup, &bench->input, x_bytes, true);
+    buffer_open(setup, &bench->delta, delta_bytes, true);
+    buffer_open(setup, &bench->output, bench->receive_bytes, true);
+    buffer_open(setup, &bench->bias, test->n * test->type->bytes, true);
+    bench->send = bench->input.data;
+    bench->receive = bench->output.data;
+    fill_factors(bench);
+}
+
+static void close_bench(bench_t *bench)
+{
+    buffer_close(bench->setup, &bench->pristine, false);
+    buffer_close(bench->setup, &bench->pristine_delta, false);
+    buffer_close(bench->setup, &bench->input, true);
+    buffer_close(bench->setup, &bench->delta, true);
+    buffer_close(bench->setup, &bench->output, true);
+    buffer_close(bench->setup, &bench->bias, true);
+}
+
+static void refill(bench_t *bench)
+{
+    memcpy(bench->send, bench->pristine.data, bench->send_bytes);
+    if (bench->delta.data != NULL)
+        memcpy(bench->delta.data, bench->pristine_delta.data, bench->delta.bytes);
+}
+
+static isgq_result_t call(bench_t *bench)
+{
+    const iq_perf_setup_t *setup = bench->setup;
+    const iq_perf_case_t *test = bench->test;
+    isgq_data_type_t type = test->type->type;
+    isgq_call_options_t options = {.size = sizeof(options), .algorithm = test->algorithm};
+    isgq_factors_t factors = {.size = sizeof(factors), .x = bench->send, .delta = bench->delta.data, .batch = test->rows, .m = test->m,
+                              .n = test->n, .bias = setup->bias ? bench->bias.data : NULL};
+
+    switch (test->collective) {
+    case IQ_PERF_ALLREDUCE:
+        return isgq_allreduce(bench->send, bench->receive, test->count, type, test->op, test->quantizer, setup->comm, NULL, &options);
+    case IQ_PERF_FACTORED:
+        return isgq_allreduce_factored(&factors, test->rows, bench->receive, type, test->op, test->quantizer, setup->comm, NULL,
+                                       &options);
+    case IQ_PERF_REDUCE_SCATTER:
+        return isgq_reduce_scatter(bench->send, bench->receive, test->count, type, test->op, test->quantizer, setup->comm, NULL,
+                                   &options);
+    case IQ_PERF_ALLGATHER:
+        return isgq_allgather(bench->send, bench->receive, test->count, type, test->quantizer, setup->comm, NULL, &options);
+    default: return isgq_broadcast(bench->send, bench->receive, test->count, type, setup->root, setup->comm, NULL);
+    }
+}
+
+/* One iteration; *seconds is this rank's time of one call. */
+static isgq_result_t iterate(bench_t *bench, size_t calls, double *seconds)
+{
+    refill(bench);
+    iq_perf_barrier(bench->setup);
+    double start = iq_perf_now();
+    for (size_t i = 0; i < calls; i++) {
+        isgq_result_t result = call(bench);
+        if (result != ISGQ_SUCCESS)
+            return result;
+        iq_perf_synchronize(bench->setup, iq_perf_collective_names[bench->test->collective]);
+    }
+    *seconds = (iq_perf_now() - start) / (double)calls;
+    return ISGQ_SUCCESS;
+}
+
+static int ascending(const void *a, const void *b)
+{
+    double x = *(const double *)a, y = *(const double *)b;
+
+    return (x > y) - (x < y);
+}
+
+static isgq_result_t measure(bench_t *bench, iq_perf_result_t *result)
+{
+    const iq_perf_setup_t *setup = bench->setup;
+    size_t iterations = setup->iterations;
+    double *seconds = malloc(iterations * sizeof(double)), ignored;
+    isgq_result_t status = ISGQ_SUCCESS;
+
+    if (seconds == NULL)
+        iq_die(IQ_EXIT_FAILED, "rank %d: out of memory", setup->rank);
+    for (size_t i = 0; i < setup->warmup && status == ISGQ_SUCCESS; i++)
+        status = iterate(bench, 1, &ignored);
+    for (size_t i = 0; i < iterations && status == ISGQ_SUCCESS; i++)
+        status = iterate(bench, setup->calls, &seconds[i]);
+    if (status == ISGQ_SUCCESS) {
+        iq_perf_combine(setup, ISGQ_MAX, seconds, iterations);
+        qsort(seconds, iterations, sizeof(double), ascending);
+        result->time_us = 0.5e6 * (seconds[(iterations - 1) / 2] + seconds[iterations / 2]);
+        result->p99_us = 1e6 * seconds[(iterations * 99 + 99) / 100 - 1];
+    }
+    free(seconds);
+    return status;
+}
+
+static void compare_hashes(bench_t *bench, iq_perf_result_t *result)
+{
+    const iq_perf_setup_t *setup = bench->setup;
+    size_t nranks = (size_t)setup->nranks;
+    uint64_t own[2] = {isgqx_hash(bench->receive, bench->receive_bytes), result->record.wire_bytes};
+    uint64_t *all = malloc(2 * nranks * sizeof(uint64_t)), hashes[2] = {0};
+
+    if (all == NULL)
+        iq_die(IQ_EXIT_FAILED, "rank %d: out of memory", setup->rank);
+    if (bench->test->collective == IQ_PERF_FACTORED && setup->bias) {
+        hashes[0] = own[0];
+        hashes[1] = isgqx_hash(bench->bias.data, bench->bias.bytes);
+        own[0] = isgqx_hash(hashes, sizeof(hashes));
+    }
+    iq_perf_gather(setup, ISGQ_UINT64, own, 2, all);
+    result->hash = all[0];
+    for (size_t rank = 0; rank < nranks; rank++) {
+        result->hashes_differ |= all[2 * rank] != all[0];
+        result->wire_bytes = all[2 * rank + 1] > result->wire_bytes ? all[2 * rank + 1] : result->wire_bytes;
+    }
+    if (bench->test->collective == IQ_PERF_REDUCE_SCATTER) { /* ranks hold different parts: the hash of their hashes */
+        result->hashes_differ = false;
+        for (size_t rank = 0; rank < nranks; rank++)
+            all[rank] = all[2 * rank];
+        result->hash = isgqx_hash(all, nranks * sizeof(uint64_t));
+    }
+    free(all);
+}
+
+/* One more call into an output full of ones, then the check of what it delivered. */
+static isgq_result_t verify(bench_t *bench, iq_perf_result_t *result)
+{
+    const iq_perf_setup_t *setup = bench->setup;
+    double ignored;
+
+    memset(bench->output.data, 0xff, bench->output.bytes);
+    if (bench->bias.data != NULL)
+        memset(bench->bias.data, 0xff, bench->bias.bytes);
+    isgq_result_t status = iterate(bench, 1, &ignored);
+    if (status != ISGQ_SUCCESS)
+        return status;
+    result->record.size = sizeof(result->record);
+    iq_check(isgqx_last_call(setup->comm, &result->record), setup->rank, "isgqx_last_call");
+    compare_hashes(bench, result);
+    if (bench->test->collective == IQ_PERF_FACTORED)
+        iq_perf_check_factored(setup, bench->test, bench->receive, setup->bias ? bench->bias.data : NULL, result);
+    else
+        iq_perf_check(setup, bench->test, bench->receive, result);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_perf_run(const iq_perf_setup_t *setup, const iq_perf_case_t *test, iq_perf_result_t *result)
+{
+    bench_t bench = {.setup = setup, .test = test};
+
+    *result = (iq_perf_result_t){0};
+    if (test->collective == IQ_PERF_FACTORED)
+        open_factored(&bench);
+    else
+        open_dense(&bench);
+    isgq_result_t status = measure(&bench, result);
+    if (status == ISGQ_SUCCESS)
+        status = verify(&bench, result);
+    close_bench(&bench);
+    return status;
+}

@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Blobs that nobody of ours wrote: decode refuses or accepts them, and touches nothing beyond its arrays either way. */
+#include "support/check_main.h"
+#include "support/factor_ranks.h"
+
+static uint32_t random_word(uint64_t index) { return iq_draw(99, 0, 1, 0, index * 4).word[0]; }
+
+/* Decode exactly `bytes` bytes (a copy of that size, for the address sanitizer); an accepted blob must keep all promises. */
+static isgq_result_t decode_copy(ranks_t *ranks, const unsigned char *blob, size_t bytes)
+{
+    const iq_factor_call_t *call = &ranks->call;
+    unsigned char *copy = malloc(bytes > 0 ? bytes : 1);
+    memcpy(copy, blob, bytes);
+    ranks->rows.count = 0;
+    isgq_result_t result = iq_factor_decode(&ranks->spec, call, copy, bytes, &ranks->rows);
+    free(copy);
+    require(result == ISGQ_SUCCESS || result == ISGQ_ERR_CORRUPT, "an unknown status");
+    require(ranks->rows.count <= (result == ISGQ_SUCCESS ? call->max_batch : 0), "rows of a refused blob");
+    bool good = true;
+    for (size_t r = 0; r < ranks->rows.count; r++)
+        good &= ranks->rows.weight_c[r] <= 15 << (IQ_FACTOR_OCTAVES - 1);
+    for (size_t i = 0; i < ranks->rows.count * call->m; i++)
+        good &= ranks->rows.q[i] >= -127 && ranks->rows.q[i] <= 255;
+    for (size_t j = 0; j < ranks->rows.count * call->n; j++)
+        good &= ranks->rows.p[j] >= -127 && ranks->rows.p[j] <= 127;
+    require(good, "a weight or a code out of range");
+    return result;
+}
+
+static ranks_t *make_ranks(iq_factor_spec_t spec, bool bias, bool relu)
+{
+    static const size_t batch[] = {6};
+    ranks_t *ranks = ranks_create(spec, shape(1, 19, 13, bias), batch);
+    fill_normal(ranks, 17, relu, 1);
+    encode_all(ranks, 1);
+    ck_assert_int_eq(decode_copy(ranks, ranks->blob[0], ranks->bytes[0]), ISGQ_SUCCESS);
+    return ranks;
+}
+
+static void fuzz(iq_factor_spec_t spec, bool bias, bool relu)
+{
+    ranks_t *ranks = make_ranks(spec, bias, relu);
+    size_t bytes = ranks->bytes[0], accepted = 0;
+    unsigned char blob[512];
+    ck_assert_uint_lt(bytes, sizeof(blob) - 8);
+    for (size_t length = 0; length < bytes; length++) /* cut anywhere */
+        ck_assert_int_eq(decode_copy(ranks, ranks->blob[0], length), ISGQ_ERR_CORRUPT);
+    memset(blob, 0, sizeof(blob));
+    memcpy(blob, ranks->blob[0], bytes);
+    ck_assert_int_eq(decode_copy(ranks, blob, bytes + 1), ISGQ_ERR_CORRUPT);
+    for (uint64_t i = 0; i < 8000; i++) { /* one to three bytes changed */
+        memcpy(blob, ranks->blob[0], bytes);
+        for (uint64_t k = 0; k <= i % 3; k++)
+            blob[random_word(i * 8 + k) % bytes] ^= (unsigned char)(1 + random_word(i * 8 + k + 4) % 255);
+        accepted += decode_copy(ranks, blob, bytes) == ISGQ_SUCCESS;
+    }
+    ck_assert_uint_gt(accepted, 0); /* a changed code is another legal code */
+    for (uint64_t i = 0; i < 8000; i++) { /* rubbish behind a good start */
+        size_t good = i % 2 == 0 ? 8 : 0, length = random_word(900000 + i) % sizeof(blob);
+        memcpy(blob, ranks->blob[0], 8);
+        for (size_t at = good; at < sizeof(blob); at += 4) {
+            uint32_t word = random_word(i * 512 + at);
+            memcpy(blob + at, &word, 4);
+        }
+        decode_copy(ranks, blob, length);
+    }
+    ranks_destroy(ranks);
+}
+
+START_TEST(test_fuzz)
+{
+    fuzz(widths(4, 4), true, false);
+    fuzz(widths(3, 8), false, true);
+    fuzz(budget(4), true, true);
+    fuzz(budget(6), false, false);
+}
+END_TEST
+
+/* Every field by itself, on a blob of one row: C, form, X in 4 bits (8 columns), delta in 4 bits (8 columns). */
+START_TEST(test_fields)
+{
+    static const size_t batch[] = {1};
+    static const unsigned char good[] = {1,    1,    0,    0,    1,    0,    0, 0, 12 << 3 | 7, 3 << 3 | 3, 0x21, 0x43, 0x65,
+                                         0x87, 0x10, 0x32, 0x54, 0xe6};
+    static const struct {
+        size_t at;
+        unsigned char value;
+    } bad[] = {
+        {0, 0},  {0, 2},    {1, 3},    {1, 5},           {2, 1},          {3, 1},    {4, 2},    {7, 1},
+        {8, 0},  {8, 3},    {8, 13 << 3}, {8, 255},      {9, 3 << 3},     {9, 3},    {9, 0xff}, {9, 2 << 3 | 3},
+        {9, 3 << 3 | 4}, {9, 0x40 | 3 << 3 | 3}, {17, 0xf6}, {17, 0xef},
+    };
+    ranks_t *ranks = ranks_create(widths(4, 4), shape(1, 8, 8, false), batch);
+    unsigned char blob[sizeof(good)];
+    ck_assert_int_eq(decode_copy(ranks, good, sizeof(good)), ISGQ_SUCCESS);
+    ck_assert_int_eq(ranks->rows.weight_c[0], 15 << 11);
+    for (int i = 0; i < 8; i++)
+        ck_assert_int_eq(ranks->rows.q[i], i + 1);
+    for (int j = 0; j < 8; j++)
+        ck_assert_int_eq(ranks->rows.p[j], j == 7 ? 7 : j - 7);
+    for (size_t k = 0; k < IQ_ARRAY_SIZE(bad); k++) {
+        memcpy(blob, good, sizeof(good));
+        blob[bad[k].at] = bad[k].value;
+        ck_assert_msg(decode_copy(ranks, blob, sizeof(blob)) == ISGQ_ERR_CORRUPT, "byte %zu as %u was accepted", bad[k].at, bad[k].value);
+    }
+    ranks_destroy(ranks);
+}
+END_TEST
+
+/* A zero plane: canonical or refused. X: columns 1 and 3 hold 5 and 9. */
+START_TEST(test_zero_plane)
+{
+    static const size_t batch[] = {1};
+    unsigned char blob[] = {1, 1, 0, 0, 1, 0, 0, 0, 1 << 3, 0x40 | 3 << 3 | 3, 0x0a, 0x95, 0, 0, 0, 0x47, 0x03, 0, 0};
+    ranks_t *ranks = ranks_create(widths(4, 4), shape(1, 5, 3, false), batch);
+    ck_assert_int_eq(decode_copy(ranks, blob, sizeof(blob)), ISGQ_SUCCESS);
+    static const int16_t q[] = {0, 5, 0, 9, 0}, p[] = {0, -3, -4};
+    ck_assert_mem_eq(ranks->rows.q, q, sizeof(q));
+    ck_assert_mem_eq(ranks->rows.p, p, sizeof(p));
+    blob[11] = 0x90; /* a zero among the non-zero */
+    ck_assert_int_eq(decode_copy(ranks, blob, sizeof(blob)), ISGQ_ERR_CORRUPT);
+    blob[11] = 0x95;
+    blob[10] = 0x2a; /* a column that is none */
+    ck_assert_int_eq(decode_copy(ranks, blob, sizeof(blob)), ISGQ_ERR_CORRUPT);
+    blob[10] = 0x0a;
+    blob[13] = 1; /* bits after the last code */
+    ck_assert_int_eq(decode_copy(ranks, blob, sizeof(blob)), ISGQ_ERR_CORRUPT);
+    ranks_destroy(ranks);
+}
+END_TEST
+
+/* A second blob that does not fit leaves the rows of the first. */
+START_TEST(test_too_many_rows)
+{
+    ranks_t *ranks = make_ranks(widths(4, 4), true, false);
+    size_t before = ranks->rows.count;
+    ck_assert_uint_gt(before, 0);
+    ck_assert_int_eq(iq_factor_decode(&ranks->spec, &ranks->call, ranks->blob[0], ranks->bytes[0], &ranks->rows), ISGQ_ERR_CORRUPT);
+    ck_assert_uint_eq(ranks->rows.count, before);
+    ranks_destroy(ranks);
+}
+END_TEST
+
+Suite *iq_suite(void)
+{
+    Suite *suite = suite_create("factor_blob");
+    TCase *fuzzed = tcase_create("fuzz"), *format = tcase_create("format");
+    tcase_set_timeout(fuzzed, 120);
+    tcase_add_test(fuzzed, test_fuzz);
+    tcase_add_test(format, test_fields);
+    tcase_add_test(format, test_zero_plane);
+    tcase_add_test(format, test_too_many_rows);
+    suite_add_tcase(suite, fuzzed);
+    suite_add_tcase(suite, format);
+    return suite;
+}

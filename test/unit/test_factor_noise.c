@@ -1,0 +1,267 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The factored codec's noise: unbiased, as large as the closed form says, within its budget of bytes. Fixed seeds. */
+#include "support/check_main.h"
+#include "support/factor_ranks.h"
+
+#include "codec/factor_internal.h"
+
+/* Means over draws of the product and the bias, and of the squared error. */
+typedef struct moments {
+    size_t count;
+    double *mean, *square;
+    double error; /* mean squared error of the product, all elements together */
+    double bytes; /* mean of all ranks' blobs */
+} moments_t;
+
+static moments_t draw_moments(ranks_t *ranks, size_t draws)
+{
+    size_t product = ranks->call.m * ranks->call.n, count = product + ranks->call.n;
+    moments_t moments = {.count = count, .mean = calloc(count, sizeof(double)), .square = calloc(count, sizeof(double))};
+    float *got = calloc(count, sizeof(*got));
+    double *exact = calloc(count, sizeof(*exact));
+    exact_sums(ranks, exact, exact + product);
+    for (size_t draw = 1; draw <= draws; draw++) {
+        moments.bytes += (double)encode_all(ranks, draw) / (double)draws;
+        decode_all(ranks, false);
+        product_all(ranks, false, false, got, ranks->call.want_bias ? got + product : NULL);
+        for (size_t i = 0; i < count; i++) {
+            double difference = i < product || ranks->call.want_bias ? (double)got[i] - exact[i] : 0;
+            moments.mean[i] += difference / (double)draws;
+            moments.square[i] += difference * difference / (double)draws;
+            moments.error += i < product ? difference * difference / (double)draws : 0;
+        }
+    }
+    free(got);
+    free(exact);
+    return moments;
+}
+
+static void moments_free(moments_t *moments)
+{
+    free(moments->mean);
+    free(moments->square);
+}
+
+/* Standard errors of an unbiased mean are normal: none is far out, and their squares average 1. */
+static void check_unbiased(const moments_t *moments, size_t draws, const char *what, double label)
+{
+    double sum = 0, most = 0;
+    size_t used = 0;
+    for (size_t i = 0; i < moments->count; i++)
+        if (moments->square[i] > 0) {
+            double z = moments->mean[i] / sqrt(moments->square[i] / (double)draws);
+            sum += z * z;
+            most = fmax(most, fabs(z));
+            used++;
+        }
+    ck_assert_uint_gt(used, moments->count / 2);
+    ck_assert_msg(most < 5, "%s %g: a mean error of %.1f standard errors", what, label, most);
+    ck_assert_msg(sum / (double)used < 2.2, "%s %g: mean square of %.2f standard errors", what, label, sum / (double)used);
+}
+
+START_TEST(test_fixed_widths)
+{
+    static const unsigned fixed[] = {2, 3, 4, 8};
+    static const size_t batch[] = {3, 4};
+    for (size_t w = 0; w < IQ_ARRAY_SIZE(fixed); w++)
+        for (int relu = 0; relu < 2; relu++) {
+            ranks_t *ranks = ranks_create(widths(fixed[w], fixed[w]), shape(2, 6, 7, true), batch);
+            fill_normal(ranks, 11 + w, relu != 0, 1);
+            moments_t moments = draw_moments(ranks, 1500);
+            check_unbiased(&moments, 1500, "width", fixed[w]);
+            moments_free(&moments);
+            ranks_destroy(ranks);
+        }
+}
+END_TEST
+
+START_TEST(test_budgets)
+{
+    static const double bits[] = {1.5, 3, 5};
+    static const size_t batch[] = {8, 6};
+    for (size_t b = 0; b < IQ_ARRAY_SIZE(bits); b++)
+        for (int bias = 0; bias < 2; bias++) {
+            ranks_t *ranks = ranks_create(budget(bits[b]), shape(2, 16, 13, bias != 0), batch);
+            fill_normal(ranks, 21 + b, true, 1.5);
+            moments_t moments = draw_moments(ranks, 1500);
+            check_unbiased(&moments, 1500, "budget", bits[b]);
+            moments_free(&moments);
+            ranks_destroy(ranks);
+        }
+}
+END_TEST
+
+/* One heavy row on rank 0, on rank 1 rows whose products weigh 2^-9 .. 2^-33 of it. `skew` moves weight from delta to x, so that the weights of
+ * the bias lie elsewhere on their grid than those of the product and rows are split. */
+static void check_light_rows(double skew, bool want_bias)
+{
+    static const size_t batch[] = {1, 100};
+    ranks_t *ranks = ranks_create(widths(4, 4), shape(2, 3, 3, want_bias), batch);
+    fill_normal(ranks, 5, false, 0);
+    float *x = ranks->x[1], *delta = ranks->delta[1];
+    for (size_t i = 0; i < 3; i++) { /* the heavy row has no part in most outputs */
+        ((float *)ranks->x[0])[i] = i == 0 ? 1 : 0;
+        ((float *)ranks->delta[0])[i] = i == 0 ? 1 : 0;
+    }
+    for (size_t r = 0; r < 100; r++)
+        for (size_t i = 0; i < 3; i++) {
+            double weight = -9 - 24 * (double)r / 99, to_x = skew * (double)(r % 5) / 4;
+            x[r * 3 + i] = (float)exp2(to_x) * fabsf(x[r * 3 + i]);
+            delta[r * 3 + i] = (float)exp2(weight - to_x) * fabsf(delta[r * 3 + i]);
+        }
+    moments_t moments = draw_moments(ranks, 3000);
+    check_unbiased(&moments, 3000, "skew", skew);
+    ck_assert_uint_lt(ranks->rows.count, 70); /* light rows were dropped */
+    moments_free(&moments);
+    ranks_destroy(ranks);
+}
+
+START_TEST(test_light_rows)
+{
+    check_light_rows(0, false);
+    check_light_rows(0, true);
+    check_light_rows(6, true);
+    check_light_rows(-6, true);
+}
+END_TEST
+
+/* A heavy x with a delta too light for the bias, and the opposite: rows that only the split can say. */
+START_TEST(test_split_rows)
+{
+    static const size_t batch[] = {3};
+    ranks_t *ranks = ranks_create(widths(4, 4), shape(1, 2, 2, true), batch);
+    static const float x[] = {1, 0.5f, 70000, 41000, 1e-5f, 2e-5f}, delta[] = {1, -0.7f, 1.1e-5f, 1.3e-5f, 0.9f, -0.3f};
+    size_t lone = 0;
+    memcpy(ranks->x[0], x, sizeof(x));
+    memcpy(ranks->delta[0], delta, sizeof(delta));
+    moments_t moments = draw_moments(ranks, 10000);
+    check_unbiased(&moments, 10000, "split", 0);
+    for (size_t draw = 1; draw <= 50; draw++) {
+        encode_all(ranks, draw);
+        decode_all(ranks, false);
+        for (size_t r = 0; r < ranks->rows.count; r++)
+            lone += (ranks->rows.weight_b[r] == 0) != (ranks->rows.weight_c[r] == 0);
+    }
+    ck_assert_uint_gt(lone, 25);
+    moments_free(&moments);
+    ranks_destroy(ranks);
+}
+END_TEST
+
+/* Sum over rows of (|x|^2 + v)(|delta|^2 + w) - |x|^2 |delta|^2 with the steps that `growth` times the finest ones are. */
+static double closed_form(const ranks_t *ranks, bool unsigned_x, double growth)
+{
+    double total = 0;
+    size_t sizes[] = {ranks->call.m, ranks->call.n};
+    int32_t levels[] = {iq_factor_levels(ranks->spec.width_x, unsigned_x), iq_factor_levels(ranks->spec.width_delta, false)};
+    for (int r = 0; r < ranks->call.nranks; r++)
+        for (size_t row = 0; row < ranks->batch[r]; row++) {
+            double norm[2] = {0, 0}, variance[2] = {0, 0};
+            for (int side = 0; side < 2; side++) {
+                const float *values = (const float *)(side == 0 ? ranks->x[r] : ranks->delta[r]) + row * sizes[side];
+                double most = 0;
+                for (size_t i = 0; i < sizes[side]; i++)
+                    most = fmax(most, fabs((double)values[i]));
+                for (size_t i = 0; i < sizes[side]; i++) {
+                    double step = growth * most / levels[side], y = fabs((double)values[i]) / step, f = y - floor(y);
+                    norm[side] += (double)values[i] * (double)values[i];
+                    variance[side] += step * step * f * (1 - f);
+                }
+            }
+            total += (norm[0] + variance[0]) * (norm[1] + variance[1]) - norm[0] * norm[1];
+        }
+    return total;
+}
+
+START_TEST(test_variance)
+{
+    static const unsigned fixed[] = {2, 3, 4, 6, 8};
+    static const size_t batch[] = {20, 12};
+    for (size_t w = 0; w < IQ_ARRAY_SIZE(fixed); w++)
+        for (int relu = 0; relu < 2; relu++) {
+            ranks_t *ranks = ranks_create(widths(fixed[w], fixed[w]), shape(2, 60, 50, false), batch);
+            fill_normal(ranks, 31 + w, relu != 0, 0.7);
+            moments_t moments = draw_moments(ranks, 100);
+            double low = closed_form(ranks, relu != 0, 1), high = closed_form(ranks, relu != 0, 1.125);
+            ck_assert_msg(moments.error > 0.9 * low && moments.error < 1.1 * high, "width %u: %g is not in %g .. %g", fixed[w],
+                          moments.error, low, high);
+            moments_free(&moments);
+            ranks_destroy(ranks);
+        }
+}
+END_TEST
+
+/* encode_all checks the hard bound of every blob; here the mean. */
+START_TEST(test_budget_is_met)
+{
+    static const double bits[] = {0.5, 1, 2, 4, 6, 12};
+    for (uint64_t round = 0; round < 60; round++) {
+        size_t batch[3], total = 0, m = 1 + round * 37 % 180, n = 1 + round * 53 % 150;
+        double expected = 0;
+        ranks_t *ranks;
+        for (size_t r = 0; r < 3; r++)
+            total += batch[r] = 1 + (round * 7 + r * 11) % 24;
+        ranks = ranks_create(budget(bits[round % 6]), shape(3, m, n, round % 2 == 0), batch);
+        fill_normal(ranks, 100 + round, round % 3 == 0, (double)(round % 7));
+        for (size_t r = 0; r < 3; r++)
+            expected += fmax(32, bits[round % 6] * (double)batch[r] * (double)(m + n) / 8);
+        moments_t moments = draw_moments(ranks, 60);
+        ck_assert_msg(moments.bytes < 1.03 * expected, "round %d: %g bytes for a budget of %g", (int)round, moments.bytes, expected);
+        if (bits[round % 6] <= 4 && m + n > 100)
+            ck_assert_msg(moments.bytes > 0.75 * expected, "round %d: %g bytes of %g", (int)round, moments.bytes, expected);
+        moments_free(&moments);
+        ranks_destroy(ranks);
+    }
+}
+END_TEST
+
+static double nmse(const moments_t *moments, const ranks_t *ranks)
+{
+    size_t product = ranks->call.m * ranks->call.n;
+    double *exact = calloc(product + ranks->call.n, sizeof(*exact)), energy = 0;
+    exact_sums(ranks, exact, exact + product);
+    for (size_t i = 0; i < product; i++)
+        energy += exact[i] * exact[i];
+    free(exact);
+    return moments->error / energy;
+}
+
+/* What training looks like: half of X is zero, rows of delta span 2^10. The same bits, spent as a budget, are worth 20 times as much. */
+START_TEST(test_budget_beats_width)
+{
+    static const size_t batch[] = {32, 32, 32, 32};
+    iq_factor_spec_t both[] = {widths(4, 4), budget(3.5)};
+    double error[2], bytes[2];
+    for (int k = 0; k < 2; k++) {
+        ranks_t *ranks = ranks_create(both[k], shape(4, 196, 250, true), batch);
+        fill_normal(ranks, 7, true, 2.5);
+        moments_t moments = draw_moments(ranks, 10);
+        error[k] = nmse(&moments, ranks);
+        bytes[k] = moments.bytes;
+        moments_free(&moments);
+        ranks_destroy(ranks);
+    }
+    ck_assert_double_lt(bytes[1], 1.02 * bytes[0]);
+    ck_assert_msg(error[1] < error[0] / 20, "4 bits: nmse %g in %g bytes; budget: %g in %g", error[0], bytes[0], error[1], bytes[1]);
+}
+END_TEST
+
+Suite *iq_suite(void)
+{
+    Suite *suite = suite_create("factor_noise");
+    TCase *unbiased = tcase_create("unbiased"), *light = tcase_create("light_rows"), *error = tcase_create("error"),
+          *bytes = tcase_create("budget");
+    TCase *all[] = {unbiased, light, error, bytes};
+    tcase_add_test(unbiased, test_fixed_widths);
+    tcase_add_test(unbiased, test_budgets);
+    tcase_add_test(light, test_light_rows);
+    tcase_add_test(light, test_split_rows);
+    tcase_add_test(error, test_variance);
+    tcase_add_test(error, test_budget_beats_width);
+    tcase_add_test(bytes, test_budget_is_met);
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(all); i++) {
+        tcase_set_timeout(all[i], 300);
+        suite_add_tcase(suite, all[i]);
+    }
+    return suite;
+}
