@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* isgqcoll-blas.so: OpenBLAS behind the table of kernels/blas_module.h. The only file that knows CBLAS; links nothing of the library. */
+/* isgqcoll-blas.so: OpenBLAS behind the table of kernels/blas_module.h. The only file that knows CBLAS; links nothing of the
+ * library. */
 #include "kernels/blas_module.h"
 
 #include <cblas.h>
 
 static void start(const iq_services_t *services) { (void)services; }
 
-static void gemm_tn_f64(int m, int n, int k, const double *a, int lda, const double *b, int ldb, double *c, int ldc, bool accumulate)
+static void gemm_tn_f64(int m, int n, int k, const double *a, int lda, const double *b, int ldb, double *c, int ldc,
+                        bool accumulate)
 {
     cblas_dgemm(CblasRowMajor, CblasTrans, CblasNoTrans, m, n, k, 1, a, lda, b, ldb, accumulate ? 1 : 0, c, ldc);
 }

@@ -74,8 +74,8 @@ void iq_gemm_tn_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, co
 }
 
 /* Zeros of A are skipped: half of what a ReLU lets through. */
-void iq_gemm_reference_f64(size_t m, size_t n, size_t k, const double *a, size_t lda, const double *b, size_t ldb, double *c, size_t ldc,
-                           bool accumulate)
+void iq_gemm_reference_f64(size_t m, size_t n, size_t k, const double *a, size_t lda, const double *b, size_t ldb, double *c,
+                           size_t ldc, bool accumulate)
 {
     for (size_t i = 0; i < m; i++) {
         double *restrict sums = c + i * ldc;
@@ -92,8 +92,8 @@ void iq_gemm_reference_f64(size_t m, size_t n, size_t k, const double *a, size_t
 }
 
 /* No skipping: 0 * Inf and 0 * NaN must show. */
-void iq_gemm_reference_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc,
-                           bool accumulate)
+void iq_gemm_reference_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                           size_t ldc, bool accumulate)
 {
     for (size_t i = 0; i < m; i++) {
         float *restrict sums = c + i * ldc;

@@ -2,8 +2,8 @@
 /*
  * C [m x n] = transpose(A) * B, or C += it: A [k x m], B [k x n], all row-major with leading dimensions lda, ldb, ldc.
  *
- * The BLAS module multiplies if this build has it and it loads, else the reference. In double the callers' values are integers whose sums
- * stay below 2^53, so both give the same bits; in float the order of the sum is the backend's.
+ * The BLAS module multiplies if this build has it and it loads, else the reference. In double the callers' values are integers
+ * whose sums stay below 2^53, so both give the same bits; in float the order of the sum is the backend's.
  */
 #ifndef ISGQ_KERNELS_GEMM_H
 #define ISGQ_KERNELS_GEMM_H
@@ -17,10 +17,10 @@ void iq_gemm_tn_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, co
                     bool accumulate);
 
 /* Plain loops; sums in the order of k. */
-void iq_gemm_reference_f64(size_t m, size_t n, size_t k, const double *a, size_t lda, const double *b, size_t ldb, double *c, size_t ldc,
-                           bool accumulate);
-void iq_gemm_reference_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c, size_t ldc,
-                           bool accumulate);
+void iq_gemm_reference_f64(size_t m, size_t n, size_t k, const double *a, size_t lda, const double *b, size_t ldb, double *c,
+                           size_t ldc, bool accumulate);
+void iq_gemm_reference_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
+                           size_t ldc, bool accumulate);
 
 /* "blas" or "reference"; loads the module like a first product. */
 const char *iq_gemm_backend(void);

@@ -4,8 +4,8 @@
  *
  * Nothing here knows ranks, messages or buckets. Pointers may have any alignment. Nothing allocates or fails.
  *
- * Packed codes are a little-endian bit stream: code i of width w occupies bits i*w .. i*w + w - 1, so eight codes are exactly w bytes.
- * A run of `count` codes takes iq_packed_bytes(count, w) bytes; the bits after the last code are zero.
+ * Packed codes are a little-endian bit stream: code i of width w occupies bits i*w .. i*w + w - 1, so eight codes are exactly w
+ * bytes. A run of `count` codes takes iq_packed_bytes(count, w) bytes; the bits after the last code are zero.
  */
 #ifndef ISGQ_KERNELS_KERNELS_H
 #define ISGQ_KERNELS_KERNELS_H
@@ -32,13 +32,13 @@ typedef struct iq_grid {
     float inverse; /* 1 / step; 0 sends everything to the code of `shift` */
     float shift;
     int32_t low, high;
-    bool stochastic;           /* else nearest, ties upwards */
-    uint32_t stream, rank;     /* where the random bits are (iq_draw); stochastic only */
+    bool stochastic;       /* else nearest, ties upwards */
+    uint32_t stream, rank; /* where the random bits are (iq_draw); stochastic only */
     uint64_t seed, call;
 } iq_grid_t;
 
 typedef struct iq_kernels {
-    const char *name; /* "portable", "avx2", ... */
+    const char *name;     /* "portable", "avx2", ... */
     bool (*usable)(void); /* on this CPU */
 
     /* Largest |src[i]|, 0 for none; +Inf if any is NaN or Inf. */

@@ -28,7 +28,10 @@ IQ_DEVICE float iq_bits_float(uint32_t bits)
 IQ_DEVICE int iq_not_finite(float value) { return (iq_float_bits(value) & 0x7f800000u) == 0x7f800000u; }
 
 /* condition ? yes : no, by masks: compilers that see a branch do not vectorise it. */
-IQ_DEVICE uint32_t iq_select(int condition, uint32_t yes, uint32_t no) { return no ^ ((yes ^ no) & (0u - (uint32_t)(condition != 0))); }
+IQ_DEVICE uint32_t iq_select(int condition, uint32_t yes, uint32_t no)
+{
+    return no ^ ((yes ^ no) & (0u - (uint32_t)(condition != 0)));
+}
 
 /* bfloat16, round to nearest even; NaN stays NaN. */
 IQ_DEVICE uint16_t iq_float_to_bf16(float value)
@@ -41,8 +44,8 @@ IQ_DEVICE uint16_t iq_float_to_bf16(float value)
 IQ_DEVICE float iq_bf16_to_float(uint16_t half) { return iq_bits_float((uint32_t)half << 16); }
 
 /*
- * IEEE 754 binary16, round to nearest even, subnormals kept; overflow becomes Inf, NaN stays NaN (quiet, with the upper payload bits, as
- * x86 and ARM hardware do).
+ * IEEE 754 binary16, round to nearest even, subnormals kept; overflow becomes Inf, NaN stays NaN (quiet, with the upper payload
+ * bits, as x86 and ARM hardware do).
  */
 IQ_DEVICE uint16_t iq_float_to_f16(float value)
 {
@@ -71,8 +74,8 @@ IQ_DEVICE float iq_f16_to_float(uint16_t half)
 }
 
 /*
- * Stochastic rounding of y to an integer in [low, high] with 24 random bits: floor(y), plus 1 with probability frac(y). Never floor(y + u),
- * which exceeds the range for one maximum in 10^5. NaN becomes `low`.
+ * Stochastic rounding of y to an integer in [low, high] with 24 random bits: floor(y), plus 1 with probability frac(y). Never
+ * floor(y + u), which exceeds the range for one maximum in 10^5. NaN becomes `low`.
  */
 IQ_DEVICE int32_t iq_round_stochastic(float y, uint32_t random24, int32_t low, int32_t high)
 {

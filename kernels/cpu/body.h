@@ -1,18 +1,19 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The kernels, once. Each file of this folder includes this one with
- *     ROW     the row's name, which also ends the names of its functions
- *     TARGET  an attribute that names the instruction set, or nothing
- * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot differ
- * because the arithmetic is the same source (contraction is off). Only the bit packing differs, through SPREAD and SQUEEZE.
+ *     ROW, ROW_NAME   the table and its name
+ *     TARGET          an attribute that names the instruction set, or nothing
+ *     usable          is this CPU able to run it?
+ *     draw_tile       random bits, see rows.h
+ *     SQUEEZE, SPREAD eight bytes below 2^width to 8 * width bits side by side, and back (bits above 8 * width do not matter)
+ * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot
+ * differ because the arithmetic is the same source (contraction is off). Only what compilers do badly is left to the rows.
  */
-#include "kernels/kernels.h"
+#include "kernels/cpu/rows.h"
 
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed codes and messages are little-endian");
-
-enum { QUADS = 64, TILE = 4 * QUADS }; /* random numbers are made a tile at a time */
 
 /* ---- scales ---- */
 
@@ -40,32 +41,8 @@ TARGET static float absmax(const iq_f32_any_t *src, size_t count)
 
 /* ---- values to codes ---- */
 
-/* 24 random bits for each of the elements 4 * quad .. 4 * quad + TILE - 1. */
-TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
-{
-    uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32);
-    uint32_t c2 = (uint32_t)grid->call, c3 = (uint32_t)(grid->call >> 32);
-    uint32_t tag = (grid->stream << 8) | (grid->rank << 16);
-    uint32_t word[4][QUADS];
-    for (uint32_t lane = 0; lane < QUADS; lane++) {
-        uint32_t c0 = (uint32_t)quad + lane;
-        uint32_t carry = c0 < lane;
-        uint32_t c1 = (((uint32_t)(quad >> 32) + carry) & 0xffu) | tag;
-        iq_philox_block_t block = iq_philox(c0, c1, c2, c3, key0, key1);
-        word[0][lane] = block.word[0] >> 8;
-        word[1][lane] = block.word[1] >> 8;
-        word[2][lane] = block.word[2] >> 8;
-        word[3][lane] = block.word[3] >> 8;
-    }
-    for (int lane = 0; lane < QUADS; lane++) {
-        random[4 * lane + 0] = word[0][lane];
-        random[4 * lane + 1] = word[1][lane];
-        random[4 * lane + 2] = word[2][lane];
-        random[4 * lane + 3] = word[3][lane];
-    }
-}
-
-TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
+TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count,
+                                       uint8_t *codes)
 {
     const float inverse = grid->inverse, shift = grid->shift;
     const int32_t low = grid->low, high = grid->high;
@@ -256,7 +233,8 @@ TARGET static uint32_t add32(const iq_u32_any_t *codes, size_t count, bool first
     return most;
 }
 
-TARGET static void dequantize(const iq_u32_any_t *sums, size_t count, int32_t offset, float unit, float divisor, iq_f32_any_t *dst)
+TARGET static void dequantize(const iq_u32_any_t *sums, size_t count, int32_t offset, float unit, float divisor,
+                              iq_f32_any_t *dst)
 {
     if (divisor == 1.0f) {
         for (size_t i = 0; i < count; i++)

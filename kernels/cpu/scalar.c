@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The portable row: runs on any CPU, and says what every other row must compute. Packing merges neighbours: eight bytes become four
- * pairs, then two quads, then one run of 8 * width bits.
+ * The portable row: runs on any CPU, and says what every other row must compute. Packing merges neighbours: eight bytes become
+ * four pairs, then two quads, then one run of 8 * width bits.
  *
- *     width 3:   .....aaa .....bbb ...  ->  ..........bbbaaa ...  ->  ....................dddcccbbbaaa ...  ->  hhhgggfffeeedddcccbbbaaa
+ *     width 3:   .....aaa .....bbb ...  ->  ..........bbbaaa ...  ->  ....................dddcccbbbaaa ...  ->  hhhgg...baaa
  */
 #include "kernels/cpu/rows.h"
 
@@ -18,7 +18,6 @@ static inline uint64_t squeeze(uint64_t group, unsigned width)
     return (group & 0xffffffffull) | (group >> 32) << 4 * width;
 }
 
-/* The inverse; bits of `group` above 8 * width do not matter. */
 static inline uint64_t spread(uint64_t group, unsigned width)
 {
     uint64_t pair = ~0ull >> (64 - 4 * width), two = (1ull << 2 * width) - 1, one = (1ull << width) - 1;
@@ -31,5 +30,29 @@ static inline uint64_t spread(uint64_t group, unsigned width)
 #define SPREAD(group, width) spread(group, width)
 
 static bool usable(void) { return true; }
+
+static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
+{
+    uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32);
+    uint32_t c2 = (uint32_t)grid->call, c3 = (uint32_t)(grid->call >> 32);
+    uint32_t tag = (grid->stream << 8) | (grid->rank << 16);
+    uint32_t word[4][QUADS];
+    for (uint32_t lane = 0; lane < QUADS; lane++) {
+        uint32_t c0 = (uint32_t)quad + lane;
+        uint32_t carry = c0 < lane;
+        uint32_t c1 = (((uint32_t)(quad >> 32) + carry) & 0xffu) | tag;
+        iq_philox_block_t block = iq_philox(c0, c1, c2, c3, key0, key1);
+        word[0][lane] = block.word[0] >> 8;
+        word[1][lane] = block.word[1] >> 8;
+        word[2][lane] = block.word[2] >> 8;
+        word[3][lane] = block.word[3] >> 8;
+    }
+    for (int lane = 0; lane < QUADS; lane++) {
+        random[4 * lane + 0] = word[0][lane];
+        random[4 * lane + 1] = word[1][lane];
+        random[4 * lane + 2] = word[2][lane];
+        random[4 * lane + 3] = word[3][lane];
+    }
+}
 
 #include "kernels/cpu/body.h"

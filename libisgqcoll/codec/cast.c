@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Codecs `fp16` and `bf16`: values travel in 16 bits and are summed in f32; the sum is rounded once by its owner. Partial sums of several ranks
- * stay f32 on the wire, so a ring rounds no more often than a direct exchange.
+ * Codecs `fp16` and `bf16`: values travel in 16 bits and are summed in f32; the sum is rounded once by its owner. Partial sums of
+ * several ranks stay f32 on the wire, so a ring rounds no more often than a direct exchange.
  */
 #include "base/status.h"
 #include "base/util.h"
@@ -10,12 +10,16 @@
 
 #include <string.h>
 
-static isgq_data_type_t wire_type(const iq_codec_t *codec) { return codec->ops == &iq_codec_fp16_ops ? ISGQ_FLOAT16 : ISGQ_BFLOAT16; }
+static isgq_data_type_t wire_type(const iq_codec_t *codec)
+{
+    return codec->ops == &iq_codec_fp16_ops ? ISGQ_FLOAT16 : ISGQ_BFLOAT16;
+}
 
 static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     if (!iq_is_small_float(datatype))
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", codec->ops->name, iq_datatype_name(datatype));
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", codec->ops->name,
+                       iq_datatype_name(datatype));
     if (op != ISGQ_SUM && op != ISGQ_AVG)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes sum and avg, not %s", codec->ops->name, iq_red_op_name(op));
     return ISGQ_SUCCESS;
@@ -76,8 +80,8 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
-static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts, void *acc,
-                         bool first)
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts,
+                         void *acc, bool first)
 {
     float tile[IQ_CODEC_TILE];
     isgq_data_type_t type = parts == 1 ? wire_type(codec) : ISGQ_FLOAT32;
@@ -96,7 +100,8 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
 }
 
 /* The finished sum in f32 to any type. */
-static void write_sum(const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *acc, isgq_data_type_t type, bool accumulate, void *dst)
+static void write_sum(const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *acc, isgq_data_type_t type,
+                      bool accumulate, void *dst)
 {
     float tile[IQ_CODEC_TILE];
     float divisor = call->op == ISGQ_AVG ? (float)call->nranks : 1.0f;
@@ -130,12 +135,12 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 }
 
 /* Both codecs; the functions ask `codec->ops` which 16 bits travel. */
-#define CAST_OPS(wire_name)                                                                                                   \
-    {                                                                                                                         \
-        .name = wire_name, .supports = supports, .needs_scales = needs_scales, .local_scales = local_scales,                  \
-        .result_is_exact = result_is_exact, .acc_bytes = acc_bytes, .partial_bytes = partial_bytes,                           \
-        .result_bytes = result_bytes, .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish,     \
-        .decode = decode, .deliver = deliver,                                                                                 \
+#define CAST_OPS(wire_name)                                                                                               \
+    {                                                                                                                     \
+        .name = wire_name, .supports = supports, .needs_scales = needs_scales, .local_scales = local_scales,              \
+        .result_is_exact = result_is_exact, .acc_bytes = acc_bytes, .partial_bytes = partial_bytes,                       \
+        .result_bytes = result_bytes, .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish, \
+        .decode = decode, .deliver = deliver,                                                                             \
     }
 
 const iq_codec_ops_t iq_codec_fp16_ops = CAST_OPS("fp16");

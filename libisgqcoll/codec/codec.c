@@ -5,7 +5,8 @@
 #include "base/util.h"
 #include "codec/dense.h"
 
-const iq_codec_ops_t *const iq_codecs[] = {&iq_codec_none_ops, &iq_codec_fp16_ops, &iq_codec_bf16_ops, &iq_codec_uniform_ops, NULL};
+const iq_codec_ops_t *const iq_codecs[] = {&iq_codec_none_ops, &iq_codec_fp16_ops, &iq_codec_bf16_ops, &iq_codec_uniform_ops,
+                                           NULL};
 
 const iq_codec_t iq_codec_none = {.ops = &iq_codec_none_ops};
 
@@ -13,8 +14,8 @@ static const struct {
     size_t bytes;
     const char *name;
 } datatypes[] = {
-    [ISGQ_INT8] = {1, "i8"},     [ISGQ_UINT8] = {1, "u8"},    [ISGQ_INT32] = {4, "i32"},   [ISGQ_UINT32] = {4, "u32"},
-    [ISGQ_INT64] = {8, "i64"},   [ISGQ_UINT64] = {8, "u64"},  [ISGQ_FLOAT16] = {2, "f16"}, [ISGQ_FLOAT32] = {4, "f32"},
+    [ISGQ_INT8] = {1, "i8"},     [ISGQ_UINT8] = {1, "u8"},      [ISGQ_INT32] = {4, "i32"},   [ISGQ_UINT32] = {4, "u32"},
+    [ISGQ_INT64] = {8, "i64"},   [ISGQ_UINT64] = {8, "u64"},    [ISGQ_FLOAT16] = {2, "f16"}, [ISGQ_FLOAT32] = {4, "f32"},
     [ISGQ_FLOAT64] = {8, "f64"}, [ISGQ_BFLOAT16] = {2, "bf16"},
 };
 
@@ -32,7 +33,4 @@ const char *iq_datatype_name(isgq_data_type_t datatype)
     return (size_t)datatype < IQ_ARRAY_SIZE(datatypes) ? datatypes[datatype].name : "unknown";
 }
 
-const char *iq_red_op_name(isgq_red_op_t op)
-{
-    return (size_t)op < IQ_ARRAY_SIZE(red_ops) ? red_ops[op] : "unknown";
-}
+const char *iq_red_op_name(isgq_red_op_t op) { return (size_t)op < IQ_ARRAY_SIZE(red_ops) ? red_ops[op] : "unknown"; }

@@ -9,8 +9,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
-/* Elements that codecs work on at once: small enough for the stack and the first-level cache; a multiple of 8, so packed codes of a tile
- * are whole bytes. */
+/* Elements that codecs work on at once: small enough for the stack and the first-level cache; a multiple of 8, so packed codes of
+ * a tile are whole bytes. */
 #define IQ_CODEC_TILE 1024
 
 /* FLOAT32, FLOAT16 or BFLOAT16? */

@@ -34,8 +34,9 @@ static bool shape_is_legal(const iq_factor_call_t *call)
 {
     size_t rows, elements, outputs;
     return call->nranks > 0 && iq_checked_mul((size_t)call->nranks, call->max_batch, &rows) && rows <= IQ_FACTOR_MAX_ROWS &&
-           call->m < MAX_ELEMENTS && call->n < MAX_ELEMENTS && iq_checked_mul(call->max_batch, iq_max(call->m, call->n), &elements) &&
-           elements <= MAX_ELEMENTS && iq_checked_mul(call->m, call->n, &outputs) && outputs <= SIZE_MAX / 16;
+           call->m < MAX_ELEMENTS && call->n < MAX_ELEMENTS &&
+           iq_checked_mul(call->max_batch, iq_max(call->m, call->n), &elements) && elements <= MAX_ELEMENTS &&
+           iq_checked_mul(call->m, call->n, &outputs) && outputs <= SIZE_MAX / 16;
 }
 
 size_t iq_factor_budget(const iq_factor_spec_t *spec, const iq_factor_call_t *call, size_t batch)
@@ -60,7 +61,8 @@ size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t
 
 size_t iq_factor_state_bytes(const iq_factor_call_t *call)
 {
-    return iq_align_up(sizeof(iq_factor_facts_t), IQ_CACHE_LINE) + iq_align_up(call->max_batch * sizeof(iq_factor_row_t), IQ_CACHE_LINE) +
+    return iq_align_up(sizeof(iq_factor_facts_t), IQ_CACHE_LINE) +
+           iq_align_up(call->max_batch * sizeof(iq_factor_row_t), IQ_CACHE_LINE) +
            iq_align_up(call->max_batch * sizeof(uint32_t), IQ_CACHE_LINE) + iq_align_up(iq_max(call->m, call->n), IQ_CACHE_LINE);
 }
 
@@ -120,7 +122,8 @@ double iq_factor_up(double value)
     return ldexp(ceil(fraction * 16), exponent - 4);
 }
 
-/* With a bias the heaviest rows stay one octave below the top: a row that must be split sends each half with half its probability. */
+/* With a bias the heaviest rows stay one octave below the top: a row that must be split sends each half with half its
+ * probability. */
 iq_factor_grid_t iq_factor_grid(const iq_factor_call_t *call, float peak)
 {
     int lead = IQ_FACTOR_OCTAVES - (call->want_bias ? 1 : 0);

@@ -24,31 +24,31 @@
 /* "factor:width=bx/bd": fixed widths, every row. "isgq:bits=b" and "factor:bits=b": a budget of wire bits per factor
  * element; the rank picks widths and keep probabilities by itself. */
 typedef struct iq_factor_spec {
-    unsigned width_x;      /* 2..8, fixed mode */
+    unsigned width_x; /* 2..8, fixed mode */
     unsigned width_delta;
-    double budget_bits;    /* 0: fixed widths */
-    bool nearest;          /* rounding=nearest (biased), else stochastic */
+    double budget_bits; /* 0: fixed widths */
+    bool nearest;       /* rounding=nearest (biased), else stochastic */
 } iq_factor_spec_t;
 
 typedef struct iq_factor_call {
     isgq_data_type_t datatype; /* FLOAT32, FLOAT16, BFLOAT16: of x, delta, grad and bias */
     int nranks, rank;
     uint64_t seed, call;
-    size_t max_batch, m, n;    /* equal on every rank */
-    size_t batch;              /* this rank's rows */
+    size_t max_batch, m, n; /* equal on every rank */
+    size_t batch;           /* this rank's rows */
     bool want_bias;
 } iq_factor_call_t;
 
-/* Most bytes that encode writes on any rank, whatever the data. Equal on all ranks. In budget mode: the budget of max_batch rows (at least 32
- * bytes) and one largest row more; the mean meets the budget of the rank's own rows. 0 if widths or budget are out of range, if sizes
- * overflow, or if all ranks may have more than 2^23 rows together (sums would not stay below 2^53). */
+/* Most bytes that encode writes on any rank, whatever the data. Equal on all ranks. In budget mode: the budget of max_batch rows
+ * (at least 32 bytes) and one largest row more; the mean meets the budget of the rank's own rows. 0 if widths or budget are out
+ * of range, if sizes overflow, or if all ranks may have more than 2^23 rows together (sums would not stay below 2^53). */
 size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
 
 /* Scratch that prepare fills and encode uses, 64-byte aligned. */
 size_t iq_factor_state_bytes(const iq_factor_call_t *call);
 
-/* Row maxima, widths, keep probabilities. peaks[0] = largest B, peaks[1] = largest C (before the grid; 0 if no rows); NaN or Inf in
- * the input gives +Inf. The caller takes the maximum of both over all ranks. */
+/* Row maxima, widths, keep probabilities. peaks[0] = largest B (0 without want_bias), peaks[1] = largest C (0 if no rows); NaN or
+ * Inf in the input gives +Inf in both. The caller takes the maximum of both over all ranks. */
 void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
                        float peaks[2]);
 
@@ -56,14 +56,15 @@ void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *cal
 size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
                         const float peaks[2], void *blob);
 
-/* Decoded rows of all ranks, appended blob by blob. Codes are small integers. The caller provides the arrays (iq_factor_rows_layout). */
+/* Decoded rows of all ranks, appended blob by blob. Codes are small integers. The caller provides the arrays
+ * (iq_factor_rows_layout). */
 typedef struct iq_factor_rows {
-    size_t capacity;     /* rows there is room for: nranks * max_batch (gather) or max_batch (product reduction) */
+    size_t capacity; /* rows there is room for: nranks * max_batch (gather) or max_batch (product reduction) */
     size_t count;
-    int64_t *weight_c;   /* [capacity] C_r / 2^E_c */
-    int64_t *weight_b;   /* [capacity] B_r / 2^E_b; only if the bias is wanted */
-    int16_t *q;          /* [capacity x m] */
-    int16_t *p;          /* [capacity x n] */
+    int64_t *weight_c; /* [capacity] C_r / 2^E_c */
+    int64_t *weight_b; /* [capacity] B_r / 2^E_b; only if the bias is wanted */
+    int16_t *q;        /* [capacity x m] */
+    int16_t *p;        /* [capacity x n] */
 } iq_factor_rows_t;
 
 /* Bytes for `capacity` rows, and pointers into `memory` (64-byte aligned; NULL to ask for the size only). 0 on overflow. */
@@ -73,15 +74,16 @@ size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void
 isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *blob, size_t bytes,
                                iq_factor_rows_t *rows);
 
-/* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between tiles). */
+/* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between
+ * tiles). */
 size_t iq_factor_product_scratch(const iq_factor_call_t *call, size_t rows);
 size_t iq_factor_product_tiles(const iq_factor_call_t *call);
 
 /* If a shared peak is not finite some rank had NaN or Inf: encode writes an empty blob and the product is NaN everywhere.
- * Tile `tile` of grad = sum * 2^E / (avg ? nranks : 1), added to grad if accumulate. Tile 0 also writes `bias` if it is not NULL (want_bias
- * must be set then), or adds to it. There is at least one tile, even if m or n is 0. */
-isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t tile, bool avg,
-                                bool accumulate, void *grad, void *bias, void *scratch);
+ * Tile `tile` of grad = sum * 2^E / (avg ? nranks : 1), added to grad if accumulate. Tile 0 also writes `bias` if it is not NULL
+ * (want_bias must be set then), or adds to it. There is at least one tile, even if m or n is 0. */
+isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t tile,
+                                bool avg, bool accumulate, void *grad, void *bias, void *scratch);
 
 /* Product reduction: the integers themselves. INT32 if nranks * max_batch rows cannot overflow it, else INT64. The array holds
  * m * n sums, then n sums of the bias if it is wanted. */
@@ -93,9 +95,9 @@ isgq_result_t iq_factor_product_integers(const iq_factor_spec_t *spec, const iq_
 void iq_factor_from_integers(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *sums, const float peaks[2],
                              size_t tile, bool avg, bool accumulate, void *grad, void *bias);
 
-/* The exact gradient of this rank alone, for the dense path: grad = transpose(x) * delta in f32 [m x n], bias sums [n] or NULL, tile by tile
- * (scratch as for the product). The order of these float sums is that of the build's BLAS: only what an allreduce makes of them is the same
- * on all ranks. */
+/* The exact gradient of this rank alone, for the dense path: grad = transpose(x) * delta in f32 [m x n], bias sums [n] or NULL,
+ * tile by tile (scratch as for the product). The order of these float sums is that of the build's BLAS: only what an allreduce
+ * makes of them is the same on all ranks. */
 isgq_result_t iq_factor_local_gradient(const iq_factor_call_t *call, const void *x, const void *delta, float *grad, float *bias,
                                        size_t tile, void *scratch);
 

@@ -2,9 +2,10 @@
 /*
  * How a budget of bytes is spent: every row gets its own widths and keep probability.
  *
- * A row with squared norms X and D whose rounding adds variances v and w costs `bytes` and, kept with probability p, adds the expected
- * squared error (X + v)(D + w) / p - X D. For a price per byte the best p is min(1, sqrt((X + v)(D + w) / (price * bytes))); among the
- * widths the best has the least error + price * bytes * p. The price is the one at which the expected bytes meet the budget.
+ * A row with squared norms X and D whose rounding adds variances v and w costs `bytes` and, kept with probability p, adds the
+ * expected squared error (X + v)(D + w) / p - X D. For a price per byte the best p is min(1, sqrt((X + v)(D + w) / (price *
+ * bytes))); among the widths the best has the least error + price * bytes * p. The price is the one at which the expected bytes
+ * meet the budget.
  */
 #include "base/util.h"
 #include "codec/factor_internal.h"
@@ -31,7 +32,8 @@ static void add_variances(const float *values, size_t count, float inverse, floa
         }
 }
 
-/* What rounding a row would add at every width. A row's values are first divided by its largest, so that squares stay within floats. */
+/* What rounding a row would add at every width. A row's values are first divided by its largest, so that squares stay within
+ * floats. */
 static void measure_variances(isgq_data_type_t datatype, const void *factor, size_t first, size_t count, bool is_unsigned,
                               iq_factor_side_t *side)
 {
@@ -139,7 +141,8 @@ static void list_candidates(const iq_factor_call_t *call, const void *x, const v
     }
 }
 
-void iq_factor_allot(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, iq_factor_state_t *state)
+void iq_factor_allot(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
+                     iq_factor_state_t *state)
 {
     double budget = (double)iq_factor_budget(spec, call, call->batch);
     list_candidates(call, x, delta, state);

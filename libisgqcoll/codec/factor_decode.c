@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A blob to rows of small integers. The bytes may come from a network: whatever factor_encode.c would not write is ISGQ_ERR_CORRUPT,
- * found before anything beyond the blob or the arrays is touched.
+ * A blob to rows of small integers. The bytes may come from a network: whatever factor_encode.c would not write is
+ * ISGQ_ERR_CORRUPT, found before anything beyond the blob or the arrays is touched.
  */
 #include "base/status.h"
 #include "base/util.h"
@@ -89,8 +89,8 @@ static bool read_side(reader_t *reader, size_t count, unsigned width, bool is_un
     return true;
 }
 
-static bool read_row(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool unsigned_x, reader_t *reader, iq_factor_rows_t *rows,
-                     size_t row)
+static bool read_row(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool unsigned_x, reader_t *reader,
+                     iq_factor_rows_t *rows, size_t row)
 {
     int16_t *q = rows->q + row * call->m, *p = rows->p + row * call->n;
     const uint8_t *header = take(reader, iq_factor_row_header(call));

@@ -8,17 +8,19 @@
  *            bytes 4-7   number of rows that follow
  *   row      C           1 byte, weight of the outer product
  *            B           1 byte, weight of the bias contribution; only with flag 2
- *            form        bits 0-2 width of the codes of X, minus 1; bits 3-5 the same of delta; bit 6 X, bit 7 delta has a zero plane
+ *            form        bits 0-2 width of the codes of X, minus 1; bits 3-5 the same of delta; bit 6: X has a zero plane;
+ *                        bit 7: delta has one
  *            codes of X  unless C is 0, which is a row without X: its width bits and bit 6 are 0
  *            codes of delta
- *   weight   bits 0-2 m, bits 3-7 e: (8 + m) << (e - 1), e in 1..J, times a power of two that follows from the shared peak; 0 is absent.
- *            A row has C or B or both.
- *   codes    without zero plane: one code for each column. With: one bit for each column, 1 where the value is not 0, padded to a byte,
- *            then the codes of these columns; never a code that means 0.
+ *   weight   bits 0-2 m, bits 3-7 e: (8 + m) << (e - 1), e in 1..J, times a power of two that follows from the shared peak;
+ *            0 is absent. A row has C or B or both.
+ *   codes    without zero plane: one code for each column. With: one bit for each column, 1 where the value is not 0, padded to
+ *            a byte, then the codes of these columns; never a code that means 0.
  *   code     of width w: value + 2^(w-1) - 1 for signed values of at most 2^(w-1) - 1; the value itself for unsigned ones.
  *
- * A blob without rows is what a rank without rows sends, and every rank if any of them had NaN or Inf (then a shared peak is not finite).
- * In fixed mode every width is that of the quantizer. The order of rows has no meaning.
+ * The power of two: the shared peak, itself a weight, has e = J; with flag 2, e = J - 1. C and B each have a peak of their own.
+ * A blob without rows is what a rank without rows sends, and every rank if any of them had NaN or Inf (then a shared peak is not
+ * finite). In fixed mode every width is that of the quantizer. The order of rows has no meaning.
  */
 #include "base/util.h"
 #include "codec/factor_internal.h"
@@ -47,8 +49,8 @@ static iq_factor_weights_t weights_of(const encoder_t *encoder, const iq_factor_
     iq_factor_weights_t weights = iq_factor_weights(row, encoder->state.facts->unsigned_x, keep, grid_b);
     if (grid_b && weights.b < encoder->grid_b.lightest) {
         weights.b = encoder->grid_b.lightest;
-        weights.c = iq_factor_up(weights.b * (double)row->x.max_abs /
-                                 iq_factor_levels(row->width_x, encoder->state.facts->unsigned_x));
+        weights.c =
+            iq_factor_up(weights.b * (double)row->x.max_abs / iq_factor_levels(row->width_x, encoder->state.facts->unsigned_x));
     }
     if (weights.c > 0)
         weights.c = fmax(weights.c, encoder->grid_c.lightest);
@@ -62,9 +64,9 @@ static uint64_t scaled(uint64_t keep, double share)
 }
 
 /*
- * The forms of a row: one, or two of which at most one is sent. A row below the grid is kept less often, so that it weighs what the
- * lightest row weighs. If only one of its two weights is light, the other would leave the grid at the top: then half the time the row
- * speaks for the product and half the time for the bias, each with a probability of its own.
+ * The forms of a row: one, or two of which at most one is sent. A row below the grid is kept less often, so that it weighs what
+ * the lightest row weighs. If only one of its two weights is light, the other may leave the grid at the top: then half the time
+ * the row speaks for the product and half the time for the bias, each with a probability of its own.
  */
 static int list_forms(const encoder_t *encoder, const iq_factor_row_t *row, form_t forms[2])
 {
@@ -135,7 +137,8 @@ static void pack_plane(uint8_t *codes, size_t count, uint8_t zero, uint8_t *plan
 }
 
 /* One factor's row in the blob; returns its bytes. */
-static size_t write_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, double inverse, uint8_t *out, bool *has_plane)
+static size_t write_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, double inverse, uint8_t *out,
+                         bool *has_plane)
 {
     uint8_t *codes = encoder->state.codes;
     size_t count = is_x ? encoder->call->m : encoder->call->n, nonzero = 0;
@@ -200,17 +203,19 @@ static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count
     return (size_t)(at - out);
 }
 
-size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *memory,
-                        const float peaks[2], void *blob)
+size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
+                        void *memory, const float peaks[2], void *blob)
 {
-    encoder_t encoder = {spec, call, x, delta, iq_factor_state(call, memory), iq_factor_grid(call, peaks[0]), iq_factor_grid(call, peaks[1])};
+    encoder_t encoder = {
+        spec, call, x, delta, iq_factor_state(call, memory), iq_factor_grid(call, peaks[0]), iq_factor_grid(call, peaks[1])};
     uint8_t *out = blob;
     uint32_t count = 0;
     size_t bytes = IQ_FACTOR_HEADER_BYTES;
     bool finite = encoder.state.facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
     memset(out, 0, IQ_FACTOR_HEADER_BYTES);
     out[0] = IQ_FACTOR_VERSION;
-    out[1] = (uint8_t)((encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0));
+    out[1] =
+        (uint8_t)((encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0));
     if (finite)
         bytes += write_rows(&encoder, out + bytes, &count);
     for (int i = 0; i < 4; i++)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What the files of the factored codec share: the state between prepare and encode, the grid of row weights, the blob's constants.
+ * What the files of the factored codec share: the state between prepare and encode, the grid of row weights, the blob's
+ * constants.
  *
- * Row weights. A row is kept with probability p and then weighs B = up(max|delta| / (L_d p)) and C = up(B max|x| / L_x), where L are the
- * largest codes and up() rounds up to (8 + m) 2^k, m in 0..7. Its steps are d = B p for delta and a = C / B for x, so that
- * C q p / p_keep and B p / p_keep are unbiased whatever B and C are: a larger weight is a coarser step and nothing else.
+ * Row weights. A row is kept with probability p and then weighs B = up(max|delta| / (L_d p)) and C = up(B max|x| / L_x), where L
+ * are the largest codes and up() rounds up to (8 + m) 2^k, m in 0..7. Its steps are d = B p for delta and a = C / B for x, so
+ * that C q p / p_keep and B p / p_keep are unbiased whatever B and C are: a larger weight is a coarser step and nothing else.
  */
 #ifndef ISGQ_CODEC_FACTOR_INTERNAL_H
 #define ISGQ_CODEC_FACTOR_INTERNAL_H
@@ -29,7 +30,8 @@ enum { IQ_FACTOR_MIN_WIDTH = 2, IQ_FACTOR_MAX_WIDTH = 8, IQ_FACTOR_WIDTHS = IQ_F
 /* Keep probabilities are even multiples of 2^-32: exact, and half of one is a probability too. */
 #define IQ_FACTOR_CERTAIN ((uint64_t)1 << 32)
 
-/* Elements that are converted, rounded or stored at a time, and the lanes in which sums of floats are taken: the same at every SIMD width. */
+/* Elements that are converted, rounded or stored at a time, and the lanes in which sums of floats are taken: the same at every
+ * SIMD width. */
 #define IQ_FACTOR_CHUNK 256
 #define IQ_FACTOR_LANES 16
 

@@ -45,7 +45,8 @@ static double fold(double *lanes)
 }
 
 /* One row of one factor; false if a value is NaN or Inf. */
-static bool measure(isgq_data_type_t datatype, const void *factor, size_t first, size_t count, iq_factor_side_t *side, bool *negative)
+static bool measure(isgq_data_type_t datatype, const void *factor, size_t first, size_t count, iq_factor_side_t *side,
+                    bool *negative)
 {
     size_t nonzero = 0;
     uint32_t peak = 0, any_negative = 0;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Decoded rows to the gradient, tile by tile. Everything up to the last multiplication is a sum of integers below 2^53 held in doubles:
- * exact in any order, so a BLAS, the reference loops and a reduction of integers between ranks all give the same bits.
+ * Decoded rows to the gradient, tile by tile. Everything up to the last multiplication is a sum of integers below 2^53 held in
+ * doubles: exact in any order, so a BLAS, the reference loops and a reduction of integers between ranks all give the same bits.
  */
 #include "base/util.h"
 #include "codec/factor_internal.h"
@@ -92,7 +92,8 @@ static finish_t finish_of(const iq_factor_call_t *call, const float peaks[2], in
     return (finish_t){scale, avg ? call->nranks : 1, accumulate};
 }
 
-static void deliver(const iq_factor_call_t *call, const finish_t *finish, const double *integers, size_t count, void *dst, size_t first)
+static void deliver(const iq_factor_call_t *call, const finish_t *finish, const double *integers, size_t count, void *dst,
+                    size_t first)
 {
     float values[IQ_FACTOR_CHUNK];
     for (size_t i = 0; i < count; i++)
@@ -100,8 +101,8 @@ static void deliver(const iq_factor_call_t *call, const finish_t *finish, const 
     iq_factor_store(call->datatype, dst, first, count, values, finish->accumulate);
 }
 
-isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t index, bool avg,
-                                bool accumulate, void *grad, void *bias, void *scratch)
+isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t index,
+                                bool avg, bool accumulate, void *grad, void *bias, void *scratch)
 {
     tile_t tile = tile_of(call, index);
     panels_t panels = panels_of(scratch);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Codec `none`: nothing is lost. Every type travels as it is; half types are summed in f32 and rounded once at the end, so their partial sums
- * travel as f32. Integers wrap modulo 2^n. Floats are summed in the order in which the plan adds them.
+ * Codec `none`: nothing is lost. Every type travels as it is; half types are summed in f32 and rounded once at the end, so their
+ * partial sums travel as f32. Integers wrap modulo 2^n. Floats are summed in the order in which the plan adds them.
  *
  * The arithmetic is one row of functions for each type that accumulators can have.
  */
@@ -22,43 +22,43 @@ typedef struct arithmetic {
     divide_fn divide;
 } arithmetic_t;
 
-#define DEFINE_REDUCE(function, type, expression)                         \
-    static void function(void *acc, const void *src, size_t count)        \
-    {                                                                     \
-        typedef type any_t IQ_UNALIGNED;                                  \
-        any_t *sum = acc;                                                 \
-        const any_t *term = src;                                          \
-        for (size_t i = 0; i < count; i++) {                              \
-            type a = sum[i], b = term[i];                                 \
-            sum[i] = (type)(expression);                                  \
-        }                                                                 \
+#define DEFINE_REDUCE(function, type, expression)                  \
+    static void function(void *acc, const void *src, size_t count) \
+    {                                                              \
+        typedef type any_t IQ_UNALIGNED;                           \
+        any_t *sum = acc;                                          \
+        const any_t *term = src;                                   \
+        for (size_t i = 0; i < count; i++) {                       \
+            type a = sum[i], b = term[i];                          \
+            sum[i] = (type)(expression);                           \
+        }                                                          \
     }
 
-#define DEFINE_DIVIDE(function, type, wide)                                         \
-    static void function(const void *src, size_t count, int nranks, void *dst)      \
-    {                                                                               \
-        typedef type any_t IQ_UNALIGNED;                                            \
-        const any_t *from = src;                                                    \
-        any_t *to = dst;                                                            \
-        for (size_t i = 0; i < count; i++)                                          \
-            to[i] = (type)((wide)from[i] / (wide)nranks);                           \
+#define DEFINE_DIVIDE(function, type, wide)                                    \
+    static void function(const void *src, size_t count, int nranks, void *dst) \
+    {                                                                          \
+        typedef type any_t IQ_UNALIGNED;                                       \
+        const any_t *from = src;                                               \
+        any_t *to = dst;                                                       \
+        for (size_t i = 0; i < count; i++)                                     \
+            to[i] = (type)((wide)from[i] / (wide)nranks);                      \
     }
 
 /* Wrapping arithmetic is the same for both signs; `wide` holds the type and any number of ranks. */
-#define DEFINE_INTEGERS(bits, signed_wide, unsigned_wide)                                     \
-    DEFINE_REDUCE(sum_##bits, uint##bits##_t, a + b)                                          \
-    DEFINE_REDUCE(prod_##bits, uint##bits##_t, a * b)                                         \
-    DEFINE_REDUCE(max_i##bits, int##bits##_t, a > b ? a : b)                                  \
-    DEFINE_REDUCE(min_i##bits, int##bits##_t, a < b ? a : b)                                  \
-    DEFINE_REDUCE(max_u##bits, uint##bits##_t, a > b ? a : b)                                 \
-    DEFINE_REDUCE(min_u##bits, uint##bits##_t, a < b ? a : b)                                 \
-    DEFINE_DIVIDE(divide_i##bits, int##bits##_t, signed_wide)                                 \
+#define DEFINE_INTEGERS(bits, signed_wide, unsigned_wide)     \
+    DEFINE_REDUCE(sum_##bits, uint##bits##_t, a + b)          \
+    DEFINE_REDUCE(prod_##bits, uint##bits##_t, a *b)          \
+    DEFINE_REDUCE(max_i##bits, int##bits##_t, a > b ? a : b)  \
+    DEFINE_REDUCE(min_i##bits, int##bits##_t, a < b ? a : b)  \
+    DEFINE_REDUCE(max_u##bits, uint##bits##_t, a > b ? a : b) \
+    DEFINE_REDUCE(min_u##bits, uint##bits##_t, a < b ? a : b) \
+    DEFINE_DIVIDE(divide_i##bits, int##bits##_t, signed_wide) \
     DEFINE_DIVIDE(divide_u##bits, uint##bits##_t, unsigned_wide)
 
 /* Maxima are independent of the order: any NaN gives the one quiet NaN, and +0 is above -0. */
 #define DEFINE_FLOATS(name, type, nan, sign)                                                        \
     DEFINE_REDUCE(sum_##name, type, a + b)                                                          \
-    DEFINE_REDUCE(prod_##name, type, a * b)                                                         \
+    DEFINE_REDUCE(prod_##name, type, a *b)                                                          \
     DEFINE_REDUCE(max_##name, type, a != a || b != b ? nan : a > b || (a == b && sign(b)) ? a : b)  \
     DEFINE_REDUCE(min_##name, type, a != a || b != b ? nan : a < b || (a == b && !sign(b)) ? a : b) \
     DEFINE_DIVIDE(divide_##name, type, type)
@@ -69,7 +69,10 @@ DEFINE_INTEGERS(64, int64_t, uint64_t)
 DEFINE_FLOATS(f32, float, __builtin_nanf(""), __builtin_signbit)
 DEFINE_FLOATS(f64, double, __builtin_nan(""), __builtin_signbit)
 
-#define ARITHMETIC(sum, prod, max, min, divide) {{sum, prod, max, min, sum}, divide}
+#define ARITHMETIC(sum, prod, max, min, divide) \
+    {                                           \
+        {sum, prod, max, min, sum}, divide      \
+    }
 
 static const arithmetic_t arithmetics[] = {
     [ISGQ_INT8] = ARITHMETIC(sum_8, prod_8, max_i8, min_i8, divide_i8),
@@ -211,8 +214,8 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     reduce_native(call, src, span.count, acc, first);
 }
 
-static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts, void *acc,
-                         bool first)
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts,
+                         void *acc, bool first)
 {
     (void)codec;
     if (parts == 1)

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Quantizer objects: immutable settings behind a reference count. The canonical text is written from the settings alone, so equal settings
- * cannot have different texts. `isgq` in a dense call means the best setting within its budget for that number of ranks.
+ * Quantizer objects: immutable settings behind a reference count. The canonical text is written from the settings alone, so equal
+ * settings cannot have different texts. `isgq` in a dense call means the best setting within its budget for that number of ranks.
  */
 #include "codec/quantizer.h"
 
@@ -129,8 +129,8 @@ const char *isgqx_quantizer_text(isgq_quantizer_t quantizer) { return quantizer 
 /* ---- settings of a call ---- */
 
 /*
- * Wire bits an element, mean of both phases: the shared scales are agreed on by a maximum over ranks (32 bits a bucket each way), codes go
- * out in `bits` and come back as wide sums or as codes with scales of their own.
+ * Wire bits an element, mean of both phases: the shared scales are agreed on by a maximum over ranks (32 bits a bucket each way),
+ * codes go out in `bits` and come back as wide sums or as codes with scales of their own.
  */
 static double wire_bits(const iq_codec_t *codec, int nranks)
 {
@@ -147,10 +147,13 @@ static double expected_error(const iq_codec_t *codec)
     return (codec->exact ? 1.0 : 2.0) / (levels * levels);
 }
 
+/* Scales come on top of whole code widths: 2 % more than the budget is still within it, or bits=4 could not use 4-bit codes. */
+#define BUDGET_SLACK 1.02
+
 /* Within the budget the smaller error wins; where nothing fits, the fewer bits. */
 static bool is_better(const iq_codec_t *a, const iq_codec_t *b, double budget_bits, int nranks)
 {
-    bool a_fits = wire_bits(a, nranks) <= budget_bits, b_fits = wire_bits(b, nranks) <= budget_bits;
+    bool a_fits = wire_bits(a, nranks) <= budget_bits * BUDGET_SLACK, b_fits = wire_bits(b, nranks) <= budget_bits * BUDGET_SLACK;
     if (a_fits != b_fits)
         return a_fits;
     return a_fits ? expected_error(a) < expected_error(b) : wire_bits(a, nranks) < wire_bits(b, nranks);
@@ -173,10 +176,20 @@ static iq_codec_t best_within(double budget_bits, int nranks)
 isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec)
 {
     if (!quantizer->has_dense)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is for factored calls only; add a dense part: dense=...;factored=...",
-                       quantizer->text);
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED,
+                       "quantizer '%s' is for factored calls only; add a dense part: dense=...;factored=...", quantizer->text);
     *codec = quantizer->isgq ? best_within(quantizer->budget_bits, nranks) : quantizer->dense;
     return ISGQ_SUCCESS;
+}
+
+void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec)
+{
+    static const iq_codec_t eight_bits = {
+        .ops = &iq_codec_uniform_ops, .bits = 8, .bucket = 1024, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = -1};
+    if (is_isgq_whole(quantizer))
+        *codec = eight_bits;
+    else if (!quantizer->has_dense || iq_quantizer_dense(quantizer, nranks, codec) != ISGQ_SUCCESS)
+        *codec = iq_codec_none;
 }
 
 isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, iq_factor_spec_t *spec, bool *dense_only)
@@ -192,7 +205,8 @@ isgq_result_t isgq_quantizer_max_bytes(isgq_quantizer_t quantizer, isgq_data_typ
     iq_codec_call_t call = {.datatype = datatype, .op = ISGQ_SUM, .nranks = 1};
     iq_span_t whole = {0, count};
     if (quantizer == NULL || bytes == NULL)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer max bytes: %s is NULL", quantizer == NULL ? "the quantizer" : "the result");
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer max bytes: %s is NULL",
+                       quantizer == NULL ? "the quantizer" : "the result");
     if (iq_datatype_bytes(datatype) == 0)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer max bytes: datatype %d is unknown", (int)datatype);
     if (count > SIZE_MAX / 16)
@@ -200,7 +214,7 @@ isgq_result_t isgq_quantizer_max_bytes(isgq_quantizer_t quantizer, isgq_data_typ
     IQ_TRY(iq_quantizer_dense(quantizer, 1, &codec)); /* isgq: one rank gets the most bits */
     if (datatype != ISGQ_FLOAT32 && datatype != ISGQ_FLOAT16 && datatype != ISGQ_BFLOAT16)
         codec = iq_codec_none; /* never quantized */
-    codec.shared = false; /* scales of shared ones travel apart, but count */
+    codec.shared = false;      /* scales of shared ones travel apart, but count */
     *bytes = codec.ops->partial_bytes(&codec, &call, whole, 1);
     return ISGQ_SUCCESS;
 }

@@ -28,6 +28,10 @@ void iq_quantizer_retain(isgq_quantizer_t quantizer);
 /* Settings of a dense call. ISGQ_ERR_UNSUPPORTED with a sentence if the quantizer is for factors only. */
 isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec);
 
+/* What a factored call does with the product where factors would be more bytes: the dense half if the user named one; for `isgq`, whose budget
+ * counts factor elements, 8-bit codes, which lose about as little as its factors; otherwise nothing is lost. */
+void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec);
+
 /* Settings of a factored call; *dense_only is set for quantizers without a factored form (the call then quantizes the product). */
 isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, iq_factor_spec_t *spec, bool *dense_only);
 

@@ -5,7 +5,8 @@
  *     text    = recipe | part [ ";" part ]          part = ( "dense=" | "factored=" ) recipe
  *     recipe  = family [ ":" option { "," option } ]          option = name "=" value
  *
- * A family is a row with its options. A recipe is parsed into a draft, and a quantizer takes its dense or factored half from a draft.
+ * A family is a row with its options. A recipe is parsed into a draft, and a quantizer takes its dense or factored half from a
+ * draft.
  */
 #include "codec/quantizer_text.h"
 
@@ -177,9 +178,9 @@ static const family_t families[] = {
 };
 
 static const char *const later_families[] = {
-    "global-qsgd", "global-qsgd-exp", "qsgd",          "terngrad",    "onebit", "ef-sign",  "bingrad-b", "bingrad-pb", "orq-3", "orq-5", "orq-9",
-    "natural",     "intsgd",          "isgq-mse",      "isgq-mvu",    "isgq-dithered",      "exponential", "levels",   "powersgd",
-    "drive",       "eden",            "mx",
+    "global-qsgd", "global-qsgd-exp", "qsgd",     "terngrad", "onebit", "ef-sign",  "bingrad-b", "bingrad-pb",
+    "orq-3",       "orq-5",           "orq-9",    "natural",  "intsgd", "isgq-mse", "isgq-mvu",  "isgq-dithered",
+    "exponential", "levels",          "powersgd", "drive",    "eden",   "mx",
 };
 
 /* ---- parsing; texts are cut in place ---- */
@@ -292,7 +293,8 @@ static isgq_result_t parse_recipe(const char *text, char *recipe, draft_t *draft
 static isgq_result_t take_dense(const char *text, const draft_t *draft, isgq_quantizer_t quantizer)
 {
     if (draft->family->dense == NULL)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': '%s' is for factors, not for dense calls", text, draft->family->name);
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': '%s' is for factors, not for dense calls", text,
+                       draft->family->name);
     quantizer->has_dense = true;
     quantizer->isgq = draft->family->factored;
     quantizer->budget_bits = quantizer->isgq ? draft->bits_micro / (double)MICRO : 0.0;
@@ -310,7 +312,8 @@ static isgq_result_t take_dense(const char *text, const draft_t *draft, isgq_qua
 static isgq_result_t take_factored(const char *text, const draft_t *draft, isgq_quantizer_t quantizer)
 {
     if (!draft->family->factored)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': '%s' is for dense calls, not for factors", text, draft->family->name);
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': '%s' is for dense calls, not for factors", text,
+                       draft->family->name);
     quantizer->has_factored = true;
     quantizer->factored = (iq_factor_spec_t){.width_x = draft->width_x,
                                              .width_delta = draft->width_delta,
@@ -339,7 +342,8 @@ isgq_result_t iq_quantizer_parse(const char *text, isgq_quantizer_t quantizer)
     char *rest = words;
     size_t length = strlen(text);
     if (length == 0 || length >= sizeof(words))
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer: text of %zu characters, 1 to %zu are allowed", length, sizeof(words) - 1);
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer: text of %zu characters, 1 to %zu are allowed", length,
+                       sizeof(words) - 1);
     memcpy(words, text, length + 1);
     if (strchr(words, ';') == NULL && strncmp(words, "dense=", 6) != 0 && strncmp(words, "factored=", 9) != 0) {
         IQ_TRY(parse_recipe(text, words, &draft));

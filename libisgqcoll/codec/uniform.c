@@ -3,8 +3,9 @@
  * Codec `uniform`: codes 0..top on a grid between -max and +max of a bucket, value = (2 * code - top) * max / top.
  * With L = 2^(bits-1) - 1 there are 2L + 1 codes, so zero is one of them; a single bit means -max or +max.
  *
- * Shared scales: all ranks agreed on every bucket's max, so codes add up. A sum of k ranks' codes is at most k * top and travels in just the
- * bits for that; the sum of integers is the same whatever the route. Local scales: messages carry their own, sums are f32.
+ * Shared scales: all ranks agreed on every bucket's max, so codes add up. A sum of k ranks' codes is at most k * top and travels
+ * in just the bits for that; the sum of integers is the same whatever the route. Local scales: messages carry their own, sums are
+ * f32.
  *
  *   shared:   partial(k) [sums, width of k * top]               exact result: partial(nranks)
  *   local:    partial(1) [scales][codes]  partial(k) [f32]      requantized result: [scales][codes]
@@ -203,13 +204,14 @@ typedef struct packed {
 } packed_t;
 
 /* At most a tile. */
-static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offset, size_t count, uint32_t *codes, bool first, void *sums)
+static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offset, size_t count, uint32_t *codes, bool first,
+                            void *sums)
 {
     iq_kernels()->unpack32(packed->bytes + offset / 8 * packed->width, count, packed->width, codes);
     uint32_t found = iq_kernels()->add32(codes, count, first, sums);
     if (found > packed->most)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, packed->most, span.first + offset,
-                       span.first + offset + count - 1);
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, packed->most,
+                       span.first + offset, span.first + offset + count - 1);
     return ISGQ_SUCCESS;
 }
 
@@ -228,8 +230,8 @@ typedef struct target {
 } target_t;
 
 /* Sums of `parts` ranks' codes to values. */
-static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const iq_f32_any_t *scales, const packed_t *packed, int parts,
-                                float divisor, const target_t *target)
+static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const iq_f32_any_t *scales, const packed_t *packed,
+                                int parts, float divisor, const target_t *target)
 {
     uint32_t codes[IQ_CODEC_TILE];
     float tile[IQ_CODEC_TILE];
@@ -363,8 +365,8 @@ static isgq_result_t add_shared(const iq_codec_t *codec, iq_span_t span, const v
     return check_padding(&packed, span);
 }
 
-static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts, void *acc,
-                         bool first)
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts,
+                         void *acc, bool first)
 {
     target_t sums = {ISGQ_FLOAT32, !first, acc};
     (void)call;

@@ -98,13 +98,11 @@ static size_t scratch_needed(const iq_factor_call_t *shape, size_t blob_bytes, s
 static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     iq_factor_call_t shape = shape_of(comm, call);
-    bool dense_only, has_dense = call->quantizer->has_dense;
+    bool dense_only;
     char dense_why[64];
     size_t product = call->factors.m * call->factors.n;
     IQ_TRY(iq_quantizer_factored(call->quantizer, &call->factor, &dense_only));
-    call->codec = iq_codec_none;
-    if (has_dense)
-        IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, &call->codec));
+    iq_quantizer_product(call->quantizer, comm->nranks, &call->codec);
     IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &call->codec, ISGQ_FLOAT32, call->op, product, NULL, &call->algorithm,
                                dense_why, sizeof(dense_why)));
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;

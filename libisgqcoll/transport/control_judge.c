@@ -45,6 +45,8 @@ static const char *next_line(const char *text, line_t *line)
     return text[length] == '\n' ? text + length + 1 : text + length;
 }
 
+static const char *or_nothing(const char *text) { return text[0] != '\0' ? text : "nothing"; }
+
 static bool compare_pair(const char *a, int a_rank, const char *b, int b_rank, uint64_t sequence, iq_verdict_t *verdict)
 {
     unsigned long long call = sequence;
@@ -54,8 +56,8 @@ static bool compare_pair(const char *a, int a_rank, const char *b, int b_rank, u
         a = next_line(a, &x);
         b = next_line(b, &y);
         if (strcmp(x.name, y.name) != 0) {
-            blame(verdict, ISGQ_ERR_MISMATCH, b_rank, "call %llu: rank %d gave %s %s, and rank %d gave %s %s", call, a_rank,
-                  x.name[0] != '\0' ? x.name : "nothing", x.value, b_rank, y.name[0] != '\0' ? y.name : "nothing", y.value);
+            blame(verdict, ISGQ_ERR_MISMATCH, b_rank, "call %llu: %s is %s on rank %d where rank %d has %s %s", call, or_nothing(x.name),
+                  or_nothing(x.value), a_rank, b_rank, or_nothing(y.name), or_nothing(y.value));
             return true;
         }
         if (strcmp(x.value, y.value) != 0) {

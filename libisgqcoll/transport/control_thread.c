@@ -198,8 +198,8 @@ static void send_abort(iq_control_t *control, const iq_failure_t *failure)
     iq_pack_t pack = {.used = 0};
     iq_abort_pack(&pack, failure->result, failure->culprit, failure->text);
     for (int i = 0; i < control->nmembers; i++)
-        if (control->members[i].conn.fd >= 0)
-            iq_conn_send(&control->members[i].conn, IQ_FRAME_ABORT, &pack, NULL, 0);
+        if (control->members[i].conn.fd >= 0 && iq_conn_send(&control->members[i].conn, IQ_FRAME_ABORT, &pack, NULL, 0))
+            iq_conn_flush(&control->members[i].conn); /* now: the listener may end the process */
 }
 
 static void announce_failure(iq_control_t *control)

@@ -17,7 +17,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#define FILE_FORMAT "isgqcoll rendezvous 1\njob %.127s\ncount %u\nprocess %llx %d\nid %s\n"
+#define FILE_HEAD "isgqcoll rendezvous 1\njob "
+#define FILE_FORMAT FILE_HEAD "%.127s\ncount %u\nprocess %llx %d\nid %s\n"
 #define FILE_BYTES 1024
 #define PAUSE_NS (20 * IQ_MILLISECOND)
 
@@ -107,7 +108,8 @@ static bool parse_file(const char *text, const char *job, unsigned count, isgq_u
     int process = 0;
     const char *rest = strstr(text, "\ncount ");
 
-    sscanf(text, "isgqcoll rendezvous 1\njob %127[^\n]", found_job);
+    if (strncmp(text, FILE_HEAD, strlen(FILE_HEAD)) == 0) /* no sscanf: the job may be empty */
+        snprintf(found_job, sizeof(found_job), "%.*s", (int)strcspn(text + strlen(FILE_HEAD), "\n"), text + strlen(FILE_HEAD));
     if (rest != NULL)
         sscanf(rest, "\ncount %u\nprocess %llx %d\nid %256[0-9a-f]", &found_count, &space, &process, hex);
     snprintf(expected, sizeof(expected), FILE_FORMAT, found_job, found_count, space, process, hex);

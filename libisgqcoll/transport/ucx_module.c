@@ -60,6 +60,7 @@ struct iq_ucx {
     ucx_link_t *links; /* [nlinks], ascending by peer */
     void *flush;       /* under way, or NULL */
     bool unflushed;    /* something was sent since the last flush began */
+    bool news;         /* progress has moved something that the caller may not have looked at yet */
     int failed_peer;   /* the first; -1: none */
     isgq_result_t failure;
     char failure_text[128];
@@ -267,8 +268,8 @@ static bool settled(iq_ucx_t *self)
 static isgq_result_t ucx_progress(iq_ucx_t *self, bool settle, int *failed_peer)
 {
     bool done;
-    while (ucp_worker_progress(self->worker) != 0) {
-    }
+    while (ucp_worker_progress(self->worker) != 0)
+        self->news = true;
     for (int i = 0; i < self->nlinks && self->failed_peer < 0; i++)
         return_credits(&self->links[i]);
     done = !settle || settled(self);
@@ -283,7 +284,9 @@ static void ucx_sleep(iq_ucx_t *self, uint64_t ns)
 {
     struct pollfd event = {.fd = self->event_fd, .events = POLLIN};
     struct timespec timeout = {.tv_sec = (time_t)(ns / 1000000000u), .tv_nsec = (long)(ns % 1000000000u)};
-    if (ucp_worker_progress(self->worker) == 0 && ucp_worker_arm(self->worker) == UCS_OK)
+    bool news = self->news || ucp_worker_progress(self->worker) != 0;
+    self->news = false;
+    if (!news && ucp_worker_arm(self->worker) == UCS_OK)
         ppoll(&event, 1, &timeout, NULL);
 }
 

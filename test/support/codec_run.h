@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* A collective without a network: all ranks' contributions through a codec, by the ways that plans use. Messages have exactly the size
- * that the codec names and lie unaligned, so a sanitizer sees every byte too far. */
+/* A collective without a network: all ranks' contributions through a codec, by the ways that plans use. Messages have exactly the
+ * size that the codec names and lie unaligned, so a sanitizer sees every byte too far. */
 #ifndef ISGQ_TEST_SUPPORT_CODEC_RUN_H
 #define ISGQ_TEST_SUPPORT_CODEC_RUN_H
 

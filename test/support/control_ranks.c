@@ -2,6 +2,8 @@
 /* See control_ranks.h. */
 #include "support/control_ranks.h"
 
+#include "transport/auth.h"
+
 #include <check.h>
 #include <dirent.h>
 #include <stdio.h>
@@ -37,12 +39,20 @@ static void take_failure(void *context, isgq_result_t result, int culprit, const
     pthread_mutex_unlock(&rank->lock);
 }
 
+bool have_proofs(void)
+{
+    iq_rendezvous_t place = {.kind = IQ_ADDRESS_TCP, .text = "127.0.0.1"};
+    return iq_auth_permits(&place) == ISGQ_SUCCESS;
+}
+
 void control_ranks_init(control_rank_t *ranks, int nranks, iq_address_kind_t kind)
 {
     isgq_unique_id_t id;
-    iq_rendezvous_t place = {.kind = IQ_ADDRESS_TCP, .text = "127.0.0.1", .has_secret = true, .secret = {1, 2, 3}, .listen_fd = -1};
+    iq_rendezvous_t place = {
+        .kind = IQ_ADDRESS_TCP, .text = "127.0.0.1", .has_secret = true, .secret = {1, 2, 3}, .listen_fd = -1};
     int listen_fd = -1;
 
+    kind = have_proofs() ? kind : IQ_ADDRESS_UNIX;
     memset(ranks, 0, (size_t)nranks * sizeof(*ranks));
     if (kind == IQ_ADDRESS_TCP)
         ck_assert_int_eq(iq_socket_listen(&place, "", &listen_fd), ISGQ_SUCCESS);
@@ -100,13 +110,15 @@ static void note_result(control_rank_t *rank, isgq_result_t result)
 
 void control_rank_open(control_rank_t *rank)
 {
-    iq_control_params_t params = {.rank = rank->rank, .nranks = rank->nranks, .rendezvous = &rank->place, .deadline_ns = rank->deadline_ns};
     iq_control_events_t events = {.context = rank, .status = give_status, .arguments = give_arguments, .failed = take_failure};
+    iq_control_params_t params = {.rank = rank->rank,
+                                  .nranks = rank->nranks,
+                                  .rendezvous = &rank->place,
+                                  .deadline_ns = rank->deadline_ns,
+                                  .events = events};
 
     rank->control = NULL;
     note_result(rank, iq_control_open_version(&params, rank->version, &rank->control));
-    if (rank->result == ISGQ_SUCCESS)
-        iq_control_start(rank->control, &events);
 }
 
 void control_rank_goodbye(control_rank_t *rank) { note_result(rank, iq_control_goodbye(rank->control, iq_now_ns() + SOON_NS)); }

@@ -33,14 +33,17 @@ typedef struct control_rank {
 
 typedef void (*control_rank_fn)(control_rank_t *rank);
 
-/* `nranks` ranks that will meet at a fresh place; `kind` TCP: loopback. Nothing is opened yet. */
+/* This build can prove that it knows a secret (libsodium); without it there is no TCP. */
+bool have_proofs(void);
+
+/* `nranks` ranks that will meet at a fresh place; `kind` TCP: loopback, or a unix socket where there is no TCP. Nothing is opened yet. */
 void control_ranks_init(control_rank_t *ranks, int nranks, iq_address_kind_t kind);
 
 /* Run `fn` for count ranks at once, one thread each, and wait. */
 void control_ranks_each(control_rank_t *ranks, int count, control_rank_fn fn);
 
 /* For control_ranks_each. */
-void control_rank_open(control_rank_t *rank);      /* and listen */
+void control_rank_open(control_rank_t *rank); /* and listen */
 void control_rank_goodbye(control_rank_t *rank);
 void control_rank_close(control_rank_t *rank);
 

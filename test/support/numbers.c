@@ -226,7 +226,7 @@ bool iq_buffer_intact(const iq_buffer_t *buffer)
     for (const unsigned char *p = buffer->memory; p < buffer->data; p++)
         if (*p != GUARD)
             return false;
-    for (size_t i = 0; i < TAIL_BYTES; i++)
+    for (int i = 0; i < TAIL_BYTES; i++)
         if (buffer->data[buffer->bytes + i] != GUARD)
             return false;
     return true;

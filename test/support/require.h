@@ -5,10 +5,10 @@
 
 #include <check.h>
 
-#define REQUIRE(condition)                             \
-    do {                                               \
-        if (!(condition))                              \
-            ck_abort_msg("not so: %s", #condition);    \
+#define REQUIRE(condition)                          \
+    do {                                            \
+        if (!(condition))                           \
+            ck_abort_msg("not so: %s", #condition); \
     } while (0)
 
 #endif

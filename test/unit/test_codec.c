@@ -25,9 +25,15 @@ static bool is_half(isgq_data_type_t type) { return type == ISGQ_FLOAT16 || type
 
 /* ---- one element of any type ---- */
 
-static uint16_t to_half(isgq_data_type_t type, float value) { return type == ISGQ_FLOAT16 ? iq_float_to_f16(value) : iq_float_to_bf16(value); }
+static uint16_t to_half(isgq_data_type_t type, float value)
+{
+    return type == ISGQ_FLOAT16 ? iq_float_to_f16(value) : iq_float_to_bf16(value);
+}
 
-static float from_half(isgq_data_type_t type, uint16_t half) { return type == ISGQ_FLOAT16 ? iq_f16_to_float(half) : iq_bf16_to_float(half); }
+static float from_half(isgq_data_type_t type, uint16_t half)
+{
+    return type == ISGQ_FLOAT16 ? iq_f16_to_float(half) : iq_bf16_to_float(half);
+}
 
 static void set_float(isgq_data_type_t type, void *array, size_t i, double value)
 {
@@ -194,7 +200,9 @@ START_TEST(none_maxima_ignore_the_order)
         dc[i] = (double)(c[i] = specials[i / 64]);
     }
     for (int op = ISGQ_MAX; op <= ISGQ_MIN; op++) {
-        codec_run_t run = {.codec = iq_codec_none, .call = {.datatype = ISGQ_FLOAT32, .op = (isgq_red_op_t)op, .nranks = 3}, .count = N,
+        codec_run_t run = {.codec = iq_codec_none,
+                           .call = {.datatype = ISGQ_FLOAT32, .op = (isgq_red_op_t)op, .nranks = 3},
+                           .count = N,
                            .inputs = {a, b, c}};
         codec_run(&run, CODEC_DIRECT, 0, forward);
         codec_run(&(codec_run_t){run.codec, run.call, N, {c, b, a}}, CODEC_DIRECT, 0, backward);
@@ -215,7 +223,8 @@ END_TEST
 START_TEST(none_integer_averages_truncate_toward_zero)
 {
     int8_t a[] = {-7, 7, -128, 127, 1}, b[] = {0, 0, 0, 0, -2}, out[5];
-    codec_run_t run = {.codec = iq_codec_none, .call = {.datatype = ISGQ_INT8, .op = ISGQ_AVG, .nranks = 2}, .count = 5, .inputs = {a, b}};
+    codec_run_t run = {
+        .codec = iq_codec_none, .call = {.datatype = ISGQ_INT8, .op = ISGQ_AVG, .nranks = 2}, .count = 5, .inputs = {a, b}};
     codec_run(&run, CODEC_DIRECT, 0, out);
     ck_assert_int_eq(out[0], -3);
     ck_assert_int_eq(out[1], 3);
@@ -264,7 +273,9 @@ END_TEST
 START_TEST(casts_show_nan_and_infinity)
 {
     float a[] = {NAN, 1, INFINITY, 65504, -INFINITY, 1e6f}, b[] = {1, NAN, 1, 65504, INFINITY, -1e6f}, out[6];
-    codec_run_t run = {.codec = {.ops = &iq_codec_fp16_ops}, .call = {.datatype = ISGQ_FLOAT32, .op = ISGQ_SUM, .nranks = 2}, .count = 6,
+    codec_run_t run = {.codec = {.ops = &iq_codec_fp16_ops},
+                       .call = {.datatype = ISGQ_FLOAT32, .op = ISGQ_SUM, .nranks = 2},
+                       .count = 6,
                        .inputs = {a, b}};
     codec_run(&run, CODEC_DIRECT, 0, out);
     ck_assert(isnan(out[0]) && isnan(out[1]) && isnan(out[4]) && isnan(out[5]));

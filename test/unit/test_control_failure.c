@@ -199,8 +199,8 @@ static void check_stopped(int parent, int victim, const char *text)
     iq_control_report_stall(ranks[parent].control, 5, ranks[parent].status.awaited, "reduce, chunk 3");
     ck_assert(control_rank_wait_failed(&ranks[parent], SOON_NS));
     ck_assert_uint_lt(iq_now_ns() - start_ns, 5 * IQ_SECOND);
-    ck_assert_int_eq(ranks[parent].culprit, victim);
     ck_assert_str_eq(ranks[parent].text, text);
+    ck_assert_int_eq(ranks[parent].culprit, victim);
     kill(pids[victim], SIGKILL);
     reap_others(parent, victim);
     ck_assert_int_eq(ranks[parent].failures, 1);
@@ -272,7 +272,8 @@ START_TEST(rank_that_has_not_made_the_call)
     ranks[2].status = (iq_rank_status_t){.completed = 16, .current = 0, .awaited = -1};
     control_ranks_each(ranks, 3, control_rank_open);
     iq_control_report_stall(ranks[1].control, 17, 0, "send");
-    expect_all_and_close(3, ISGQ_ERR_TIMEOUT, 2, "call 17: rank 2 has not made call 17 (it finished 16) (rank 1 waited for rank 0: send)");
+    expect_all_and_close(3, ISGQ_ERR_TIMEOUT, 2,
+                         "call 17: rank 2 has not made call 17 (it finished 16) (rank 1 waited for rank 0: send)");
 }
 END_TEST
 
@@ -365,7 +366,8 @@ END_TEST
 static void late_round(control_rank_t *rank)
 {
     uint64_t value = 0, all[NRANKS];
-    rank->result = iq_control_allgather(rank->control, &value, all, rank->rank == 1 ? 8 : (size_t)rank->call, iq_now_ns() + IQ_SECOND / 5);
+    rank->result =
+        iq_control_allgather(rank->control, &value, all, rank->rank == 1 ? 8 : (size_t)rank->call, iq_now_ns() + IQ_SECOND / 5);
 }
 
 START_TEST(who_misses_a_round_is_named)
@@ -375,11 +377,13 @@ START_TEST(who_misses_a_round_is_named)
     control_ranks_each(ranks, 2, late_round);
     ck_assert_int_eq(ranks[0].result, ISGQ_ERR_TIMEOUT);
     ck_assert_int_eq(ranks[1].result, ISGQ_ERR_TIMEOUT);
-    expect_all_and_close(3, ISGQ_ERR_TIMEOUT, 2, "rank 2 has not joined in allgather 1 of the control channel before the deadline");
+    expect_all_and_close(3, ISGQ_ERR_TIMEOUT, 2,
+                         "rank 2 has not joined in allgather 1 of the control channel before the deadline");
 
     open_threads(3, IQ_ADDRESS_UNIX);
     ck_assert_int_eq(iq_control_goodbye(ranks[1].control, iq_now_ns() + IQ_SECOND / 5), ISGQ_ERR_TIMEOUT);
-    expect_all_and_close(3, ISGQ_ERR_TIMEOUT, 0, "ranks 0 and 2 have not joined in goodbye 1 of the control channel before the deadline");
+    expect_all_and_close(3, ISGQ_ERR_TIMEOUT, 0,
+                         "ranks 0 and 2 have not joined in goodbye 1 of the control channel before the deadline");
 }
 END_TEST
 
@@ -446,7 +450,7 @@ START_TEST(judge_compares_arguments)
     ck_assert(!iq_judge_arguments(answers, 3, 1, &verdict));
     snprintf(answers[2].arguments, sizeof(answers[2].arguments), "op sum\ncount 3\nroot 1\n");
     ck_assert(iq_judge_arguments(answers, 3, 1, &verdict));
-    ck_assert_str_eq(verdict.text, "call 1: rank 1 gave nothing , and rank 2 gave root 1");
+    ck_assert_str_eq(verdict.text, "call 1: nothing is nothing on rank 1 where rank 2 has root 1");
     memset(answers[2].arguments, 'z', sizeof(answers[2].arguments) - 1); /* one endless word */
     ck_assert(iq_judge_arguments(answers, 3, 1, &verdict));
     ck_assert_int_eq(verdict.culprit, 2);

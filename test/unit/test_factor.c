@@ -57,7 +57,8 @@ static void reduce_products(ranks_t *ranks, bool avg, void *grad, void *bias)
         ranks->rows.count = 0;
         ck_assert_int_eq(iq_factor_decode(&ranks->spec, call, ranks->blob[r], ranks->bytes[r], &ranks->rows), ISGQ_SUCCESS);
         for (size_t tile = 0; tile < tiles; tile++)
-            ck_assert_int_eq(iq_factor_product_integers(&ranks->spec, call, &ranks->rows, tile, part, ranks->scratch), ISGQ_SUCCESS);
+            ck_assert_int_eq(iq_factor_product_integers(&ranks->spec, call, &ranks->rows, tile, part, ranks->scratch),
+                             ISGQ_SUCCESS);
         add_sums(type, count, part, total);
     }
     for (size_t tile = 0; tile < tiles; tile++)
@@ -72,7 +73,8 @@ static void same_bits(const void *a, const void *b, size_t bytes, const char *wh
 }
 
 /* Gather in both orders, product reduction and reference: the same bits. */
-static void check_one_answer(iq_factor_spec_t spec, iq_factor_call_t call, const size_t *batch, bool relu, double spread, bool avg)
+static void check_one_answer(iq_factor_spec_t spec, iq_factor_call_t call, const size_t *batch, bool relu, double spread,
+                             bool avg)
 {
     ranks_t *ranks = ranks_create(spec, call, batch);
     size_t product = call.m * call.n, each = value_bytes(call.datatype);
@@ -101,8 +103,13 @@ static void check_one_answer(iq_factor_spec_t spec, iq_factor_call_t call, const
 }
 
 static const iq_factor_spec_t specs[] = {
-    {.width_x = 4, .width_delta = 4}, {.width_x = 2, .width_delta = 8}, {.width_x = 8, .width_delta = 3},
-    {.width_x = 5, .width_delta = 6, .nearest = true}, {.budget_bits = 1}, {.budget_bits = 4}, {.budget_bits = 40},
+    {.width_x = 4, .width_delta = 4},
+    {.width_x = 2, .width_delta = 8},
+    {.width_x = 8, .width_delta = 3},
+    {.width_x = 5, .width_delta = 6, .nearest = true},
+    {.budget_bits = 1},
+    {.budget_bits = 4},
+    {.budget_bits = 40},
 };
 
 START_TEST(test_ranks_and_shapes)
@@ -182,8 +189,8 @@ START_TEST(test_unaligned)
     call = call_of(ranks, 0);
     iq_factor_prepare(&ranks->spec, &call, shifted_x + 1, shifted_delta + 1, ranks->state, peaks);
     ck_assert_mem_eq(peaks, ranks->peaks, sizeof(peaks));
-    ck_assert_uint_eq(
-        iq_factor_encode(&ranks->spec, &call, shifted_x + 1, shifted_delta + 1, ranks->state, peaks, blob + 1), bytes);
+    ck_assert_uint_eq(iq_factor_encode(&ranks->spec, &call, shifted_x + 1, shifted_delta + 1, ranks->state, peaks, blob + 1),
+                      bytes);
     ck_assert_mem_eq(blob + 1, ranks->blob[0], bytes);
     product_all(ranks, false, false, out + 1, NULL);
     ck_assert_mem_eq(out + 1, grad, sizeof(grad));
@@ -285,7 +292,8 @@ END_TEST
 START_TEST(test_sizes)
 {
     iq_factor_call_t call = shape(4, 784, 1000, true);
-    iq_factor_spec_t fixed = widths(4, 4), wide = widths(8, 8), some = budget(4), bad = widths(1, 4), big = widths(4, 9), none = budget(1e-9);
+    iq_factor_spec_t fixed = widths(4, 4), wide = widths(8, 8), some = budget(4), bad = widths(1, 4), big = widths(4, 9),
+                     none = budget(1e-9);
     call.max_batch = 32;
     ck_assert_uint_eq(iq_factor_blob_bytes(&fixed, &call), 8 + 32 * (3 + 784 / 2 + 1000 / 2));
     ck_assert_uint_eq(iq_factor_blob_bytes(&some, &call), 4 * 32 * 1784 / 8 + 3 + 1784);

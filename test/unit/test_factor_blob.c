@@ -54,7 +54,7 @@ static void fuzz(iq_factor_spec_t spec, bool bias, bool relu)
             blob[random_word(i * 8 + k) % bytes] ^= (unsigned char)(1 + random_word(i * 8 + k + 4) % 255);
         accepted += decode_copy(ranks, blob, bytes) == ISGQ_SUCCESS;
     }
-    ck_assert_uint_gt(accepted, 0); /* a changed code is another legal code */
+    ck_assert_uint_gt(accepted, 0);       /* a changed code is another legal code */
     for (uint64_t i = 0; i < 8000; i++) { /* rubbish behind a good start */
         size_t good = i % 2 == 0 ? 8 : 0, length = random_word(900000 + i) % sizeof(blob);
         memcpy(blob, ranks->blob[0], 8);
@@ -80,15 +80,16 @@ END_TEST
 START_TEST(test_fields)
 {
     static const size_t batch[] = {1};
-    static const unsigned char good[] = {1,    1,    0,    0,    1,    0,    0, 0, 12 << 3 | 7, 3 << 3 | 3, 0x21, 0x43, 0x65,
-                                         0x87, 0x10, 0x32, 0x54, 0xe6};
+    static const unsigned char good[] = {1,          1,    0,    0,    1,    0,    0,    0,    12 << 3 | 7,
+                                         3 << 3 | 3, 0x21, 0x43, 0x65, 0x87, 0x10, 0x32, 0x54, 0xe6};
     static const struct {
         size_t at;
         unsigned char value;
     } bad[] = {
-        {0, 0},  {0, 2},    {1, 3},    {1, 5},           {2, 1},          {3, 1},    {4, 2},    {7, 1},
-        {8, 0},  {8, 3},    {8, 13 << 3}, {8, 255},      {9, 3 << 3},     {9, 3},    {9, 0xff}, {9, 2 << 3 | 3},
-        {9, 3 << 3 | 4}, {9, 0x40 | 3 << 3 | 3}, {17, 0xf6}, {17, 0xef},
+        {0, 0},      {0, 2},     {1, 3},    {1, 5},          {2, 1},          {3, 1},
+        {4, 2},      {7, 1},     {8, 0},    {8, 3},          {8, 13 << 3},    {8, 255},
+        {9, 3 << 3}, {9, 3},     {9, 0xff}, {9, 2 << 3 | 3}, {9, 3 << 3 | 4}, {9, 0x40 | 3 << 3 | 3},
+        {17, 0xf6},  {17, 0xef},
     };
     ranks_t *ranks = ranks_create(widths(4, 4), shape(1, 8, 8, false), batch);
     unsigned char blob[sizeof(good)];
@@ -101,7 +102,8 @@ START_TEST(test_fields)
     for (size_t k = 0; k < IQ_ARRAY_SIZE(bad); k++) {
         memcpy(blob, good, sizeof(good));
         blob[bad[k].at] = bad[k].value;
-        ck_assert_msg(decode_copy(ranks, blob, sizeof(blob)) == ISGQ_ERR_CORRUPT, "byte %zu as %u was accepted", bad[k].at, bad[k].value);
+        ck_assert_msg(decode_copy(ranks, blob, sizeof(blob)) == ISGQ_ERR_CORRUPT, "byte %zu as %u was accepted", bad[k].at,
+                      bad[k].value);
     }
     ranks_destroy(ranks);
 }
@@ -135,7 +137,8 @@ START_TEST(test_too_many_rows)
     ranks_t *ranks = make_ranks(widths(4, 4), true, false);
     size_t before = ranks->rows.count;
     ck_assert_uint_gt(before, 0);
-    ck_assert_int_eq(iq_factor_decode(&ranks->spec, &ranks->call, ranks->blob[0], ranks->bytes[0], &ranks->rows), ISGQ_ERR_CORRUPT);
+    ck_assert_int_eq(iq_factor_decode(&ranks->spec, &ranks->call, ranks->blob[0], ranks->bytes[0], &ranks->rows),
+                     ISGQ_ERR_CORRUPT);
     ck_assert_uint_eq(ranks->rows.count, before);
     ranks_destroy(ranks);
 }

@@ -42,8 +42,9 @@ static void moments_free(moments_t *moments)
     free(moments->square);
 }
 
-/* Standard errors of an unbiased mean are normal: none is far out, and their squares average 1. */
-static void check_unbiased(const moments_t *moments, size_t draws, const char *what, double label)
+/* Standard errors of an unbiased mean are normal: none is far out, and their squares average 1 (less strictly where few random
+ * choices decide all outputs together). */
+static void check_unbiased(const moments_t *moments, size_t draws, double limit, const char *what, double label)
 {
     double sum = 0, most = 0;
     size_t used = 0;
@@ -56,7 +57,7 @@ static void check_unbiased(const moments_t *moments, size_t draws, const char *w
         }
     ck_assert_uint_gt(used, moments->count / 2);
     ck_assert_msg(most < 5, "%s %g: a mean error of %.1f standard errors", what, label, most);
-    ck_assert_msg(sum / (double)used < 2.2, "%s %g: mean square of %.2f standard errors", what, label, sum / (double)used);
+    ck_assert_msg(sum / (double)used < limit, "%s %g: mean square of %.2f standard errors", what, label, sum / (double)used);
 }
 
 START_TEST(test_fixed_widths)
@@ -68,7 +69,7 @@ START_TEST(test_fixed_widths)
             ranks_t *ranks = ranks_create(widths(fixed[w], fixed[w]), shape(2, 6, 7, true), batch);
             fill_normal(ranks, 11 + w, relu != 0, 1);
             moments_t moments = draw_moments(ranks, 1500);
-            check_unbiased(&moments, 1500, "width", fixed[w]);
+            check_unbiased(&moments, 1500, 2.2, "width", fixed[w]);
             moments_free(&moments);
             ranks_destroy(ranks);
         }
@@ -84,15 +85,15 @@ START_TEST(test_budgets)
             ranks_t *ranks = ranks_create(budget(bits[b]), shape(2, 16, 13, bias != 0), batch);
             fill_normal(ranks, 21 + b, true, 1.5);
             moments_t moments = draw_moments(ranks, 1500);
-            check_unbiased(&moments, 1500, "budget", bits[b]);
+            check_unbiased(&moments, 1500, 2.2, "budget", bits[b]);
             moments_free(&moments);
             ranks_destroy(ranks);
         }
 }
 END_TEST
 
-/* One heavy row on rank 0, on rank 1 rows whose products weigh 2^-9 .. 2^-33 of it. `skew` moves weight from delta to x, so that the weights of
- * the bias lie elsewhere on their grid than those of the product and rows are split. */
+/* One heavy row on rank 0, on rank 1 rows whose products weigh 2^-9 .. 2^-33 of it. `skew` moves weight from delta to x, so that
+ * the weights of the bias lie elsewhere on their grid than those of the product and rows are split. */
 static void check_light_rows(double skew, bool want_bias)
 {
     static const size_t batch[] = {1, 100};
@@ -110,7 +111,7 @@ static void check_light_rows(double skew, bool want_bias)
             delta[r * 3 + i] = (float)exp2(weight - to_x) * fabsf(delta[r * 3 + i]);
         }
     moments_t moments = draw_moments(ranks, 3000);
-    check_unbiased(&moments, 3000, "skew", skew);
+    check_unbiased(&moments, 3000, 9, "skew", skew);
     ck_assert_uint_lt(ranks->rows.count, 70); /* light rows were dropped */
     moments_free(&moments);
     ranks_destroy(ranks);
@@ -135,7 +136,7 @@ START_TEST(test_split_rows)
     memcpy(ranks->x[0], x, sizeof(x));
     memcpy(ranks->delta[0], delta, sizeof(delta));
     moments_t moments = draw_moments(ranks, 10000);
-    check_unbiased(&moments, 10000, "split", 0);
+    check_unbiased(&moments, 10000, 9, "split", 0);
     for (size_t draw = 1; draw <= 50; draw++) {
         encode_all(ranks, draw);
         decode_all(ranks, false);
@@ -196,17 +197,18 @@ START_TEST(test_budget_is_met)
 {
     static const double bits[] = {0.5, 1, 2, 4, 6, 12};
     for (uint64_t round = 0; round < 60; round++) {
-        size_t batch[3], total = 0, m = 1 + round * 37 % 180, n = 1 + round * 53 % 150;
+        size_t batch[3], m = 1 + round * 37 % 180, n = 1 + round * 53 % 150;
         double expected = 0;
         ranks_t *ranks;
         for (size_t r = 0; r < 3; r++)
-            total += batch[r] = 1 + (round * 7 + r * 11) % 24;
+            batch[r] = 1 + (round * 7 + r * 11) % 24;
         ranks = ranks_create(budget(bits[round % 6]), shape(3, m, n, round % 2 == 0), batch);
         fill_normal(ranks, 100 + round, round % 3 == 0, (double)(round % 7));
         for (size_t r = 0; r < 3; r++)
             expected += fmax(32, bits[round % 6] * (double)batch[r] * (double)(m + n) / 8);
         moments_t moments = draw_moments(ranks, 60);
-        ck_assert_msg(moments.bytes < 1.03 * expected, "round %d: %g bytes for a budget of %g", (int)round, moments.bytes, expected);
+        ck_assert_msg(moments.bytes < 1.03 * expected, "round %d: %g bytes for a budget of %g", (int)round, moments.bytes,
+                      expected);
         if (bits[round % 6] <= 4 && m + n > 100)
             ck_assert_msg(moments.bytes > 0.75 * expected, "round %d: %g bytes of %g", (int)round, moments.bytes, expected);
         moments_free(&moments);
@@ -226,7 +228,8 @@ static double nmse(const moments_t *moments, const ranks_t *ranks)
     return moments->error / energy;
 }
 
-/* What training looks like: half of X is zero, rows of delta span 2^10. The same bits, spent as a budget, are worth 20 times as much. */
+/* What training looks like: half of X is zero, rows of delta span 2^10. The same bits, spent as a budget, are worth 20 times as
+ * much. */
 START_TEST(test_budget_beats_width)
 {
     static const size_t batch[] = {32, 32, 32, 32};
@@ -242,7 +245,8 @@ START_TEST(test_budget_beats_width)
         ranks_destroy(ranks);
     }
     ck_assert_double_lt(bytes[1], 1.02 * bytes[0]);
-    ck_assert_msg(error[1] < error[0] / 20, "4 bits: nmse %g in %g bytes; budget: %g in %g", error[0], bytes[0], error[1], bytes[1]);
+    ck_assert_msg(error[1] < error[0] / 20, "4 bits: nmse %g in %g bytes; budget: %g in %g", error[0], bytes[0], error[1],
+                  bytes[1]);
 }
 END_TEST
 

@@ -100,7 +100,8 @@ START_TEST(halves_round_to_nearest_even)
             REQUIRE(again == bits);
             if (isinf(here) || isnan(next))
                 continue;
-            float middle = isinf(next) ? (type == 0 ? copysignf(65520.0f, here) : copysignf(0x1.ffp+127f, here)) : here / 2 + next / 2;
+            float middle =
+                isinf(next) ? (type == 0 ? copysignf(65520.0f, here) : copysignf(0x1.ffp+127f, here)) : here / 2 + next / 2;
             float points[] = {middle, nextafterf(middle, -INFINITY), nextafterf(middle, INFINITY), nextafterf(here, INFINITY)};
             for (int i = 0; i < 4; i++) {
                 if (isfinite(points[i]) && type == 0)
@@ -309,8 +310,14 @@ START_TEST(quantize_follows_its_definition)
     FOR_ROWS(row)
     {
         for (unsigned i = 0; i < sizeof(firsts) / sizeof(firsts[0]); i++) {
-            iq_grid_t grid = {.inverse = 127.0f, .low = -127, .high = 127, .stochastic = true, .stream = i % 5, .rank = 1000 * i,
-                              .seed = 0x123456789abcdefull * i, .call = 0xfedcba987654321ull * i};
+            iq_grid_t grid = {.inverse = 127.0f,
+                              .low = -127,
+                              .high = 127,
+                              .stochastic = true,
+                              .stream = i % 5,
+                              .rank = 1000 * i,
+                              .seed = 0x123456789abcdefull * i,
+                              .call = 0xfedcba987654321ull * i};
             for (int k = 0; k < COUNT; k++)
                 values[k] = random_unit() * 1.1f;
             values[0] = NAN;

@@ -21,8 +21,8 @@ static float out[COUNT], again[COUNT];
 
 static iq_codec_t make_codec(unsigned bits, size_t bucket, iq_rounding_t rounding, bool shared, int exact)
 {
-    return (iq_codec_t){.ops = &iq_codec_uniform_ops, .bits = bits, .bucket = bucket, .rounding = rounding, .shared = shared,
-                        .exact = exact};
+    return (iq_codec_t){
+        .ops = &iq_codec_uniform_ops, .bits = bits, .bucket = bucket, .rounding = rounding, .shared = shared, .exact = exact};
 }
 
 static codec_run_t make_run(const iq_codec_t *codec, isgq_red_op_t op, int nranks)
@@ -104,7 +104,8 @@ END_TEST
 
 START_TEST(messages_have_the_stated_sizes)
 {
-    iq_codec_t shared = make_codec(4, 64, IQ_ROUND_STOCHASTIC, true, -1), local = make_codec(3, 64, IQ_ROUND_STOCHASTIC, false, 0);
+    iq_codec_t shared = make_codec(4, 64, IQ_ROUND_STOCHASTIC, true, -1),
+               local = make_codec(3, 64, IQ_ROUND_STOCHASTIC, false, 0);
     iq_codec_call_t call = {.datatype = ISGQ_FLOAT32, .nranks = 8};
     iq_span_t span = {60, 73}; /* buckets 0, 1 and 2 */
     ck_assert_uint_eq(shared.ops->partial_bytes(&shared, &call, span, 1), 10 * 4);
@@ -125,7 +126,8 @@ END_TEST
 
 /* ---- errors ---- */
 
-/* Error bound of one bucket's sums: a step (nearest: half a step) for every rounding. Steps of the result follow from its own maximum. */
+/* Error bound of one bucket's sums: a step (nearest: half a step) for every rounding. Steps of the result follow from its own
+ * maximum. */
 static double bucket_bound(const iq_codec_t *codec, int nranks, bool exact, size_t begin)
 {
     double top = top_of(codec->bits), part = codec->rounding == IQ_ROUND_NEAREST ? 0.5 : 1.0;
@@ -263,7 +265,8 @@ static double z_of(const iq_codec_t *codec, float x, int nranks, uint64_t call)
 
 START_TEST(stochastic_rounding_is_unbiased)
 {
-    static const float points[] = {1e-9f, -1e-4f, 0.01f, -0.3f, 0.123456f, 0.5f, -0.7071f, 0.999f, -0.99999994f, 1.0f, -1.0f, 0.0f};
+    static const float points[] = {1e-9f,    -1e-4f, 0.01f,        -0.3f, 0.123456f, 0.5f,
+                                   -0.7071f, 0.999f, -0.99999994f, 1.0f,  -1.0f,     0.0f};
     unsigned bits = (unsigned)_i;
     for (unsigned k = 0; k < sizeof(points) / sizeof(points[0]); k++) {
         iq_codec_t exact = make_codec(bits, 0, IQ_ROUND_STOCHASTIC, true, 1), twice = exact, local = exact;
@@ -295,7 +298,9 @@ START_TEST(maxima_stay_on_the_grid)
         unsigned bits = 1 + (unsigned)round % 8;
         iq_codec_t codec = make_codec(bits, 0, IQ_ROUND_STOCHASTIC, false, 0);
         float max = fabsf(codec_random_unit()) + 0x1p-20f;
-        codec_run_t run = {.codec = codec, .count = COUNT, .inputs = {values},
+        codec_run_t run = {.codec = codec,
+                           .count = COUNT,
+                           .inputs = {values},
                            .call = {.datatype = ISGQ_FLOAT32, .nranks = 1, .seed = (uint64_t)round}};
         for (int i = 0; i < COUNT; i++)
             values[i] = i % 2 ? max : -max;
@@ -319,14 +324,13 @@ START_TEST(random_bits_depend_on_rank_call_and_seed_only)
     iq_span_t span = {0, COUNT};
     for (int i = 0; i < COUNT; i++)
         inputs[0][i] = inputs[1][i] = 0.5f;
+    codec_run_t next_call = run, next_seed = run;
+    next_call.call.call++;
+    next_seed.call.seed++;
     unsigned char *first = codec_run_message(&run, 0, span, &one, &bytes);
     unsigned char *other_rank = codec_run_message(&run, 1, span, &one, &bytes);
-    run.call.call++;
-    unsigned char *other_call = codec_run_message(&run, 0, span, &one, &bytes);
-    run.call.call--;
-    run.call.seed++;
-    unsigned char *other_seed = codec_run_message(&run, 0, span, &one, &bytes);
-    run.call.seed--;
+    unsigned char *other_call = codec_run_message(&next_call, 0, span, &one, &bytes);
+    unsigned char *other_seed = codec_run_message(&next_seed, 0, span, &one, &bytes);
     unsigned char *same = codec_run_message(&run, 0, span, &one, &bytes);
     ck_assert(memcmp(first + 1, other_rank + 1, bytes) != 0);
     ck_assert(memcmp(first + 1, other_call + 1, bytes) != 0);
@@ -339,7 +343,6 @@ START_TEST(random_bits_depend_on_rank_call_and_seed_only)
     call.scales = &one;
     for (int i = 0; i < COUNT; i++)
         sums[i] = codec_random() % 5;
-    memset(first, 0, bytes);
     unsigned char *results[2];
     for (int rank = 0; rank < 2; rank++) {
         call.rank = rank;
@@ -357,8 +360,8 @@ END_TEST
 /* One bucket of two ranks through every kind of uniform codec. */
 static void run_bucket(float a, float b, int variant)
 {
-    iq_codec_t codec = make_codec(1 + (unsigned)variant % 8, 64, variant / 8 % 2 ? IQ_ROUND_NEAREST : IQ_ROUND_STOCHASTIC, variant % 3 != 0,
-                                  variant % 3 == 1);
+    iq_codec_t codec = make_codec(1 + (unsigned)variant % 8, 64, variant / 8 % 2 ? IQ_ROUND_NEAREST : IQ_ROUND_STOCHASTIC,
+                                  variant % 3 != 0, variant % 3 == 1);
     codec_run_t run = make_run(&codec, ISGQ_SUM, 2);
     fill_inputs();
     for (int i = 64; i < 128; i++)
