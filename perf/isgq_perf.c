@@ -2,8 +2,9 @@
 /*
  * isgq_perf: time and check collectives, with nccl-tests' conventions. This file holds the command line and the sweep.
  *
- * Everything in the sweep is a list: collectives x types x reductions x quantizers x sizes. Combinations that the library does not support
- * are skipped with a word on stderr when they come out of such lists, and are an error when they are all that was asked for.
+ * Everything in the sweep is a list: collectives x types x reductions x quantizers x sizes. Combinations that the library does
+ * not support are skipped with a word on stderr when they come out of such lists, and are an error when they are all that was
+ * asked for.
  */
 #include "perf/perf.h"
 #include "tools/common/launch.h"
@@ -25,7 +26,8 @@ const char *const iq_perf_collective_names[IQ_PERF_COLLECTIVES + 1] = {"allreduc
 static const iq_program_t program = {
     .name = "isgq_perf",
     .usage = "[-n RANKS] [-c COLLECTIVES] [-b BYTES -e BYTES -f FACTOR] [-d TYPES] [-o OPS] [-q QUANTIZERS] [options]",
-    .about = "Time and check collectives. One row for each collective, type, reduction, quantizer and size; perf/README.md says what the\n"
+    .about = "Time and check collectives. One row for each collective, type, reduction, quantizer and size; perf/README.md says "
+             "what the\n"
              "columns mean. Without -n the launcher's environment (torchrun, mpirun, srun) says who the ranks are.",
 };
 
@@ -53,15 +55,25 @@ typedef struct sweep {
     size_t rows_done, bad_rows;
 } sweep_t;
 
-#define COUNT(letter_, name_, argument_, field, low_, high_, preset_, help_)                                                       \
-    {.letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_COUNT, .value = &(field), .low = low_, .high = high_, \
-     .preset = preset_, .help = help_}
-#define BYTES(letter_, name_, field, preset_, help_)                                                                        \
-    {.letter = letter_, .name = name_, .argument = "BYTES", .kind = IQ_OPTION_BYTES, .value = &(field), .low = 0, .high = 1e13, \
-     .preset = preset_, .help = help_}
-#define TEXT(letter_, name_, argument_, field, preset_, help_)                                                                   \
-    {.letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_TEXT, .value = &(field), .preset = preset_, .help = help_}
-#define FLAG(letter_, name_, field, help_) {.letter = letter_, .name = name_, .kind = IQ_OPTION_FLAG, .value = &(field), .help = help_}
+#define COUNT(letter_, name_, argument_, field, low_, high_, preset_, help_)                                              \
+    {                                                                                                                     \
+        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_COUNT, .value = &(field), .low = low_, \
+        .high = high_, .preset = preset_, .help = help_                                                                   \
+    }
+#define BYTES(letter_, name_, field, preset_, help_)                                                                 \
+    {                                                                                                                \
+        .letter = letter_, .name = name_, .argument = "BYTES", .kind = IQ_OPTION_BYTES, .value = &(field), .low = 0, \
+        .high = 1e13, .preset = preset_, .help = help_                                                               \
+    }
+#define TEXT(letter_, name_, argument_, field, preset_, help_)                                                                 \
+    {                                                                                                                          \
+        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_TEXT, .value = &(field), .preset = preset_, \
+        .help = help_                                                                                                          \
+    }
+#define FLAG(letter_, name_, field, help_)                                                         \
+    {                                                                                              \
+        .letter = letter_, .name = name_, .kind = IQ_OPTION_FLAG, .value = &(field), .help = help_ \
+    }
 
 static void check_together(const command_t *c, const iq_option_t *options)
 {
@@ -93,7 +105,8 @@ static void parse(command_t *c, int argc, char **argv)
              "allreduce, factored, reduce_scatter, allgather, broadcast; all;\nseveral with commas"),
         BYTES('b', "minbytes", c->first_bytes, "8", "smallest size in bytes of the larger buffer (k, m, g may follow)"),
         BYTES('e', "maxbytes", c->last_bytes, "16m", "largest size"),
-        COUNT('f', "stepfactor", "FACTOR", c->factor, 2, 1e6, "8", "each size is so many times the one before; 0 is followed by 4 bytes"),
+        COUNT('f', "stepfactor", "FACTOR", c->factor, 2, 1e6, "8",
+              "each size is so many times the one before; 0 is followed by 4 bytes"),
         COUNT(0, "rows", "ROWS", c->rows, 0, 1e9, "128", "factored: rows of X and Delta on each rank"),
         COUNT(0, "m", "COLUMNS", c->m, 1, 1e9, "784", "factored: columns of X"),
         COUNT(0, "n", "COLUMNS", c->n, 1, 1e9, "1000", "factored: columns of Delta"),
@@ -107,7 +120,8 @@ static void parse(command_t *c, int argc, char **argv)
         COUNT('i', "iters", "CALLS", c->iterations, 1, 1e6, "20", "timed iterations"),
         COUNT(0, "calls", "CALLS", c->calls, 1, 1e6, "1", "calls back to back in one iteration; its time is divided by them"),
         FLAG('p', "inplace", c->in_place, "input and output are the same buffer"),
-        BYTES(0, "misalign", c->misalign, "0", "put buffers so many bytes behind a multiple of 64; must be\na multiple of the element"),
+        BYTES(0, "misalign", c->misalign, "0",
+              "put buffers so many bytes behind a multiple of 64; must be\na multiple of the element"),
         TEXT(0, "memory", "KIND", c->memory, "malloc", "malloc, or isgq for isgq_mem_alloc"),
         COUNT('r', "root", "RANK", c->root, 0, 65535, "0", "broadcast: the source"),
         COUNT('s', "seed", "NUMBER", c->seed, 1, 9e15, "1", "of the data and of every random decision"),
@@ -263,10 +277,7 @@ static void print_head(sweep_t *sweep)
     iq_perf_report_head(&sweep->table, &sweep->setup, visible ? stdout : NULL, width);
 }
 
-static bool is_list(const sweep_t *sweep)
-{
-    return sweep->ncollectives * sweep->ntypes * sweep->nops * sweep->nquantizers > 1;
-}
+static bool is_list(const sweep_t *sweep) { return sweep->ncollectives * sweep->ntypes * sweep->nops * sweep->nquantizers > 1; }
 
 /* False: the library does not do this combination, whatever the size. */
 static bool run_case(sweep_t *sweep, const iq_perf_case_t *test)
@@ -363,16 +374,22 @@ static int run_ranks(sweep_t *sweep)
     size_t largest = sweep->command->last_bytes;
 
     join(sweep);
-    setup->bound_bytes = largest < LEAST_BOUND_BYTES ? LEAST_BOUND_BYTES : largest > MOST_BOUND_BYTES ? MOST_BOUND_BYTES : largest;
+    setup->bound_bytes = largest < LEAST_BOUND_BYTES  ? LEAST_BOUND_BYTES
+                         : largest > MOST_BOUND_BYTES ? MOST_BOUND_BYTES
+                                                      : largest;
     setup->bound_gbs = iq_perf_copy_bound(setup);
     iq_json_open(&sweep->json, setup->rank == 0 ? sweep->command->json : NULL);
     run_all(sweep);
     bool written = iq_json_close(&sweep->json);
+    if (sweep->rows_done == 0 && setup->rank == 0)
+        iq_complain("nothing ran: the library supports none of these combinations");
     if (sweep->bad_rows > 0 && setup->rank == 0)
         iq_complain("%zu of %zu rows are wrong", sweep->bad_rows, sweep->rows_done);
     iq_check(isgq_comm_finalize(setup->comm), setup->rank, "leaving");
     isgq_comm_destroy(setup->comm);
     isgq_quantizer_destroy(setup->none);
+    if (sweep->rows_done == 0)
+        return IQ_EXIT_USAGE;
     return sweep->bad_rows == 0 && written ? IQ_EXIT_OK : IQ_EXIT_FAILED;
 }
 

@@ -24,13 +24,16 @@ enum { MAX_MODES = 32, MAX_LAYER_SIZE = 65536 };
 static const iq_program_t program = {
     .name = "isgq_train",
     .usage = "[-n RANKS] [--grad MODES] [-q QUANTIZER] [options]",
-    .about = "Train a fully connected network on IDX files (MNIST, Fashion-MNIST) with N data-parallel ranks, once for each gradient mode:\n"
+    .about = "Train a fully connected network on IDX files (MNIST, Fashion-MNIST) with N data-parallel ranks, once for each "
+             "gradient mode:\n"
              "  exact     gradients summed in fp32\n"
              "  dense     gradients quantized by -q\n"
              "  factored  the layers' inputs and output gradients quantized by -q and exchanged instead of the gradients\n"
              "  coarse    gradients quantized by --coarse: how a bad quantizer looks in the same table\n"
-             "Columns: accuracy and loss on the test images; nmse of the summed gradients (mean over every 50th step); seconds of training\n"
-             "and of waiting for gradients; bytes that the busiest rank sent for gradients; ratio: the bytes of an fp32 ring over that;\n"
+             "Columns: accuracy and loss on the test images; nmse of the summed gradients (mean over every 50th step); seconds "
+             "of training\n"
+             "and of waiting for gradients; bytes that the busiest rank sent for gradients; ratio: the bytes of an fp32 ring "
+             "over that;\n"
              "gain: a rank's fp32 gradients over what it contributed itself; hash of the final weights, equal on all ranks.",
 };
 
@@ -56,33 +59,104 @@ typedef struct program_state {
 static void parse(command_t *c, int argc, char **argv)
 {
     iq_option_t options[] = {
-        {.letter = 'n', .name = "nranks", .argument = "RANKS", .kind = IQ_OPTION_COUNT, .value = &c->nranks, .low = 1, .high = 4096,
+        {.letter = 'n',
+         .name = "nranks",
+         .argument = "RANKS",
+         .kind = IQ_OPTION_COUNT,
+         .value = &c->nranks,
+         .low = 1,
+         .high = 4096,
          .help = "start so many local ranks [the launcher's environment]"},
-        {.letter = 'g', .name = "grad", .argument = "LIST", .kind = IQ_OPTION_TEXT, .value = &c->grad,
+        {.letter = 'g',
+         .name = "grad",
+         .argument = "LIST",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->grad,
          .preset = "exact,dense,factored,coarse",
-         .help = "gradient modes, with commas; mode:quantizer overrides -q,\nas in exact,factored:isgq:bits=2,factored:isgq:bits=4"},
-        {.letter = 'q', .name = "quantizer", .argument = "TEXT", .kind = IQ_OPTION_TEXT, .value = &c->quantizer, .preset = "isgq:bits=4",
+         .help =
+             "gradient modes, with commas; mode:quantizer overrides -q,\nas in exact,factored:isgq:bits=2,factored:isgq:bits=4"},
+        {.letter = 'q',
+         .name = "quantizer",
+         .argument = "TEXT",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->quantizer,
+         .preset = "isgq:bits=4",
          .help = "quantizer of dense and factored"},
-        {.name = "coarse", .argument = "TEXT", .kind = IQ_OPTION_TEXT, .value = &c->coarse, .preset = "uniform:bits=1",
+        {.name = "coarse",
+         .argument = "TEXT",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->coarse,
+         .preset = "uniform:bits=1",
          .help = "quantizer of coarse"},
-        {.name = "layers", .argument = "LIST", .kind = IQ_OPTION_TEXT, .value = &c->layers, .preset = "784,1000,300,100,10",
+        {.name = "layers",
+         .argument = "LIST",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->layers,
+         .preset = "784,1000,300,100,10",
          .help = "units: input, hidden layers, output"},
-        {.letter = 'e', .name = "epochs", .argument = "NUMBER", .kind = IQ_OPTION_COUNT, .value = &c->epochs, .low = 1, .high = 1e6,
-         .preset = "3", .help = "passes over the training images"},
-        {.letter = 'b', .name = "batch", .argument = "ROWS", .kind = IQ_OPTION_COUNT, .value = &c->batch, .low = 1, .high = 1e6,
-         .preset = "32", .help = "images of one step on each rank"},
-        {.letter = 'B', .name = "total-batch", .argument = "ROWS", .kind = IQ_OPTION_COUNT, .value = &c->total_batch, .low = 1,
-         .high = 1e8, .help = "images of one step, divided among the ranks; instead of --batch"},
-        {.name = "lr", .argument = "RATE", .kind = IQ_OPTION_REAL, .value = &c->rate, .low = 1e-9, .high = 100, .preset = "0.2",
+        {.letter = 'e',
+         .name = "epochs",
+         .argument = "NUMBER",
+         .kind = IQ_OPTION_COUNT,
+         .value = &c->epochs,
+         .low = 1,
+         .high = 1e6,
+         .preset = "3",
+         .help = "passes over the training images"},
+        {.letter = 'b',
+         .name = "batch",
+         .argument = "ROWS",
+         .kind = IQ_OPTION_COUNT,
+         .value = &c->batch,
+         .low = 1,
+         .high = 1e6,
+         .preset = "32",
+         .help = "images of one step on each rank"},
+        {.letter = 'B',
+         .name = "total-batch",
+         .argument = "ROWS",
+         .kind = IQ_OPTION_COUNT,
+         .value = &c->total_batch,
+         .low = 1,
+         .high = 1e8,
+         .help = "images of one step, divided among the ranks; instead of --batch"},
+        {.name = "lr",
+         .argument = "RATE",
+         .kind = IQ_OPTION_REAL,
+         .value = &c->rate,
+         .low = 1e-9,
+         .high = 100,
+         .preset = "0.2",
          .help = "learning rate of the first step; falls linearly to 0"},
-        {.letter = 's', .name = "seed", .argument = "NUMBER", .kind = IQ_OPTION_COUNT, .value = &c->seed, .low = 1, .high = 9e15,
-         .preset = "1", .help = "of weights, order of images and every random decision"},
-        {.letter = 'd', .name = "data", .argument = "FOLDER", .kind = IQ_OPTION_TEXT, .value = &c->data,
+        {.letter = 's',
+         .name = "seed",
+         .argument = "NUMBER",
+         .kind = IQ_OPTION_COUNT,
+         .value = &c->seed,
+         .low = 1,
+         .high = 9e15,
+         .preset = "1",
+         .help = "of weights, order of images and every random decision"},
+        {.letter = 'd',
+         .name = "data",
+         .argument = "FOLDER",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->data,
          .preset = "/usr/share/datasets/fashion-mnist",
-         .help = "folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,\nt10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (or each with .gz)"},
-        {.letter = 't', .name = "transport", .argument = "LIST", .kind = IQ_OPTION_TEXT, .value = &c->transport, .preset = "auto",
+         .help = "folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,\nt10k-images-idx3-ubyte, t10k-labels-idx1-ubyte "
+                 "(or each with .gz)"},
+        {.letter = 't',
+         .name = "transport",
+         .argument = "LIST",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->transport,
+         .preset = "auto",
          .help = "allowed transports, with commas: local, shm, ucx"},
-        {.letter = 'J', .name = "json", .argument = "FILE", .kind = IQ_OPTION_TEXT, .value = &c->json,
+        {.letter = 'J',
+         .name = "json",
+         .argument = "FILE",
+         .kind = IQ_OPTION_TEXT,
+         .value = &c->json,
          .help = "write JSON to FILE; -: to stdout and nothing else there"},
         {.name = NULL},
     };
@@ -103,7 +177,8 @@ static const struct mode_kind {
     const char *name;
     iq_train_kind_t kind;
 } mode_kinds[] = {
-    {"exact", IQ_TRAIN_DENSE}, {"dense", IQ_TRAIN_DENSE}, {"factored", IQ_TRAIN_FACTORED}, {"coarse", IQ_TRAIN_DENSE}, {NULL, IQ_TRAIN_DENSE},
+    {"exact", IQ_TRAIN_DENSE},  {"dense", IQ_TRAIN_DENSE}, {"factored", IQ_TRAIN_FACTORED},
+    {"coarse", IQ_TRAIN_DENSE}, {NULL, IQ_TRAIN_DENSE},
 };
 
 /* The mode that an item names, alone or before a colon. NULL: the item belongs to the quantizer before it ("dense:uniform:bits=4,scale=local"). */
@@ -227,7 +302,8 @@ static void check_data(const state_t *state, size_t nranks)
     size_t total = c->total_batch > 0 ? c->total_batch : c->batch * nranks;
 
     if (state->data.train.pixels != state->sizes[0])
-        iq_die(IQ_EXIT_USAGE, "--layers: the images have %zu pixels, the first layer %zu units", state->data.train.pixels, state->sizes[0]);
+        iq_die(IQ_EXIT_USAGE, "--layers: the images have %zu pixels, the first layer %zu units", state->data.train.pixels,
+               state->sizes[0]);
     if (total > state->data.train.count)
         iq_die(IQ_EXIT_USAGE, "a step of %zu rows is more than the %zu training images", total, state->data.train.count);
 }
@@ -235,10 +311,21 @@ static void check_data(const state_t *state, size_t nranks)
 /* ---- report ---- */
 
 static const iq_column_t columns[] = {
-    {"mode", "", 8, true},        {"quantizer", "", 12, true},      {"nranks", "", 6, false},       {"epochs", "", 6, false},
-    {"batch", "rows/rank", 5, false}, {"accuracy", "%", 8, false},  {"loss", "nats", 6, false},     {"nmse", "", 9, false},
-    {"seconds", "s", 7, false},   {"comm_seconds", "s", 12, false}, {"grad_bytes", "B", 12, false}, {"ratio", "", 7, false},
-    {"gain", "", 7, false},       {"hash", "", 16, true},           {NULL, NULL, 0, false},
+    {"mode", "", 8, true},
+    {"quantizer", "", 12, true},
+    {"nranks", "", 6, false},
+    {"epochs", "", 6, false},
+    {"batch", "rows/rank", 5, false},
+    {"accuracy", "%", 8, false},
+    {"loss", "nats", 6, false},
+    {"nmse", "", 9, false},
+    {"seconds", "s", 7, false},
+    {"comm_seconds", "s", 12, false},
+    {"grad_bytes", "B", 12, false},
+    {"ratio", "", 7, false},
+    {"gain", "", 7, false},
+    {"hash", "", 16, true},
+    {NULL, NULL, 0, false},
 };
 
 static void report_head(state_t *state)
@@ -250,9 +337,10 @@ static void report_head(state_t *state)
     for (size_t i = 0; i < state->nmodes; i++)
         iq_table_reserve(&state->table, "quantizer", (int)strlen(state->modes[i].typed));
     if (table)
-        printf("# isgq_train: layers %s, %zu training and %zu test images, %zu rows a step on %d ranks, learning rate %g, seed %" PRIu64 "\n",
-               state->command->layers, state->data.train.count, state->data.test.count, setup->total_rows, setup->nranks, setup->rate,
-               setup->seed);
+        printf("# isgq_train: layers %s, %zu training and %zu test images, %zu rows a step on %d ranks, learning rate %g, seed "
+               "%" PRIu64 "\n",
+               state->command->layers, state->data.train.count, state->data.test.count, setup->total_rows, setup->nranks,
+               setup->rate, setup->seed);
     iq_table_head(&state->table);
 }
 
@@ -318,8 +406,8 @@ static bool run_mode(state_t *state, const iq_train_mode_t *mode)
 
     iq_train_run(&state->setup, mode, &result);
     if (state->setup.rank == 0 && (!isatty(STDERR_FILENO) || state->json.file == stdout))
-        iq_complain("%s %s: accuracy %.2f %%, nmse %.2e, %.1f s, %.1f MB sent", mode->name, mode->typed, result.accuracy, result.nmse,
-                    result.seconds, (double)result.grad_bytes * 1e-6);
+        iq_complain("%s %s: accuracy %.2f %%, nmse %.2e, %.1f s, %.1f MB sent", mode->name, mode->typed, result.accuracy,
+                    result.nmse, result.seconds, (double)result.grad_bytes * 1e-6);
     report_table(state, mode, &result);
     report_json(state, mode, &result);
     if (result.hashes_differ && state->setup.rank == 0)

@@ -36,9 +36,9 @@ typedef struct iq_perf_setup {
     bool in_place, library_memory, bias;
     int root;
     uint64_t seed;
-    isgq_quantizer_t none;            /* for the program's own exchanges */
-    double bound_gbs;                 /* B, GB/s */
-    size_t bound_bytes;               /* of each copy */
+    isgq_quantizer_t none; /* for the program's own exchanges */
+    double bound_gbs;      /* B, GB/s */
+    size_t bound_bytes;    /* of each copy */
 } iq_perf_setup_t;
 
 /* One row of the table. */
@@ -46,21 +46,21 @@ typedef struct iq_perf_case {
     iq_perf_collective_t collective;
     const iq_type_name_t *type;
     isgq_red_op_t op;
-    const char *op_name;        /* "none" where there is no reduction */
+    const char *op_name; /* "none" where there is no reduction */
     isgq_quantizer_t quantizer;
     const char *quantizer_typed; /* as the user wrote it */
-    const char *quantizer_text; /* canonical */
-    const char *algorithm;      /* NULL: the library's choice */
-    size_t count;               /* the call's count argument */
-    size_t bytes;               /* the larger buffer, nccl-tests' size */
-    size_t rows, m, n;          /* factored */
-    bool lossless;              /* the result is the exact one */
+    const char *quantizer_text;  /* canonical */
+    const char *algorithm;       /* NULL: the library's choice */
+    size_t count;                /* the call's count argument */
+    size_t bytes;                /* the larger buffer, nccl-tests' size */
+    size_t rows, m, n;           /* factored */
+    bool lossless;               /* the result is the exact one */
 } iq_perf_case_t;
 
 typedef struct iq_perf_result {
     double time_us, p99_us;
     double nmse;
-    uint64_t wire_bytes;  /* most over ranks */
+    uint64_t wire_bytes; /* most over ranks */
     uint64_t wrong;
     uint64_t hash;
     bool hashes_differ;
@@ -70,8 +70,8 @@ typedef struct iq_perf_result {
 /* ---- perf_data.c ---- */
 
 /*
- * Input data: a pure function of (seed, rank, element), so that any rank can make any rank's input. Exact data are small integers (floats:
- * times 2^-3) whose reduction is exactly representable in the type. Real data are bell-shaped, |x| <= IQ_PERF_REAL_MAX.
+ * Input data: a pure function of (seed, rank, element), so that any rank can make any rank's input. Exact data are small integers
+ * (floats: times 2^-3) whose reduction is exactly representable in the type. Real data are bell-shaped, |x| <= IQ_PERF_REAL_MAX.
  */
 #define IQ_PERF_REAL_MAX 3.5
 
@@ -96,8 +96,8 @@ void iq_perf_round(isgq_data_type_t type, double *values, size_t count);
 /* ---- perf_bound.c ---- */
 
 /*
- * What a dense quantizer promises, element by element, where `parts` values x_r with |x_r| <= max are added (perf/README.md has the
- * derivation):   |result - exact| <= relative * sum |x_r| + step * max + absolute
+ * What a dense quantizer promises, element by element, where `parts` values x_r with |x_r| <= max are added (perf/README.md has
+ * the derivation):   |result - exact| <= relative * sum |x_r| + step * max + absolute
  */
 typedef struct iq_perf_bound {
     double relative, step, absolute;

@@ -2,7 +2,8 @@
 /*
  * Checking a dense result: every input is made again, block by block, reduced in double, and compared with what was delivered.
  *
- * Where all ranks hold the same result (their hashes say so) each checks its own n-th of it; of a reduce_scatter each checks its part.
+ * Where all ranks hold the same result (their hashes say so) each checks its own n-th of it; of a reduce_scatter each checks its
+ * part.
  */
 #include "perf/perf.h"
 
@@ -139,7 +140,8 @@ void iq_perf_check(const iq_perf_setup_t *setup, const iq_perf_case_t *test, con
     checker_t checker = {.setup = setup,
                          .test = test,
                          .source = iq_perf_case_source(setup, test),
-                         .bound = iq_perf_bound(test->quantizer_text, test->type->type, reduces ? setup->nranks : 1, setup->nranks),
+                         .bound =
+                             iq_perf_bound(test->quantizer_text, test->type->type, reduces ? setup->nranks : 1, setup->nranks),
                          .delivered = delivered};
 
     check_share(&checker);

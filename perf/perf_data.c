@@ -2,8 +2,8 @@
 /*
  * isgq_perf's input data, and the conversion between doubles and element types.
  *
- * Exactness is bought with range: with n ranks and a type that holds integers up to `limit`, inputs are integers up to limit / n, so no order
- * of additions can round. An average needs a sum that n divides, so there every input is a multiple of n.
+ * Exactness is bought with range: with n ranks and a type that holds integers up to `limit`, inputs are integers up to limit / n,
+ * so no order of additions can round. An average needs a sum that n divides, so there every input is a multiple of n.
  */
 #include "perf/perf.h"
 
@@ -173,13 +173,13 @@ static double from_f16(uint16_t half)
 }
 
 /* Elements may be misaligned: bytes are copied, never dereferenced. */
-#define STORE_AS(ctype, expression)                                  \
-    do {                                                             \
-        char *to = elements;                                         \
-        for (size_t i = 0; i < count; i++) {                         \
-            ctype element = expression;                              \
+#define STORE_AS(ctype, expression)                                      \
+    do {                                                                 \
+        char *to = elements;                                             \
+        for (size_t i = 0; i < count; i++) {                             \
+            ctype element = expression;                                  \
             memcpy(to + i * sizeof(element), &element, sizeof(element)); \
-        }                                                            \
+        }                                                                \
     } while (0)
 
 void iq_perf_store(isgq_data_type_t type, const double *values, size_t count, void *elements)

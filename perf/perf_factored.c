@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Factored cases: input like a layer's (X after a ReLU, rows of Delta of different weight), and the check against the exact product.
+ * Factored cases: input like a layer's (X after a ReLU, rows of Delta of different weight), and the check against the exact
+ * product.
  *
- * A factored quantizer promises no bound for a single element (a budget may drop rows, without bias), so the whole gradient's squared error
- * is held against what the definition makes expected; perf/README.md has the formula. Each rank checks its n-th of the rows of the gradient.
+ * A factored quantizer promises no bound for a single element (a budget may drop rows, without bias), so the whole gradient's
+ * squared error is held against what the definition makes expected; perf/README.md has the formula. Each rank checks its n-th of
+ * the rows of the gradient.
  */
 #include "perf/perf.h"
 #include "tools/common/options.h"
@@ -99,8 +101,8 @@ static void add_noise(noise_t *noise, const iq_perf_factor_promise_t *promise, c
 }
 
 /* sums: squared error, squared norm of this part. */
-static void compare(const double *exact, const void *delivered, const iq_perf_case_t *test, size_t first, size_t count, double divisor,
-                    double *error, double *norm)
+static void compare(const double *exact, const void *delivered, const iq_perf_case_t *test, size_t first, size_t count,
+                    double divisor, double *error, double *norm)
 {
     double got;
 
@@ -161,7 +163,8 @@ static void add_bias(product_t *product, const iq_perf_case_t *test, const doubl
 }
 
 /* Every rank's factors: the exact part of the gradient, the exact bias [n] if there is one, the expected noise. */
-static void gather_exact(const iq_perf_setup_t *setup, const iq_perf_case_t *test, product_t *product, double *bias, noise_t *noise)
+static void gather_exact(const iq_perf_setup_t *setup, const iq_perf_case_t *test, product_t *product, double *bias,
+                         noise_t *noise)
 {
     iq_perf_factor_promise_t promise = iq_perf_factor_promise(test->quantizer_text, test->m, test->n);
     double *x = numbers(test->rows * test->m), *delta = numbers(test->rows * test->n);

@@ -8,11 +8,11 @@
 #include <math.h>
 
 static const iq_column_t columns[] = {
-    {"coll", "", 10, true},       {"dtype", "", 5, true},       {"op", "", 4, true},      {"quantizer", "", 10, true},
-    {"algorithm", "", 9, true},   {"transport", "", 5, true},   {"bytes", "B", 10, false}, {"count", "elements", 9, false},
-    {"time", "us", 10, false},    {"p99", "us", 10, false},     {"algbw", "GB/s", 7, false}, {"busbw", "GB/s", 7, false},
-    {"bound", "GB/s", 6, false},  {"wire", "B", 10, false},     {"ratio", "", 6, false},  {"nmse", "", 9, false},
-    {"wrong", "elements", 5, false}, {"hash", "", 16, true},    {NULL, NULL, 0, false},
+    {"coll", "", 10, true},          {"dtype", "", 5, true},     {"op", "", 4, true},         {"quantizer", "", 10, true},
+    {"algorithm", "", 9, true},      {"transport", "", 5, true}, {"bytes", "B", 10, false},   {"count", "elements", 9, false},
+    {"time", "us", 10, false},       {"p99", "us", 10, false},   {"algbw", "GB/s", 7, false}, {"busbw", "GB/s", 7, false},
+    {"bound", "GB/s", 6, false},     {"wire", "B", 10, false},   {"ratio", "", 6, false},     {"nmse", "", 9, false},
+    {"wrong", "elements", 5, false}, {"hash", "", 16, true},     {NULL, NULL, 0, false},
 };
 
 /* nccl-tests' factors: what makes bus bandwidth comparable over rank counts. */
@@ -50,9 +50,10 @@ void iq_perf_report_head(iq_table_t *table, const iq_perf_setup_t *setup, FILE *
     iq_table_reserve(table, "quantizer", quantizer_width);
     if (file == NULL)
         return;
-    fprintf(file, "# isgq_perf: %d ranks, %zu timed iterations of %zu calls after %zu, %s, misalignment %zu B, seed %" PRIu64 "\n",
-            setup->nranks, setup->iterations, setup->calls, setup->warmup, setup->in_place ? "in place" : "out of place", setup->misalign,
-            setup->seed);
+    fprintf(file,
+            "# isgq_perf: %d ranks, %zu timed iterations of %zu calls after %zu, %s, misalignment %zu B, seed %" PRIu64 "\n",
+            setup->nranks, setup->iterations, setup->calls, setup->warmup, setup->in_place ? "in place" : "out of place",
+            setup->misalign, setup->seed);
     fprintf(file, "# bound B: every rank copies its own %zu B at once: %.3f GB/s\n", setup->bound_bytes, setup->bound_gbs);
     iq_table_head(table);
 }

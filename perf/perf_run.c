@@ -22,9 +22,9 @@ typedef struct buffer {
 typedef struct bench {
     const iq_perf_setup_t *setup;
     const iq_perf_case_t *test;
-    buffer_t pristine, input, output;   /* dense; factored: grad is the output */
+    buffer_t pristine, input, output;     /* dense; factored: grad is the output */
     buffer_t pristine_delta, delta, bias; /* factored: input is x */
-    char *send, *receive;               /* the call's arguments */
+    char *send, *receive;                 /* the call's arguments */
     size_t send_bytes, receive_bytes;
 } bench_t;
 
@@ -36,7 +36,10 @@ double iq_perf_now(void)
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
-void iq_perf_synchronize(const iq_perf_setup_t *setup, const char *what) { iq_check(isgq_comm_synchronize(setup->comm), setup->rank, what); }
+void iq_perf_synchronize(const iq_perf_setup_t *setup, const char *what)
+{
+    iq_check(isgq_comm_synchronize(setup->comm), setup->rank, what);
+}
 
 void iq_perf_barrier(const iq_perf_setup_t *setup)
 {
@@ -167,12 +170,18 @@ static isgq_result_t call(bench_t *bench)
     const iq_perf_case_t *test = bench->test;
     isgq_data_type_t type = test->type->type;
     isgq_call_options_t options = {.size = sizeof(options), .algorithm = test->algorithm};
-    isgq_factors_t factors = {.size = sizeof(factors), .x = bench->send, .delta = bench->delta.data, .batch = test->rows, .m = test->m,
-                              .n = test->n, .bias = setup->bias ? bench->bias.data : NULL};
+    isgq_factors_t factors = {.size = sizeof(factors),
+                              .x = bench->send,
+                              .delta = bench->delta.data,
+                              .batch = test->rows,
+                              .m = test->m,
+                              .n = test->n,
+                              .bias = setup->bias ? bench->bias.data : NULL};
 
     switch (test->collective) {
     case IQ_PERF_ALLREDUCE:
-        return isgq_allreduce(bench->send, bench->receive, test->count, type, test->op, test->quantizer, setup->comm, NULL, &options);
+        return isgq_allreduce(bench->send, bench->receive, test->count, type, test->op, test->quantizer, setup->comm, NULL,
+                              &options);
     case IQ_PERF_FACTORED:
         return isgq_allreduce_factored(&factors, test->rows, bench->receive, type, test->op, test->quantizer, setup->comm, NULL,
                                        &options);

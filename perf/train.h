@@ -52,12 +52,12 @@ typedef struct iq_train_layer {
 
 typedef struct iq_train_net {
     size_t nlayers, max_rows;
-    size_t parameters;   /* all layers */
-    float *weights;      /* [parameters] */
-    float *grad;         /* [parameters] */
-    float *activations;  /* what layers[].x point into */
+    size_t parameters;  /* all layers */
+    float *weights;     /* [parameters] */
+    float *grad;        /* [parameters] */
+    float *activations; /* what layers[].x point into */
     float *deltas;
-    float *output;       /* [max_rows x classes] logits */
+    float *output; /* [max_rows x classes] logits */
     iq_train_layer_t layers[IQ_TRAIN_MAX_LAYERS];
 } iq_train_net_t;
 
@@ -91,7 +91,7 @@ typedef struct iq_train_mode {
     const char *name; /* "exact", "dense", "factored", "coarse" */
     iq_train_kind_t kind;
     isgq_quantizer_t quantizer;
-    char typed[256];  /* the quantizer as the user wrote it */
+    char typed[256]; /* the quantizer as the user wrote it */
 } iq_train_mode_t;
 
 typedef struct iq_train_setup {
@@ -100,9 +100,9 @@ typedef struct iq_train_setup {
     isgq_quantizer_t none;
     int rank, nranks;
     size_t epochs;
-    size_t total_rows;          /* of one step, all ranks */
-    size_t first_row, rows;     /* this rank's share of them */
-    size_t max_rows;            /* largest share */
+    size_t total_rows;      /* of one step, all ranks */
+    size_t first_row, rows; /* this rank's share of them */
+    size_t max_rows;        /* largest share */
     double rate;
     uint64_t seed;
     const iq_train_data_t *data;
@@ -111,13 +111,13 @@ typedef struct iq_train_setup {
 
 typedef struct iq_train_result {
     size_t steps;
-    double accuracy;      /* percent of the test images */
-    double loss;          /* mean cross-entropy of the test images */
-    double nmse;          /* of the gradients, mean over every 50th step */
+    double accuracy; /* percent of the test images */
+    double loss;     /* mean cross-entropy of the test images */
+    double nmse;     /* of the gradients, mean over every 50th step */
     double seconds, comm_seconds;
-    uint64_t grad_bytes;  /* most that any rank sent */
+    uint64_t grad_bytes; /* most that any rank sent */
     double ratio, gain;
-    uint64_t hash;        /* of the final weights */
+    uint64_t hash; /* of the final weights */
     bool hashes_differ;
 } iq_train_result_t;
 

@@ -30,8 +30,10 @@ static void open_set(iq_train_set_t *set, const char *folder, const char *images
         iq_die(IQ_EXIT_USAGE, "%s: %s holds %zu images, %s %zu labels", folder, images, pictures.items, labels, names.items);
     for (size_t i = 0; i < names.items; i++)
         if (names.data[i] >= classes)
-            iq_die(IQ_EXIT_USAGE, "%s/%s: label %zu is %u, but the network has %zu outputs", folder, labels, i, names.data[i], classes);
-    *set = (iq_train_set_t){.images = pictures.data, .labels = names.data, .count = pictures.items, .pixels = pictures.item_bytes};
+            iq_die(IQ_EXIT_USAGE, "%s/%s: label %zu is %u, but the network has %zu outputs", folder, labels, i, names.data[i],
+                   classes);
+    *set =
+        (iq_train_set_t){.images = pictures.data, .labels = names.data, .count = pictures.items, .pixels = pictures.item_bytes};
 }
 
 void iq_train_data_open(iq_train_data_t *data, const char *folder, size_t classes)
@@ -39,7 +41,8 @@ void iq_train_data_open(iq_train_data_t *data, const char *folder, size_t classe
     open_set(&data->train, folder, "train-images-idx3-ubyte", "train-labels-idx1-ubyte", classes);
     open_set(&data->test, folder, "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte", classes);
     if (data->train.pixels != data->test.pixels)
-        iq_die(IQ_EXIT_USAGE, "%s: training images have %zu pixels, test images %zu", folder, data->train.pixels, data->test.pixels);
+        iq_die(IQ_EXIT_USAGE, "%s: training images have %zu pixels, test images %zu", folder, data->train.pixels,
+               data->test.pixels);
 }
 
 void iq_train_data_close(iq_train_data_t *data)

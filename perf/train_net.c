@@ -89,8 +89,8 @@ void iq_train_net_forward(iq_train_net_t *net, size_t rows)
         float *y = output_of(net, l);
         for (size_t row = 0; row < rows; row++)
             memcpy(y + row * n, layer->weights + m * n, n * sizeof(float));
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)n, (int)m, 1.0f, layer->x, (int)m, layer->weights, (int)n,
-                    1.0f, y, (int)n);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasNoTrans, (int)rows, (int)n, (int)m, 1.0f, layer->x, (int)m, layer->weights,
+                    (int)n, 1.0f, y, (int)n);
         for (size_t i = 0; l + 1 < net->nlayers && i < rows * n; i++)
             y[i] = y[i] > 0.0f ? y[i] : 0.0f;
     }
@@ -142,8 +142,8 @@ void iq_train_net_backward(iq_train_net_t *net, size_t rows, const uint8_t *labe
         const iq_train_layer_t *layer = &net->layers[l];
         size_t m = layer->m, n = layer->n;
         float *below = net->layers[l - 1].delta;
-        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)m, (int)n, 1.0f, layer->delta, (int)n, layer->weights, (int)n,
-                    0.0f, below, (int)m);
+        cblas_sgemm(CblasRowMajor, CblasNoTrans, CblasTrans, (int)rows, (int)m, (int)n, 1.0f, layer->delta, (int)n,
+                    layer->weights, (int)n, 0.0f, below, (int)m);
         for (size_t i = 0; i < rows * m; i++)
             below[i] = layer->x[i] > 0.0f ? below[i] : 0.0f;
     }
@@ -154,8 +154,8 @@ void iq_train_net_gradient(const iq_train_layer_t *layer, size_t rows, float *gr
     size_t m = layer->m, n = layer->n;
     float *bias = grad + m * n;
 
-    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)m, (int)n, (int)rows, 1.0f, layer->x, (int)m, layer->delta, (int)n, 0.0f,
-                grad, (int)n);
+    cblas_sgemm(CblasRowMajor, CblasTrans, CblasNoTrans, (int)m, (int)n, (int)rows, 1.0f, layer->x, (int)m, layer->delta, (int)n,
+                0.0f, grad, (int)n);
     memset(bias, 0, n * sizeof(float));
     for (size_t row = 0; row < rows; row++)
         for (size_t j = 0; j < n; j++)

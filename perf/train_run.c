@@ -2,8 +2,8 @@
 /*
  * One training run with one way to sum gradients.
  *
- * A step: this rank's rows forward and backward; all layers' calls queued; one wait; the same update on every rank. What is measured about the
- * gradients goes over a communicator of its own, and its time and bytes count nowhere.
+ * A step: this rank's rows forward and backward; all layers' calls queued; one wait; the same update on every rank. What is
+ * measured about the gradients goes over a communicator of its own, and its time and bytes count nowhere.
  */
 #include "perf/train.h"
 #include "tools/common/names.h"
@@ -21,10 +21,10 @@ typedef struct run {
     const iq_train_setup_t *setup;
     const iq_train_mode_t *mode;
     size_t step, steps, steps_per_epoch;
-    uint32_t *order;      /* of the epoch */
-    uint8_t *labels;      /* of this rank's rows */
-    float *exact;         /* [parameters] own, then exact gradient, on measured steps */
-    double measuring;     /* seconds that count nowhere */
+    uint32_t *order;  /* of the epoch */
+    uint8_t *labels;  /* of this rank's rows */
+    float *exact;     /* [parameters] own, then exact gradient, on measured steps */
+    double measuring; /* seconds that count nowhere */
     double comm_seconds, started;
     double nmse_sum;
     size_t nmse_count;
@@ -58,16 +58,21 @@ static void queue_layer(const run_t *run, const iq_train_layer_t *layer)
 {
     const iq_train_setup_t *setup = run->setup;
     size_t weights = layer->m * layer->n;
-    isgq_factors_t factors = {.size = sizeof(factors), .x = layer->x, .delta = layer->delta, .batch = setup->rows, .m = layer->m,
-                              .n = layer->n, .bias = layer->grad + weights};
+    isgq_factors_t factors = {.size = sizeof(factors),
+                              .x = layer->x,
+                              .delta = layer->delta,
+                              .batch = setup->rows,
+                              .m = layer->m,
+                              .n = layer->n,
+                              .bias = layer->grad + weights};
 
     if (run->mode->kind == IQ_TRAIN_FACTORED)
         iq_check(isgq_allreduce_factored(&factors, setup->max_rows, layer->grad, ISGQ_FLOAT32, ISGQ_AVG, run->mode->quantizer,
                                          setup->comm, NULL, NULL),
                  setup->rank, "factored allreduce of a gradient");
     else
-        iq_check(isgq_allreduce(layer->grad, layer->grad, weights + layer->n, ISGQ_FLOAT32, ISGQ_AVG, run->mode->quantizer, setup->comm,
-                                NULL, NULL),
+        iq_check(isgq_allreduce(layer->grad, layer->grad, weights + layer->n, ISGQ_FLOAT32, ISGQ_AVG, run->mode->quantizer,
+                                setup->comm, NULL, NULL),
                  setup->rank, "allreduce of a gradient");
 }
 
@@ -113,7 +118,8 @@ static void one_step(run_t *run, size_t first_of_step)
     iq_train_net_t *net = setup->net;
     bool measured = run->step % MEASURE_EVERY == 0;
 
-    iq_train_data_batch(&setup->data->train, run->order, first_of_step + setup->first_row, setup->rows, net->layers[0].x, run->labels);
+    iq_train_data_batch(&setup->data->train, run->order, first_of_step + setup->first_row, setup->rows, net->layers[0].x,
+                        run->labels);
     iq_train_net_forward(net, setup->rows);
     /* the mean over ranks of these is the mean over all rows, also where ranks have different numbers of them */
     iq_train_net_backward(net, setup->rows, run->labels, (float)setup->nranks / (float)setup->total_rows);
@@ -140,8 +146,8 @@ static void show_progress(const run_t *run, size_t epoch)
     double left = spent * (double)(run->steps - run->step) / (double)run->step;
 
     if (run->setup->rank == 0)
-        iq_progress_show("isgq_train: %s: epoch %zu of %zu, step %zu of %zu, %.0f s left", run->mode->name, epoch + 1, run->setup->epochs,
-                         run->step, run->steps, left);
+        iq_progress_show("isgq_train: %s: epoch %zu of %zu, step %zu of %zu, %.0f s left", run->mode->name, epoch + 1,
+                         run->setup->epochs, run->step, run->steps, left);
 }
 
 static void train(run_t *run)
@@ -187,7 +193,8 @@ static void compare_weights(const iq_train_setup_t *setup, iq_train_result_t *re
     uint64_t own = isgqx_hash(setup->net->weights, setup->net->parameters * sizeof(float));
     uint64_t *all = memory_for((size_t)setup->nranks * sizeof(uint64_t));
 
-    iq_check(isgq_allgather(&own, all, 1, ISGQ_UINT64, setup->none, setup->measure, NULL, NULL), setup->rank, "comparing weights");
+    iq_check(isgq_allgather(&own, all, 1, ISGQ_UINT64, setup->none, setup->measure, NULL, NULL), setup->rank,
+             "comparing weights");
     iq_check(isgq_comm_synchronize(setup->measure), setup->rank, "comparing weights");
     result->hash = all[0];
     for (int rank = 0; rank < setup->nranks; rank++)
@@ -208,7 +215,8 @@ static void count_bytes(const run_t *run, iq_train_result_t *result)
     most[0] = stats.wire_bytes;
     combine(setup, ISGQ_UINT64, ISGQ_MAX, most, 2);
     result->grad_bytes = most[0];
-    result->ratio = most[0] > 0 ? isgqx_fp32_ring_bytes(setup->net->parameters, setup->nranks) * (double)run->steps / (double)most[0] : NAN;
+    result->ratio =
+        most[0] > 0 ? isgqx_fp32_ring_bytes(setup->net->parameters, setup->nranks) * (double)run->steps / (double)most[0] : NAN;
     result->gain = most[1] > 0 ? fp32 / (double)most[1] : NAN;
 }
 

@@ -14,7 +14,8 @@
 static const iq_program_t program = {
     .name = "isgq_info",
     .usage = "[--config] [--json]",
-    .about = "Print how libisgqcoll was built, its devices, transports and modules, this machine's topology, and every ISGQ_* variable with\n"
+    .about = "Print how libisgqcoll was built, its devices, transports and modules, this machine's topology, and every ISGQ_* "
+             "variable with\n"
              "its value, default and meaning.",
 };
 
@@ -100,7 +101,11 @@ int main(int argc, char **argv)
     iq_option_t options[] = {
         {.letter = 'c', .name = "config", .kind = IQ_OPTION_FLAG, .value = &config_only, .help = "only the variables"},
         {.letter = 'j', .name = "json", .kind = IQ_OPTION_FLAG, .value = &as_json, .help = "JSON on stdout, as -J -"},
-        {.letter = 'J', .name = "json-file", .argument = "FILE", .kind = IQ_OPTION_TEXT, .value = &path,
+        {.letter = 'J',
+         .name = "json-file",
+         .argument = "FILE",
+         .kind = IQ_OPTION_TEXT,
+         .value = &path,
          .help = "write JSON to FILE; -: to stdout and nothing else there"},
         {.name = NULL},
     };

@@ -54,21 +54,66 @@ static int list_algorithms(void)
 static void parse(plan_options_t *o, int argc, char **argv)
 {
     iq_option_t options[] = {
-        {.letter = 'c', .name = "collective", .argument = "NAME", .kind = IQ_OPTION_TEXT, .value = &o->collective, .preset = "allreduce",
-         .help = "allreduce, reduce_scatter, allgather, broadcast or barrier; a factored\ncall is an allgather of bytes, or an allreduce"},
-        {.letter = 'n', .name = "nranks", .argument = "RANKS", .kind = IQ_OPTION_COUNT, .value = &o->nranks, .low = 1, .high = 65536,
-         .preset = "4", .help = "number of ranks"},
-        {.letter = 'a', .name = "algorithm", .argument = "NAME", .kind = IQ_OPTION_TEXT, .value = &o->algorithm, .preset = "auto",
+        {.letter = 'c',
+         .name = "collective",
+         .argument = "NAME",
+         .kind = IQ_OPTION_TEXT,
+         .value = &o->collective,
+         .preset = "allreduce",
+         .help = "allreduce, reduce_scatter, allgather, broadcast or barrier; a factored\ncall is an allgather of bytes, or an "
+                 "allreduce"},
+        {.letter = 'n',
+         .name = "nranks",
+         .argument = "RANKS",
+         .kind = IQ_OPTION_COUNT,
+         .value = &o->nranks,
+         .low = 1,
+         .high = 65536,
+         .preset = "4",
+         .help = "number of ranks"},
+        {.letter = 'a',
+         .name = "algorithm",
+         .argument = "NAME",
+         .kind = IQ_OPTION_TEXT,
+         .value = &o->algorithm,
+         .preset = "auto",
          .help = "algorithm; help lists them"},
-        {.letter = 'q', .name = "quantizer", .argument = "TEXT", .kind = IQ_OPTION_TEXT, .value = &o->quantizer, .preset = "none",
+        {.letter = 'q',
+         .name = "quantizer",
+         .argument = "TEXT",
+         .kind = IQ_OPTION_TEXT,
+         .value = &o->quantizer,
+         .preset = "none",
          .help = "quantizer"},
-        {.name = "count", .argument = "ELEMENTS", .kind = IQ_OPTION_BYTES, .value = &o->count, .low = 0, .high = 1e15, .preset = "1m",
-         .help = "elements of the whole tensor, all ranks' parts of an allgather or\nreduce_scatter included (k, m, g: powers of 1024)"},
-        {.letter = 'd', .name = "datatype", .argument = "TYPE", .kind = IQ_OPTION_TEXT, .value = &o->type, .preset = "f32",
+        {.name = "count",
+         .argument = "ELEMENTS",
+         .kind = IQ_OPTION_BYTES,
+         .value = &o->count,
+         .low = 0,
+         .high = 1e15,
+         .preset = "1m",
+         .help = "elements of the whole tensor, all ranks' parts of an allgather or\nreduce_scatter included (k, m, g: powers of "
+                 "1024)"},
+        {.letter = 'd',
+         .name = "datatype",
+         .argument = "TYPE",
+         .kind = IQ_OPTION_TEXT,
+         .value = &o->type,
+         .preset = "f32",
          .help = "element type: i8 u8 i32 u32 i64 u64 f16 bf16 f32 f64"},
-        {.letter = 'r', .name = "rank", .argument = "RANK", .kind = IQ_OPTION_COUNT, .value = &o->rank, .low = 0, .high = 65535,
+        {.letter = 'r',
+         .name = "rank",
+         .argument = "RANK",
+         .kind = IQ_OPTION_COUNT,
+         .value = &o->rank,
+         .low = 0,
+         .high = 65535,
          .help = "only this rank's steps [all ranks]"},
-        {.letter = 'J', .name = "json", .argument = "FILE", .kind = IQ_OPTION_TEXT, .value = &o->json,
+        {.letter = 'J',
+         .name = "json",
+         .argument = "FILE",
+         .kind = IQ_OPTION_TEXT,
+         .value = &o->json,
          .help = "write JSON to FILE; -: to stdout and nothing else there"},
         {.name = NULL},
     };
@@ -95,8 +140,8 @@ int main(int argc, char **argv)
     size_t first = o.one_rank ? o.rank : 0, end = o.one_rank ? o.rank + 1 : o.nranks;
     for (size_t rank = first; rank < end; rank++) {
         output.rank = (int)rank;
-        if (isgqx_plan_print(o.collective, algorithm, o.quantizer, (int)o.nranks, (int)rank, o.count, type->type, one_line, &output) !=
-            ISGQ_SUCCESS)
+        if (isgqx_plan_print(o.collective, algorithm, o.quantizer, (int)o.nranks, (int)rank, o.count, type->type, one_line,
+                             &output) != ISGQ_SUCCESS)
             iq_die(IQ_EXIT_USAGE, "%s", isgq_get_last_error());
         if (output.text && rank + 1 < end)
             putchar('\n');

@@ -147,13 +147,14 @@ static double expected_error(const iq_codec_t *codec)
     return (codec->exact ? 1.0 : 2.0) / (levels * levels);
 }
 
-/* Scales come on top of whole code widths: 2 % more than the budget is still within it, or bits=4 could not use 4-bit codes. */
-#define BUDGET_SLACK 1.02
+/* Scales come on top of whole code widths: so much above the budget is still within it, or bits=4 could not use 4-bit codes. */
+#define SLACK_BITS 0.05
 
 /* Within the budget the smaller error wins; where nothing fits, the fewer bits. */
 static bool is_better(const iq_codec_t *a, const iq_codec_t *b, double budget_bits, int nranks)
 {
-    bool a_fits = wire_bits(a, nranks) <= budget_bits * BUDGET_SLACK, b_fits = wire_bits(b, nranks) <= budget_bits * BUDGET_SLACK;
+    double most = budget_bits + SLACK_BITS;
+    bool a_fits = wire_bits(a, nranks) <= most, b_fits = wire_bits(b, nranks) <= most;
     if (a_fits != b_fits)
         return a_fits;
     return a_fits ? expected_error(a) < expected_error(b) : wire_bits(a, nranks) < wire_bits(b, nranks);

@@ -138,7 +138,7 @@ void iq_comm_release(isgq_comm_t comm);
 
 isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, const iq_rendezvous_t *rendezvous, const isgq_comm_config_t *config);
 
-/* ---- progress.c: who advances the work, and how to wait ---- */
+/* ---- drive.c: who advances the work, and how to wait ---- */
 
 isgq_result_t iq_progress_start(isgq_comm_t comm); /* the communicator's thread */
 void iq_progress_stop(isgq_comm_t comm);

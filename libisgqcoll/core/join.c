@@ -234,8 +234,12 @@ isgq_result_t iq_comm_create(isgq_comm_t *out, int nranks, int rank, const iq_re
 {
     isgq_comm_t comm;
     iq_log_identity(rank, nranks);
-    IQ_TRY(iq_comm_new(nranks, rank, config, &comm));
-    isgq_result_t result = meet(comm, rendezvous);
+    isgq_result_t result = iq_comm_new(nranks, rank, config, &comm);
+    if (result != ISGQ_SUCCESS) { /* the others find out at their deadline, and name this rank */
+        iq_rendezvous_drop(rendezvous);
+        return result;
+    }
+    result = meet(comm, rendezvous);
     if (result != ISGQ_SUCCESS) {
         iq_comm_release(comm);
         return result;

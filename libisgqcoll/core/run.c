@@ -173,7 +173,7 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
     const void *src = call->send;
     void *dst = call->recv;
     bool moves = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST;
-    if (moves && call->codec.ops == iq_codec_none.ops) { /* bytes as they are, NaN payloads and all */
+    if (moves && call->codec.ops == iq_codec_none.ops && !call->accumulate) { /* bytes as they are, NaN payloads and all */
         count *= iq_datatype_bytes(datatype);
         datatype = ISGQ_UINT8;
     }

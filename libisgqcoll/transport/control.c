@@ -114,6 +114,21 @@ static isgq_result_t meet(iq_control_t *control, const iq_rendezvous_t *rendezvo
     return result == ISGQ_SUCCESS ? start_thread(control) : result;
 }
 
+static void remove_file(const iq_rendezvous_t *rendezvous)
+{
+    if (rendezvous->file == NULL)
+        return;
+    unlink(rendezvous->file);
+    free(rendezvous->file);
+}
+
+void iq_rendezvous_drop(const iq_rendezvous_t *rendezvous)
+{
+    if (rendezvous->listen_fd >= 0)
+        close(rendezvous->listen_fd);
+    remove_file(rendezvous);
+}
+
 isgq_result_t iq_control_open_version(const iq_control_params_t *params, int version, iq_control_t **control)
 {
     const iq_rendezvous_t *rendezvous = params->rendezvous;
@@ -128,10 +143,7 @@ isgq_result_t iq_control_open_version(const iq_control_params_t *params, int ver
     } else {
         result = meet(self, rendezvous, version, params->deadline_ns); /* closes the listener */
     }
-    if (rendezvous->file != NULL) {
-        unlink(rendezvous->file);
-        free(rendezvous->file);
-    }
+    remove_file(rendezvous);
     if (result == ISGQ_SUCCESS)
         *control = self;
     else if (self != NULL)

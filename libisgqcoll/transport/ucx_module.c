@@ -250,12 +250,11 @@ static bool all_sent(ucx_link_t *link)
 /* Has everything left? A send that is complete may still lie in UCX's buffers; the flush afterwards covers those. */
 static bool settled(iq_ucx_t *self)
 {
-    const ucp_request_param_t param = {.op_attr_mask = 0};
     for (int i = 0; i < self->nlinks; i++)
         if (!all_sent(&self->links[i]))
             return false;
     if (self->flush == NULL && self->unflushed) {
-        ucs_status_ptr_t flush = ucp_worker_flush_nbx(self->worker, &param);
+        ucs_status_ptr_t flush = ucp_worker_flush_nbx(self->worker, &(ucp_request_param_t){.op_attr_mask = 0});
         self->flush = UCS_PTR_IS_PTR(flush) ? flush : NULL; /* if it fails then so has a connection, which is reported */
         self->unflushed = false;
     }
@@ -267,12 +266,11 @@ static bool settled(iq_ucx_t *self)
 
 static isgq_result_t ucx_progress(iq_ucx_t *self, bool settle, int *failed_peer)
 {
-    bool done;
     while (ucp_worker_progress(self->worker) != 0)
         self->news = true;
     for (int i = 0; i < self->nlinks && self->failed_peer < 0; i++)
         return_credits(&self->links[i]);
-    done = !settle || settled(self);
+    bool done = !settle || settled(self);
     *failed_peer = self->failed_peer;
     if (self->failed_peer >= 0)
         return report_failure(self);
@@ -452,8 +450,8 @@ static void begin_close(iq_ucx_t *self, ucx_link_t *link)
 {
     const ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
                                        .flags = self->failed_peer < 0 ? 0 : UCP_EP_CLOSE_FLAG_FORCE};
-    ucs_status_ptr_t closing = link->endpoint == NULL ? NULL : ucp_ep_close_nbx(link->endpoint, &param);
-    link->closing = UCS_PTR_IS_PTR(closing) ? closing : NULL;
+    if (link->endpoint != NULL)
+        link->closing = request_of(link, ucp_ep_close_nbx(link->endpoint, &param), "close");
     drop_request(self, &link->credit_in);
     for (unsigned i = 0; i < self->slots; i++)
         drop_request(self, &link->in[i].request);

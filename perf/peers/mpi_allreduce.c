@@ -8,7 +8,10 @@
 
 enum { WARMUP = 5, ITERATIONS = 20 };
 
-static int ascending(const void *a, const void *b) { return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b); }
+static int ascending(const void *a, const void *b)
+{
+    return (*(const double *)a > *(const double *)b) - (*(const double *)a < *(const double *)b);
+}
 
 static double median_seconds(size_t count, const float *pristine, float *send, float *receive)
 {
@@ -40,7 +43,8 @@ int main(int argc, char **argv)
             memory[0][j] = (float)((j + (size_t)rank) % 1000);
         double seconds = median_seconds(count, memory[0], memory[1], memory[2]);
         if (rank == 0)
-            printf("allreduce f32 sum, %d ranks, %zu B: %.2f us, %.3f GB/s\n", nranks, bytes, seconds * 1e6, (double)bytes / seconds * 1e-9);
+            printf("allreduce f32 sum, %d ranks, %zu B: %.2f us, %.3f GB/s\n", nranks, bytes, seconds * 1e6,
+                   (double)bytes / seconds * 1e-9);
         for (int k = 0; k < 3; k++)
             free(memory[k]);
     }

@@ -121,6 +121,12 @@ void control_rank_open(control_rank_t *rank)
     note_result(rank, iq_control_open_version(&params, rank->version, &rank->control));
 }
 
+void control_rank_barrier(control_rank_t *rank)
+{
+    uint8_t mine = 0, all[MAX_RANKS];
+    (void)iq_control_allgather(rank->control, &mine, all, 1, iq_now_ns() + SOON_NS);
+}
+
 void control_rank_goodbye(control_rank_t *rank) { note_result(rank, iq_control_goodbye(rank->control, iq_now_ns() + SOON_NS)); }
 
 void control_rank_close(control_rank_t *rank)
@@ -140,6 +146,7 @@ pid_t control_rank_fork(control_rank_t *ranks, int rank, control_rank_fn fn)
     control_rank_open(&ranks[rank]);
     if (ranks[rank].result != ISGQ_SUCCESS)
         _exit(1);
+    control_rank_barrier(&ranks[rank]);
     fn(&ranks[rank]);
     _exit(0);
 }

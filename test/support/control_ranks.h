@@ -36,7 +36,8 @@ typedef void (*control_rank_fn)(control_rank_t *rank);
 /* This build can prove that it knows a secret (libsodium); without it there is no TCP. */
 bool have_proofs(void);
 
-/* `nranks` ranks that will meet at a fresh place; `kind` TCP: loopback, or a unix socket where there is no TCP. Nothing is opened yet. */
+/* `nranks` ranks that will meet at a fresh place; `kind` TCP: loopback, or a unix socket where there is no TCP.
+ * Nothing is opened yet. */
 void control_ranks_init(control_rank_t *ranks, int nranks, iq_address_kind_t kind);
 
 /* Run `fn` for count ranks at once, one thread each, and wait. */
@@ -44,10 +45,12 @@ void control_ranks_each(control_rank_t *ranks, int count, control_rank_fn fn);
 
 /* For control_ranks_each. */
 void control_rank_open(control_rank_t *rank); /* and listen */
+void control_rank_barrier(
+    control_rank_t *rank); /* all have opened and are in their channel's thread; failures are left to the listener */
 void control_rank_goodbye(control_rank_t *rank);
 void control_rank_close(control_rank_t *rank);
 
-/* Open the control of a rank in a forked child: then `fn`, then the child ends with status 0. Returns its pid. */
+/* Open the control of a rank in a forked child: then the barrier, then `fn`, then the child ends with status 0. Returns its pid. */
 pid_t control_rank_fork(control_rank_t *ranks, int rank, control_rank_fn fn);
 /* Wait for the child; true if it ended with status 0. */
 bool control_rank_reap(pid_t pid);

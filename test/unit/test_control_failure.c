@@ -51,6 +51,7 @@ static void fork_ranks(iq_address_kind_t kind, int parent, int victim, control_r
         close(ranks[0].place.listen_fd);
     control_rank_open(&ranks[parent]);
     ck_assert_msg(ranks[parent].result == ISGQ_SUCCESS, "%s", ranks[parent].error);
+    control_rank_barrier(&ranks[parent]);
 }
 
 static void reap_others(int parent, int victim)
@@ -229,6 +230,7 @@ START_TEST(stopped_rank_0_is_named)
     pids[0] = control_rank_fork(ranks, 0, sleep_for_ever);
     close(ranks[0].place.listen_fd);
     control_ranks_each(ranks + 1, 2, control_rank_open);
+    control_ranks_each(ranks + 1, 2, control_rank_barrier);
     kill(pids[0], SIGSTOP);
     waitpid(pids[0], &status, WUNTRACED);
     control_ranks_each(ranks + 1, 2, report_and_expect);

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The IDX reader. Header: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each dimension in four bytes, most
- * significant first. zlib's gz functions read plain files as they are.
+ * The IDX reader. Header: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each dimension in four
+ * bytes, most significant first. zlib's gz functions read plain files as they are.
  */
 #include "tools/common/idx.h"
 

@@ -16,8 +16,8 @@ typedef struct iq_idx {
 } iq_idx_t;
 
 /*
- * Read `folder`/`name`, or `folder`/`name`.gz if there is no such file. It must hold unsigned bytes in `dimensions` dimensions, all of them
- * at least 1, and exactly as many bytes as its header says. On failure: false, and one line in `error`.
+ * Read `folder`/`name`, or `folder`/`name`.gz if there is no such file. It must hold unsigned bytes in `dimensions` dimensions,
+ * all of them at least 1, and exactly as many bytes as its header says. On failure: false, and one line in `error`.
  */
 bool iq_idx_read(const char *folder, const char *name, unsigned dimensions, iq_idx_t *idx, char *error, size_t error_bytes);
 

@@ -25,7 +25,8 @@ void iq_json_row_begin(iq_json_t *json);
 void iq_json_text(iq_json_t *json, const char *name, const char *value);
 void iq_json_count(iq_json_t *json, const char *name, uint64_t value);
 void iq_json_real(iq_json_t *json, const char *name, double value); /* not finite: null */
-void iq_json_hash(iq_json_t *json, const char *name, uint64_t value); /* as 16 hexadecimal digits: 64 bits do not fit a JSON number */
+void iq_json_hash(iq_json_t *json, const char *name,
+                  uint64_t value); /* as 16 hexadecimal digits: 64 bits do not fit a JSON number */
 void iq_json_row_end(iq_json_t *json);
 
 /* End the array. False and one line on stderr if anything could not be written. */

@@ -23,11 +23,11 @@ enum { GRACE_MS = 1000, KILL_MS = 3000 };
 
 typedef struct launch {
     int nranks, alive;
-    pid_t *pids;      /* 0 once it has ended */
-    int status;       /* worst so far */
-    int forwarded;    /* last signal that was passed on */
+    pid_t *pids;       /* 0 once it has ended */
+    int status;        /* worst so far */
+    int forwarded;     /* last signal that was passed on */
     long failed_at_ms; /* 0: nobody failed */
-    int stage;        /* after a failure: 0 waiting, 1 SIGTERM sent, 2 SIGKILL sent */
+    int stage;         /* after a failure: 0 waiting, 1 SIGTERM sent, 2 SIGKILL sent */
 } launch_t;
 
 static long now_ms(void)

@@ -9,9 +9,9 @@
 #include <string.h>
 
 const iq_type_name_t iq_type_names[] = {
-    {"i8", ISGQ_INT8, 1, false},    {"u8", ISGQ_UINT8, 1, false},   {"i32", ISGQ_INT32, 4, false},
-    {"u32", ISGQ_UINT32, 4, false}, {"i64", ISGQ_INT64, 8, false},  {"u64", ISGQ_UINT64, 8, false},
-    {"f16", ISGQ_FLOAT16, 2, true}, {"f32", ISGQ_FLOAT32, 4, true}, {"f64", ISGQ_FLOAT64, 8, false},
+    {"i8", ISGQ_INT8, 1, false},      {"u8", ISGQ_UINT8, 1, false},   {"i32", ISGQ_INT32, 4, false},
+    {"u32", ISGQ_UINT32, 4, false},   {"i64", ISGQ_INT64, 8, false},  {"u64", ISGQ_UINT64, 8, false},
+    {"f16", ISGQ_FLOAT16, 2, true},   {"f32", ISGQ_FLOAT32, 4, true}, {"f64", ISGQ_FLOAT64, 8, false},
     {"bf16", ISGQ_BFLOAT16, 2, true}, {NULL, ISGQ_INT8, 0, false},
 };
 
@@ -48,6 +48,8 @@ void iq_check(isgq_result_t result, int rank, const char *what)
 {
     if (result == ISGQ_SUCCESS)
         return;
-    const char *text = isgq_get_last_error();
-    iq_die(IQ_EXIT_FAILED, "rank %d: %s: %s", rank, what, text[0] ? text : isgq_get_error_string(result));
+    const char *text = isgq_get_last_error()[0] ? isgq_get_last_error() : isgq_get_error_string(result);
+    if (rank < 0)
+        iq_die(IQ_EXIT_FAILED, "%s: %s", what, text);
+    iq_die(IQ_EXIT_FAILED, "rank %d: %s: %s", rank, what, text);
 }

@@ -2,8 +2,9 @@
 /*
  * Command lines of the programs: a table of options, parsed strictly.
  *
- * One row says everything about an option: how it is written, where its value goes, what is allowed and what it is by default. The default is
- * parsed like any other value, so the help cannot lie. Whatever is wrong with a command line is one line on stderr and exit status 2.
+ * One row says everything about an option: how it is written, where its value goes, what is allowed and what it is by default.
+ * The default is parsed like any other value, so the help cannot lie. Whatever is wrong with a command line is one line on stderr
+ * and exit status 2.
  */
 #ifndef ISGQ_TOOLS_OPTIONS_H
 #define ISGQ_TOOLS_OPTIONS_H
@@ -28,11 +29,11 @@ typedef struct iq_option {
     const char *name;     /* long form without the dashes */
     const char *argument; /* what the help calls the value; NULL for a flag */
     iq_option_kind_t kind;
-    void *value;          /* written by the parser */
-    double low, high;     /* allowed numbers, both inclusive */
-    const char *preset;   /* default as text, or NULL: *value stays as it is */
-    const char *help;     /* may hold newlines */
-    bool given;           /* set by the parser */
+    void *value;        /* written by the parser */
+    double low, high;   /* allowed numbers, both inclusive */
+    const char *preset; /* default as text, or NULL: *value stays as it is */
+    const char *help;   /* may hold newlines */
+    bool given;         /* set by the parser */
 } iq_option_t;
 
 typedef struct iq_program {
@@ -57,8 +58,8 @@ void iq_die(int status, const char *format, ...) __attribute__((format(printf, 2
 void iq_complain(const char *format, ...) __attribute__((format(printf, 1, 2)));
 
 /*
- * Cut a copy of `text` at any of `separators`; blanks around items go, empty items are an error that ends the program. Returns the number of
- * items (at most `room`, more end the program); items[] point into *copy, which the caller frees.
+ * Cut a copy of `text` at any of `separators`; blanks around items go, empty items are an error that ends the program. Returns
+ * the number of items (at most `room`, more end the program); items[] point into *copy, which the caller frees.
  */
 size_t iq_split(const char *what, const char *text, const char *separators, char **copy, const char **items, size_t room);
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Aligned tables, row by row: a head of names and units, then rows as they become known. A column knows how wide its text can become.
+ * Aligned tables, row by row: a head of names and units, then rows as they become known. A column knows how wide its text can
+ * become.
  */
 #ifndef ISGQ_TOOLS_TABLE_H
 #define ISGQ_TOOLS_TABLE_H
