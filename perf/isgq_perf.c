@@ -55,26 +55,6 @@ typedef struct sweep {
     size_t rows_done, bad_rows;
 } sweep_t;
 
-#define COUNT(letter_, name_, argument_, field, low_, high_, preset_, help_)                                              \
-    {                                                                                                                     \
-        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_COUNT, .value = &(field), .low = low_, \
-        .high = high_, .preset = preset_, .help = help_                                                                   \
-    }
-#define BYTES(letter_, name_, field, preset_, help_)                                                                 \
-    {                                                                                                                \
-        .letter = letter_, .name = name_, .argument = "BYTES", .kind = IQ_OPTION_BYTES, .value = &(field), .low = 0, \
-        .high = 1e13, .preset = preset_, .help = help_                                                               \
-    }
-#define TEXT(letter_, name_, argument_, field, preset_, help_)                                                                 \
-    {                                                                                                                          \
-        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_TEXT, .value = &(field), .preset = preset_, \
-        .help = help_                                                                                                          \
-    }
-#define FLAG(letter_, name_, field, help_)                                                         \
-    {                                                                                              \
-        .letter = letter_, .name = name_, .kind = IQ_OPTION_FLAG, .value = &(field), .help = help_ \
-    }
-
 static void check_together(const command_t *c, const iq_option_t *options)
 {
     bool factored = strstr(c->collectives, "factored") != NULL || strcmp(c->collectives, "all") == 0;
@@ -100,33 +80,34 @@ static void check_together(const command_t *c, const iq_option_t *options)
 static void parse(command_t *c, int argc, char **argv)
 {
     iq_option_t options[] = {
-        COUNT('n', "nranks", "RANKS", c->nranks, 1, 4096, NULL, "start so many local ranks [the launcher's environment]"),
-        TEXT('c', "collective", "LIST", c->collectives, "allreduce",
-             "allreduce, factored, reduce_scatter, allgather, broadcast; all;\nseveral with commas"),
-        BYTES('b', "minbytes", c->first_bytes, "8", "smallest size in bytes of the larger buffer (k, m, g may follow)"),
-        BYTES('e', "maxbytes", c->last_bytes, "16m", "largest size"),
-        COUNT('f', "stepfactor", "FACTOR", c->factor, 2, 1e6, "8",
-              "each size is so many times the one before; 0 is followed by 4 bytes"),
-        COUNT(0, "rows", "ROWS", c->rows, 0, 1e9, "128", "factored: rows of X and Delta on each rank"),
-        COUNT(0, "m", "COLUMNS", c->m, 1, 1e9, "784", "factored: columns of X"),
-        COUNT(0, "n", "COLUMNS", c->n, 1, 1e9, "1000", "factored: columns of Delta"),
-        FLAG(0, "bias", c->bias, "factored: the bias gradient too"),
-        TEXT('d', "datatype", "LIST", c->types, "f32", "i8 u8 i32 u32 i64 u64 f16 bf16 f32 f64; all; several with commas"),
-        TEXT('o', "op", "LIST", c->ops, "sum", "sum prod max min avg; all; several with commas"),
-        TEXT('q', "quantizer", "LIST", c->quantizers, "none", "quantizers; several with semicolons"),
-        TEXT('a', "algorithm", "NAME", c->algorithm, "auto", "algorithm; help lists them"),
-        TEXT('t', "transport", "LIST", c->transport, "auto", "allowed transports, with commas: local, shm, ucx"),
-        COUNT('w', "warmup", "CALLS", c->warmup, 0, 1e6, "5", "iterations before the clock runs"),
-        COUNT('i', "iters", "CALLS", c->iterations, 1, 1e6, "20", "timed iterations"),
-        COUNT(0, "calls", "CALLS", c->calls, 1, 1e6, "1", "calls back to back in one iteration; its time is divided by them"),
-        FLAG('p', "inplace", c->in_place, "input and output are the same buffer"),
-        BYTES(0, "misalign", c->misalign, "0",
-              "put buffers so many bytes behind a multiple of 64; must be\na multiple of the element"),
-        TEXT(0, "memory", "KIND", c->memory, "malloc", "malloc, or isgq for isgq_mem_alloc"),
-        COUNT('r', "root", "RANK", c->root, 0, 65535, "0", "broadcast: the source"),
-        COUNT('s', "seed", "NUMBER", c->seed, 1, 9e15, "1", "of the data and of every random decision"),
-        TEXT('J', "json", "FILE", c->json, NULL, "write JSON to FILE; -: to stdout and nothing else there"),
-        {.name = NULL},
+        IQ_COUNT('n', "nranks", "RANKS", c->nranks, 1, 4096, NULL, "start so many local ranks [the launcher's environment]"),
+        IQ_TEXT('c', "collective", "LIST", c->collectives, "allreduce",
+                "allreduce, factored, reduce_scatter, allgather, broadcast; all;\nseveral with commas"),
+        IQ_BYTES('b', "minbytes", "BYTES", c->first_bytes, "8",
+                 "smallest size in bytes of the larger buffer (k, m, g may follow)"),
+        IQ_BYTES('e', "maxbytes", "BYTES", c->last_bytes, "16m", "largest size"),
+        IQ_COUNT('f', "stepfactor", "FACTOR", c->factor, 2, 1e6, "8",
+                 "each size is so many times the one before; 0 is followed by 4 bytes"),
+        IQ_COUNT(0, "rows", "ROWS", c->rows, 0, 1e9, "128", "factored: rows of X and Delta on each rank"),
+        IQ_COUNT(0, "m", "COLUMNS", c->m, 1, 1e9, "784", "factored: columns of X"),
+        IQ_COUNT(0, "n", "COLUMNS", c->n, 1, 1e9, "1000", "factored: columns of Delta"),
+        IQ_FLAG(0, "bias", c->bias, "factored: the bias gradient too"),
+        IQ_TEXT('d', "datatype", "LIST", c->types, "f32", "i8 u8 i32 u32 i64 u64 f16 bf16 f32 f64; all; several with commas"),
+        IQ_TEXT('o', "op", "LIST", c->ops, "sum", "sum prod max min avg; all; several with commas"),
+        IQ_TEXT('q', "quantizer", "LIST", c->quantizers, "none", "quantizers; several with semicolons"),
+        IQ_TEXT('a', "algorithm", "NAME", c->algorithm, "auto", "algorithm; help lists them"),
+        IQ_TEXT('t', "transport", "LIST", c->transport, "auto", "allowed transports, with commas: local, shm, ucx"),
+        IQ_COUNT('w', "warmup", "CALLS", c->warmup, 0, 1e6, "5", "iterations before the clock runs"),
+        IQ_COUNT('i', "iters", "CALLS", c->iterations, 1, 1e6, "20", "timed iterations"),
+        IQ_COUNT(0, "calls", "CALLS", c->calls, 1, 1e6, "1", "calls back to back in one iteration; its time is divided by them"),
+        IQ_FLAG('p', "inplace", c->in_place, "input and output are the same buffer"),
+        IQ_BYTES(0, "misalign", "BYTES", c->misalign, "0",
+                 "put buffers so many bytes behind a multiple of 64; must be\na multiple of the element"),
+        IQ_TEXT(0, "memory", "KIND", c->memory, "malloc", "malloc, or isgq for isgq_mem_alloc"),
+        IQ_COUNT('r', "root", "RANK", c->root, 0, 65535, "0", "broadcast: the source"),
+        IQ_COUNT('s', "seed", "NUMBER", c->seed, 1, 9e15, "1", "of the data and of every random decision"),
+        IQ_TEXT('J', "json", "FILE", c->json, NULL, "write JSON to FILE; -: to stdout and nothing else there"),
+        IQ_OPTIONS_END,
     };
 
     iq_options_parse(&program, options, argc, argv);

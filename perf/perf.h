@@ -134,7 +134,8 @@ void iq_perf_gather(const iq_perf_setup_t *setup, isgq_data_type_t type, const v
 /* Exact sum, or maximum, over ranks; in place. */
 void iq_perf_combine(const iq_perf_setup_t *setup, isgq_red_op_t op, double *values, size_t count);
 
-/* Time one dense or factored case and check it. ISGQ_ERR_UNSUPPORTED and ISGQ_ERR_INVALID_ARGUMENT come back, other failures end the program. */
+/* Time one dense or factored case and check it. ISGQ_ERR_UNSUPPORTED and ISGQ_ERR_INVALID_ARGUMENT come back, other failures
+ * end the program. */
 isgq_result_t iq_perf_run(const iq_perf_setup_t *setup, const iq_perf_case_t *test, iq_perf_result_t *result);
 
 /* ---- perf_check.c, perf_factored.c: one delivered result against the exact one; fills nmse and wrong ---- */

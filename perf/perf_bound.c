@@ -89,7 +89,7 @@ iq_perf_factor_promise_t iq_perf_factor_promise(const char *quantizer_text, size
     if (width != NULL && sscanf(width, "width=%u/%u", &x, &delta) == 2) {
         promise.levels_x = exp2(x - 1.0) - 1.0;
         promise.levels_delta = exp2(delta - 1.0) - 1.0;
-    } else { /* a budget can always be met with 3-bit codes, a zero plane, 24 bits a row and a keep probability: the choice is no worse */
+    } else { /* a budget can always be met by 3-bit codes for all rows and a keep probability */
         double cost = 4.0 + 40.0 / (double)(m + n);
         promise.keep = fmin(1.0, setting(text, "bits", 1.0) / cost);
     }

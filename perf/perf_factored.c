@@ -83,7 +83,8 @@ static void measure_row(const double *row, size_t count, double *largest, double
     }
 }
 
-/* Expected squared error of one rank's rows: rounding with steps a, b adds at most a^2 / 4, b^2 / 4 an element; dropping rows the rest. */
+/* Expected squared error of one rank's rows: rounding with steps a, b adds at most a^2 / 4, b^2 / 4 an element, dropping
+ * rows the rest. */
 static void add_noise(noise_t *noise, const iq_perf_factor_promise_t *promise, const iq_perf_case_t *test, const double *x,
                       const double *delta)
 {

@@ -99,15 +99,10 @@ int main(int argc, char **argv)
     bool config_only, as_json;
     const char *path;
     iq_option_t options[] = {
-        {.letter = 'c', .name = "config", .kind = IQ_OPTION_FLAG, .value = &config_only, .help = "only the variables"},
-        {.letter = 'j', .name = "json", .kind = IQ_OPTION_FLAG, .value = &as_json, .help = "JSON on stdout, as -J -"},
-        {.letter = 'J',
-         .name = "json-file",
-         .argument = "FILE",
-         .kind = IQ_OPTION_TEXT,
-         .value = &path,
-         .help = "write JSON to FILE; -: to stdout and nothing else there"},
-        {.name = NULL},
+        IQ_FLAG('c', "config", config_only, "only the variables"),
+        IQ_FLAG('j', "json", as_json, "JSON on stdout, as -J -"),
+        IQ_TEXT('J', "json-file", "FILE", path, NULL, "write JSON to FILE; -: to stdout and nothing else there"),
+        IQ_OPTIONS_END,
     };
     output_t output = {.text = true};
     int status = IQ_EXIT_OK;

@@ -74,6 +74,8 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     (*stage)->codec = *codec;
     (*stage)->codec_call = *codec_call;
     (*stage)->element_bytes = element_bytes;
+    (*stage)->sums_in_place = codec->ops == iq_codec_none.ops && codec->ops->acc_bytes(codec, codec_call) == element_bytes &&
+                              codec_call->op != ISGQ_AVG && !codec_call->accumulate;
     return ISGQ_SUCCESS;
 }
 

@@ -30,6 +30,7 @@ typedef struct iq_stage {
     size_t element_bytes;
     const unsigned char *src; /* where element 0 of the tensor would be */
     unsigned char *dst;
+    bool sums_in_place;       /* values as they are: the output serves as accumulator, and its bytes are the result message */
     bool variable;            /* byte blobs: messages are cut to what is there, lengths are kept in run->blob_bytes */
 } iq_stage_t;
 

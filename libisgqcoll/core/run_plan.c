@@ -133,6 +133,12 @@ static void keep_blob_part(const step_t *step, const unsigned char *payload, siz
 
 static const iq_codec_ops_t *ops_of(const step_t *step) { return step->stage->codec.ops; }
 
+/* Where this step sums: the output itself where values are summed as they are (and own input does not lie there), else scratch. */
+static void *accumulator(const step_t *step)
+{
+    return step->stage->sums_in_place && step->src != step->dst ? step->dst : step->run->acc;
+}
+
 static isgq_result_t step_send_own(step_t *step)
 {
     const iq_stage_t *stage = step->stage;
@@ -156,14 +162,14 @@ static isgq_result_t step_reduce(step_t *step)
         return ISGQ_SUCCESS;
     size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
     if (peer == step->comm->rank) {
-        ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, step->run->acc, first);
+        ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, accumulator(step), first);
         step->run->own_bytes += expected;
         return ISGQ_SUCCESS;
     }
     IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, 1, step->run->acc, first));
+    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, 1, accumulator(step), first));
     return end_receive(step, peer);
 }
 
@@ -186,10 +192,16 @@ static isgq_result_t step_finish(step_t *step)
     if (stage->variable)
         return ISGQ_SUCCESS;
     step->run->result_bytes = ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span);
+    if (stage->sums_in_place) /* the output is the result message */
+        return accumulator(step) == step->dst ? ISGQ_SUCCESS : finish_into(step, step->run->acc, NULL);
     return finish_into(step, step->run->acc, step->run->result);
 }
 
-static isgq_result_t step_deliver(step_t *step) { return finish_into(step, step->run->acc, NULL); }
+static isgq_result_t step_deliver(step_t *step)
+{
+    const void *acc = accumulator(step);
+    return acc == step->dst ? ISGQ_SUCCESS : finish_into(step, acc, NULL);
+}
 
 static isgq_result_t step_send_result(step_t *step)
 {
@@ -197,7 +209,7 @@ static isgq_result_t step_send_result(step_t *step)
     if (payload == NULL)
         return ISGQ_SUCCESS;
     size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank) : step->run->result_bytes;
-    memcpy(payload, step->stage->variable ? step->dst : step->run->result, bytes);
+    memcpy(payload, step->stage->variable || step->stage->sums_in_place ? step->dst : step->run->result, bytes);
     return end_send(step, step->action->peer, payload, bytes);
 }
 
@@ -246,7 +258,7 @@ static isgq_result_t step_forward(step_t *step)
 }
 
 /* acc = partial sum from the peer + own. *received is false if the message is not there. */
-static isgq_result_t receive_and_add_own(step_t *step, bool *received)
+static isgq_result_t receive_and_add_own(step_t *step, void *acc, bool *received)
 {
     const iq_stage_t *stage = step->stage;
     int before = step->action->parts - 1;
@@ -257,8 +269,8 @@ static isgq_result_t receive_and_add_own(step_t *step, bool *received)
     IQ_TRY(begin_receive(step, step->action->peer, expected, &payload, &bytes));
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, before, step->run->acc, true));
-    ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, step->run->acc, false);
+    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, before, acc, true));
+    ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, acc, false);
     step->run->own_bytes += ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
     *received = true;
     return end_receive(step, step->action->peer);
@@ -272,10 +284,12 @@ static isgq_result_t step_hop(step_t *step)
     unsigned char *out = begin_send(step, step->action->to);
     if (out == NULL)
         return ISGQ_SUCCESS;
-    IQ_TRY(receive_and_add_own(step, &received));
+    void *acc = stage->sums_in_place ? out : step->run->acc; /* sums as they are go straight into the next message */
+    IQ_TRY(receive_and_add_own(step, acc, &received));
     if (!received)
         return ISGQ_SUCCESS;
-    ops_of(step)->store(&stage->codec, &stage->codec_call, step->span, step->run->acc, parts, out);
+    if (acc != out)
+        ops_of(step)->store(&stage->codec, &stage->codec_call, step->span, acc, parts, out);
     return end_send(step, step->action->to, out, ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, parts));
 }
 
@@ -289,7 +303,7 @@ static isgq_result_t step_last_hop(step_t *step)
         if (out == NULL)
             return ISGQ_SUCCESS;
     }
-    IQ_TRY(receive_and_add_own(step, &received));
+    IQ_TRY(receive_and_add_own(step, step->run->acc, &received));
     if (!received)
         return ISGQ_SUCCESS;
     IQ_TRY(finish_into(step, step->run->acc, out));

@@ -148,8 +148,9 @@ static isgq_result_t create(ucx_t *self, const iq_transport_params_t *params, vo
         snprintf(reason, sizeof(reason), "%s", iq_last_error());
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "ranks are on several hosts, which needs UCX: %s", reason);
     }
-    if (params->nranks > IQ_UCX_MAX_RANKS)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "ucx: %d ranks, at most %d", params->nranks, IQ_UCX_MAX_RANKS);
+    if (params->nranks > IQ_UCX_MAX_RANKS || params->slots > IQ_UCX_MAX_SLOTS)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "ucx: %d ranks, %u slots; at most %d and %u", params->nranks, params->slots,
+                       IQ_UCX_MAX_RANKS, IQ_UCX_MAX_SLOTS);
     IQ_TRY(find_device(params->interface == NULL ? "" : params->interface, device));
     IQ_TRY(self->module->create(params, device, &self->inner));
     return self->module->get_address(self->inner, address, bytes);

@@ -5,7 +5,8 @@
  * The receiver of a link keeps `slots` receives posted, one per slot, in order; UCX matches messages of one tag in the order in which they
  * were sent, so message number i lands in slot i mod slots and peek need only look at the oldest. UCX itself would buffer what a slow receiver
  * has not asked for without bound; so a sender spends a credit per message. The receiver gives it `slots` of them at the start, which is also
- * the greeting that proves the connection, and then back half a window at a time, in empty messages whose tag carries the number.
+ * the greeting that proves the connection, and then back half a window at a time, in empty messages whose tag carries the number. So at
+ * most two of those are on their way, and no message ever finds that no receive is posted for it.
  *
  *     tag   | token, 32 bits | sender's rank, 16 | kind, 4 | credits, 12 |
  */
@@ -25,8 +26,6 @@ static const iq_services_t *services;
 
 static void module_start(const iq_services_t *given) { services = given; }
 
-#define MAX_CREDITS 4095u
-
 typedef enum kind { KIND_DATA, KIND_CREDIT } kind_t;
 
 /* A slot buffer and what UCX is doing with it. */
@@ -42,9 +41,10 @@ typedef struct ucx_link {
     ucp_ep_h endpoint;
     slot_t *out, *in; /* [slots] each; `out` owns the memory of both and of their buffers */
     unsigned out_index, in_index;
-    unsigned credits; /* messages that the peer has room for */
-    unsigned owed;    /* room that the peer does not know of yet */
-    void *credit_in;  /* receive for the peer's next credits */
+    unsigned credits;   /* messages that the peer has room for */
+    unsigned owed;      /* room that the peer does not know of yet */
+    void *credit_in[2]; /* receives for the peer's credits, used in turn */
+    unsigned credit_index;
     void *credit_out; /* our last credits on their way */
     void *closing;    /* the endpoint's end under way */
 } ucx_link_t;
@@ -132,7 +132,7 @@ static void post_receive(ucx_link_t *link, void *data, size_t bytes, kind_t kind
     /* Always a request, also when the message is there already: its length and tag are asked from the request later. */
     const ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_MEMORY_TYPE | UCP_OP_ATTR_FLAG_NO_IMM_CMPL,
                                        .memory_type = UCS_MEMORY_TYPE_HOST};
-    ucp_tag_t tag = make_tag(link->owner, link->base.peer, kind, 0), any_credits = ~(ucp_tag_t)MAX_CREDITS;
+    ucp_tag_t tag = make_tag(link->owner, link->base.peer, kind, 0), any_credits = ~(ucp_tag_t)IQ_UCX_MAX_SLOTS;
     *request = request_of(link, ucp_tag_recv_nbx(link->owner->worker, data, bytes, tag, any_credits, &param), "receive");
 }
 
@@ -148,30 +148,31 @@ static void post_slot(ucx_link_t *link, slot_t *slot)
 static bool has_credits(ucx_link_t *link)
 {
     ucp_tag_recv_info_t info;
-    if (link->credits > 0 || link->credit_in == NULL)
+    void **request = &link->credit_in[link->credit_index];
+    if (link->credits > 0 || *request == NULL)
         return link->credits > 0;
-    ucs_status_t status = ucp_tag_recv_request_test(link->credit_in, &info);
+    ucs_status_t status = ucp_tag_recv_request_test(*request, &info);
     if (status == UCS_INPROGRESS)
         return false;
-    free_request(&link->credit_in);
-    unsigned credits = status == UCS_OK ? (unsigned)(info.sender_tag & MAX_CREDITS) : 0;
+    free_request(request);
+    unsigned credits = status == UCS_OK ? (unsigned)(info.sender_tag & IQ_UCX_MAX_SLOTS) : 0;
     if (credits == 0 || credits > link->owner->slots) {
         link_failed(link, ISGQ_ERR_CORRUPT, "receive", "credits out of range");
         return false;
     }
     link->credits = credits;
-    post_receive(link, NULL, 0, KIND_CREDIT, &link->credit_in);
+    link->credit_index ^= 1;
+    post_receive(link, NULL, 0, KIND_CREDIT, request);
     return true;
 }
 
 /* One message of credits at a time; a busy connection collects more of them meanwhile. */
 static void return_credits(ucx_link_t *link)
 {
-    unsigned credits = (unsigned)iq_min(link->owed, MAX_CREDITS);
     if (link->owed < (link->owner->slots + 1) / 2 || !sent(link, &link->credit_out))
         return;
-    link->owed -= credits;
-    send_message(link, NULL, 0, KIND_CREDIT, credits, &link->credit_out);
+    send_message(link, NULL, 0, KIND_CREDIT, link->owed, &link->credit_out);
+    link->owed = 0;
 }
 
 /* ---- links ---- */
@@ -292,17 +293,7 @@ static void ucx_wake(iq_ucx_t *self) { ucp_worker_signal(self->worker); }
 
 /* ---- create ---- */
 
-/* Our own settings, in our own configuration: the program's environment and its other users of UCX see nothing of them. */
-static isgq_result_t configure(ucp_config_t *config, const char *device)
-{
-    /* Everything that works inside a host only: two namespaces of one host must talk over their network. */
-    if (ucp_config_modify(config, "TLS", "^sm,self") != UCS_OK ||
-        ucp_config_modify(config, "KEEPALIVE_INTERVAL", "1s") != UCS_OK ||
-        (device[0] != '\0' && ucp_config_modify(config, "NET_DEVICES", device) != UCS_OK))
-        return IQ_FAIL(ISGQ_ERR_INTERNAL, "ucx: this UCX does not accept our settings");
-    return ISGQ_SUCCESS;
-}
-
+/* Our settings go into our own configuration: the program's environment and its other users of UCX see nothing of them. */
 static isgq_result_t create_context(iq_ucx_t *self, const char *device, int nranks)
 {
     const ucp_params_t params = {
@@ -310,12 +301,17 @@ static isgq_result_t create_context(iq_ucx_t *self, const char *device, int nran
         .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP,
         .estimated_num_eps = (size_t)nranks,
     };
+    isgq_result_t result = ISGQ_SUCCESS;
     ucp_config_t *config;
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK)
         return IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: read the configuration: %s", ucs_status_string(status));
-    isgq_result_t result = configure(config, device);
-    if (result == ISGQ_SUCCESS && (status = ucp_init(&params, config, &self->context)) != UCS_OK)
+    /* Without everything that works inside a host only: two namespaces of one host must talk over their network. */
+    if (ucp_config_modify(config, "TLS", "^sm,self") != UCS_OK ||
+        ucp_config_modify(config, "KEEPALIVE_INTERVAL", "1s") != UCS_OK ||
+        (device[0] != '\0' && ucp_config_modify(config, "NET_DEVICES", device) != UCS_OK))
+        result = IQ_FAIL(ISGQ_ERR_INTERNAL, "ucx: this UCX does not accept our settings");
+    else if ((status = ucp_init(&params, config, &self->context)) != UCS_OK)
         result = IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: no usable network%s%s: %s", device[0] == '\0' ? "" : " on ", device,
                          ucs_status_string(status));
     ucp_config_release(config);
@@ -410,7 +406,8 @@ static isgq_result_t open_link(iq_ucx_t *self, int peer, const void *address)
         link->endpoint = NULL;
         return IQ_FAIL(ISGQ_ERR_REMOTE, "ucx: connect to rank %d: %s", peer, ucs_status_string(status));
     }
-    post_receive(link, NULL, 0, KIND_CREDIT, &link->credit_in);
+    for (unsigned i = 0; i < 2; i++)
+        post_receive(link, NULL, 0, KIND_CREDIT, &link->credit_in[i]);
     for (unsigned i = 0; i < self->slots; i++)
         post_slot(link, &link->in[i]);
     return_credits(link);
@@ -452,19 +449,16 @@ static void begin_close(iq_ucx_t *self, ucx_link_t *link)
                                        .flags = self->failed_peer < 0 ? 0 : UCP_EP_CLOSE_FLAG_FORCE};
     if (link->endpoint != NULL)
         link->closing = request_of(link, ucp_ep_close_nbx(link->endpoint, &param), "close");
-    drop_request(self, &link->credit_in);
-    for (unsigned i = 0; i < self->slots; i++)
-        drop_request(self, &link->in[i].request);
 }
 
-static void finish_close(iq_ucx_t *self, ucx_link_t *link, uint64_t deadline_ns)
+static void drop_requests(iq_ucx_t *self, ucx_link_t *link)
 {
-    while (pending(link->closing) && iq_now_ns() < deadline_ns)
-        ucx_sleep(self, 1000000);
     drop_request(self, &link->closing);
     drop_request(self, &link->credit_out);
-    for (unsigned i = 0; i < self->slots; i++)
-        drop_request(self, &link->out[i].request);
+    for (unsigned i = 0; i < 2; i++)
+        drop_request(self, &link->credit_in[i]);
+    for (unsigned i = 0; i < 2 * self->slots; i++)
+        drop_request(self, &link->out[i].request); /* link->in follows */
 }
 
 /* Endpoints close together, within a second whatever the peers do; the end of the worker frees what is left. */
@@ -474,7 +468,10 @@ static void ucx_close(iq_ucx_t *self)
     for (int i = 0; i < self->nlinks; i++)
         begin_close(self, &self->links[i]);
     for (int i = 0; i < self->nlinks; i++)
-        finish_close(self, &self->links[i], deadline_ns);
+        while (pending(self->links[i].closing) && iq_now_ns() < deadline_ns)
+            ucx_sleep(self, 1000000);
+    for (int i = 0; i < self->nlinks; i++)
+        drop_requests(self, &self->links[i]);
     if (self->worker != NULL) {
         drop_request(self, &self->flush);
         ucp_worker_destroy(self->worker);

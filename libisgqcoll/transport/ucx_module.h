@@ -10,7 +10,9 @@
 #include "base/module.h"
 #include "transport/transport.h"
 
-#define IQ_UCX_MAX_RANKS 65536 /* a rank is 16 bits of a tag */
+/* Fields of a tag: 16 and 12 bits. */
+#define IQ_UCX_MAX_RANKS 65536
+#define IQ_UCX_MAX_SLOTS 4095u
 
 typedef struct iq_ucx iq_ucx_t;
 

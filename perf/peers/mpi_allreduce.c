@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What MPI does with isgq_perf's measurement: fp32 MPI_Allreduce of the sizes given in bytes, malloc'ed buffers refilled between iterations. */
+/* isgq_perf's measurement of MPI: fp32 MPI_Allreduce of the sizes given in bytes, malloc'ed buffers, refilled between iterations. */
 #include <mpi.h>
 
 #include <stdio.h>

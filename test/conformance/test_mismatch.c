@@ -132,6 +132,7 @@ static void disagree_body(iq_rank_t *rank)
     uint64_t started = iq_test_now_ns();
     RANK_OK(rank, isgq_barrier(rank->comm, NULL));
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
+    iq_rank_meet(rank);
     isgq_result_t result = about->call(rank, rank->rank == about->victim);
     for (int turn = 0; result == ISGQ_SUCCESS && turn < 3; turn++) {
         result = isgq_comm_synchronize(rank->comm);
@@ -200,7 +201,7 @@ START_TEST(settings_that_differ)
 {
     setting_t about = settings[_i];
     iq_ranks_t ranks = {.nranks = NRANKS, .body = settle_body, .argument = &about, .apart = true};
-    for (about.victim = 0; about.victim < NRANKS; about.victim++)
+    for (about.victim = 0; about.victim < NRANKS; about.victim += 2) /* the one in the middle, and another */
         iq_ranks_run(&ranks, NULL);
 }
 END_TEST

@@ -36,6 +36,36 @@ typedef struct iq_option {
     bool given;         /* set by the parser */
 } iq_option_t;
 
+/* Rows of an option table, one line each. `field` is the variable itself. */
+#define IQ_COUNT(letter_, name_, argument_, field, low_, high_, preset_, help_)                                           \
+    {                                                                                                                     \
+        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_COUNT, .value = &(field), .low = low_, \
+        .high = high_, .preset = preset_, .help = help_                                                                   \
+    }
+#define IQ_REAL(letter_, name_, argument_, field, low_, high_, preset_, help_)                                           \
+    {                                                                                                                    \
+        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_REAL, .value = &(field), .low = low_, \
+        .high = high_, .preset = preset_, .help = help_                                                                  \
+    }
+#define IQ_BYTES(letter_, name_, argument_, field, preset_, help_)                                                     \
+    {                                                                                                                  \
+        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_BYTES, .value = &(field), .low = 0, \
+        .high = 1e13, .preset = preset_, .help = help_                                                                 \
+    }
+#define IQ_TEXT(letter_, name_, argument_, field, preset_, help_)                                                              \
+    {                                                                                                                          \
+        .letter = letter_, .name = name_, .argument = argument_, .kind = IQ_OPTION_TEXT, .value = &(field), .preset = preset_, \
+        .help = help_                                                                                                          \
+    }
+#define IQ_FLAG(letter_, name_, field, help_)                                                      \
+    {                                                                                              \
+        .letter = letter_, .name = name_, .kind = IQ_OPTION_FLAG, .value = &(field), .help = help_ \
+    }
+#define IQ_OPTIONS_END \
+    {                  \
+        .name = NULL   \
+    }
+
 typedef struct iq_program {
     const char *name;
     const char *usage; /* what follows the name in the usage line */
