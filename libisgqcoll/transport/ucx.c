@@ -148,7 +148,7 @@ static isgq_result_t create(ucx_t *self, const iq_transport_params_t *params, vo
         snprintf(reason, sizeof(reason), "%s", iq_last_error());
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "ranks are on several hosts, which needs UCX: %s", reason);
     }
-    if (params->nranks > IQ_UCX_MAX_RANKS || params->slots > IQ_UCX_MAX_SLOTS)
+    if (params->nranks > IQ_UCX_MAX_RANKS || params->slots > IQ_UCX_MAX_SLOTS / 2)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "ucx: %d ranks, %u slots; at most %d and %u", params->nranks, params->slots,
                        IQ_UCX_MAX_RANKS, IQ_UCX_MAX_SLOTS);
     IQ_TRY(find_device(params->interface == NULL ? "" : params->interface, device));

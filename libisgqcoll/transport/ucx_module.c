@@ -53,7 +53,8 @@ struct iq_ucx {
     int rank, nlinks;
     uint64_t token;
     size_t slot_bytes;
-    unsigned slots;
+    unsigned slots;  /* as promised, plus those whose credits may be on hold */
+    unsigned batch;  /* credits go back so many at a time */
     ucp_context_h context;
     ucp_worker_h worker;
     int event_fd;
@@ -169,7 +170,7 @@ static bool has_credits(ucx_link_t *link)
 /* One message of credits at a time; a busy connection collects more of them meanwhile. */
 static void return_credits(ucx_link_t *link)
 {
-    if (link->owed < (link->owner->slots + 1) / 2 || !sent(link, &link->credit_out))
+    if (link->owed < link->owner->batch || !sent(link, &link->credit_out))
         return;
     send_message(link, NULL, 0, KIND_CREDIT, link->owed, &link->credit_out);
     link->owed = 0;
@@ -339,7 +340,8 @@ static isgq_result_t ucx_create(const iq_transport_params_t *params, const char 
     self->rank = params->rank;
     self->token = params->token;
     self->slot_bytes = params->slot_bytes;
-    self->slots = params->slots;
+    self->batch = (params->slots + 1) / 2;
+    self->slots = params->slots + self->batch - 1; /* so that a sender always has room for the promised number */
     self->failed_peer = -1;
     self->links = calloc((size_t)params->nranks, sizeof(*self->links));
     result = self->links == NULL ? IQ_FAIL(ISGQ_ERR_NO_MEMORY, "ucx: links to %d ranks", params->nranks)

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Calls return once queued, the work goes on without anybody waiting, and the counters tell the truth. Parts of invariants 7 and 9 of the
- * design, and what isgqcoll.h says of sequence numbers and statistics.
+ * Calls return once queued, the work goes on without anybody waiting, and the counters tell the truth. Parts of invariants 7
+ * and 9 of the design, and what isgqcoll.h says of sequence numbers and statistics.
  */
+#include "support/cases.h"
 #include "support/check_main.h"
 #include "support/samples.h"
 
@@ -27,7 +28,8 @@ static void returns_body(iq_rank_t *rank)
     if (rank->rank == 0)
         iq_rank_await(rank, 0, (uint64_t)rank->nranks - 1);
     for (int call = 0; call < CALLS; call++) {
-        RANK_OK(rank, isgq_allreduce(buffers + call * COUNT, buffers + call * COUNT, COUNT, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+        RANK_OK(rank, isgq_allreduce(buffers + call * COUNT, buffers + call * COUNT, COUNT, ISGQ_FLOAT32, ISGQ_SUM, NULL,
+                                     rank->comm, NULL, NULL));
         before = sequence;
         RANK_OK(rank, isgq_comm_get_sequence(rank->comm, &sequence));
         RANK_CHECK(rank, sequence == before + 1, "call %d after call %d", (int)sequence, (int)before);
@@ -36,7 +38,8 @@ static void returns_body(iq_rank_t *rank)
     for (uint64_t call = 0; call < CALLS; call += 3) {
         RANK_OK(rank, isgq_comm_wait(rank->comm, call + 1));
         for (uint64_t earlier = 0; earlier <= call; earlier++)
-            RANK_CHECK(rank, buffers[earlier * COUNT + COUNT - 1] == (float)(earlier * (uint64_t)rank->nranks), "call %d is not done", (int)earlier + 1);
+            RANK_CHECK(rank, buffers[earlier * COUNT + COUNT - 1] == (float)(earlier * (uint64_t)rank->nranks),
+                       "call %d is not done", (int)earlier + 1);
     }
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
     for (int i = 0; i < CALLS * COUNT; i++)
@@ -71,7 +74,8 @@ static void polled_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_comm_test(rank->comm, sequence - 1, &done));
     RANK_CHECK(rank, done == 1, "a later call is done, an earlier one is not");
     iq_rank_agree(rank, isgqx_hash(out, COUNT * sizeof(*out)), "the sum");
-    RANK_CHECK(rank, fabs((double)out[5] - iq_samples_sum(ISGQ_FLOAT32, ISGQ_SUM, 1, rank->nranks, 5)) < 2.0 * rank->nranks, "a wrong sum");
+    RANK_CHECK(rank, fabs((double)out[5] - iq_samples_sum(ISGQ_FLOAT32, ISGQ_SUM, 1, rank->nranks, 5)) < 2.0 * rank->nranks,
+               "a wrong sum");
     isgq_quantizer_destroy(quantizer);
     free(in);
     free(out);
@@ -118,13 +122,15 @@ static void many_body(iq_rank_t *rank)
     for (int i = 0; i < CALLS * 64; i++)
         values[i] = i;
     for (int call = 0; call < CALLS; call++)
-        RANK_OK(rank, isgq_allreduce(values + call * 64, values + call * 64, (size_t)(call % 65), ISGQ_INT64, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+        RANK_OK(rank, isgq_allreduce(values + call * 64, values + call * 64, (size_t)(call % 65), ISGQ_INT64, ISGQ_SUM, NULL,
+                                     rank->comm, NULL, NULL));
     RANK_OK(rank, isgq_comm_get_sequence(rank->comm, &sequence));
     RANK_CHECK(rank, sequence == CALLS, "the last of %d calls has number %d", CALLS, (int)sequence);
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
     for (int call = 0; call < CALLS; call++)
         for (int i = 0; i < 64; i++)
-            RANK_CHECK(rank, values[call * 64 + i] == (int64_t)(call * 64 + i) * (i < call % 65 ? rank->nranks : 1), "call %d is wrong", call + 1);
+            RANK_CHECK(rank, values[call * 64 + i] == (int64_t)(call * 64 + i) * (i < call % 65 ? rank->nranks : 1),
+                       "call %d is wrong", call + 1);
     free(values);
 }
 
@@ -150,8 +156,8 @@ static isgqx_call_record_t call_record(iq_rank_t *rank, const char *quantizer, s
 }
 
 /*
- * Blocks of one length, chunks of 1024 elements. Direct and ring: N-1 blocks out and N-1 back; exchange: everything to everybody. One frame for
- * every message, nothing else.
+ * Blocks of one length, chunks of 1024 elements. Direct and ring: N-1 blocks out and N-1 back; exchange: everything to
+ * everybody. One frame for every message, nothing else.
  */
 static void bytes_body(iq_rank_t *rank)
 {
@@ -159,7 +165,8 @@ static void bytes_body(iq_rank_t *rank)
     isgqx_call_record_t record = call_record(rank, "none", count, "direct");
     uint64_t due = 2 * others * chunks * (4096 + FRAME);
     RANK_CHECK(rank, record.wire_bytes == due, "direct sent %d bytes, not %d", (int)record.wire_bytes, (int)due);
-    RANK_CHECK(rank, record.own_bytes == 4 * count && record.input_bytes == 4 * count, "own %d, input %d of %d bytes", (int)record.own_bytes, (int)record.input_bytes, (int)count * 4);
+    RANK_CHECK(rank, record.own_bytes == 4 * count && record.input_bytes == 4 * count, "own %d, input %d of %d bytes",
+               (int)record.own_bytes, (int)record.input_bytes, (int)count * 4);
     record = call_record(rank, "none", count, "ring");
     RANK_CHECK(rank, record.wire_bytes == due, "ring sent %d bytes, not %d", (int)record.wire_bytes, (int)due);
     RANK_CHECK(rank, record.own_bytes == 4 * count, "ring: own %d of %d bytes", (int)record.own_bytes, (int)count * 4);
@@ -177,7 +184,9 @@ static void bytes_body(iq_rank_t *rank)
     double bits = ceil(log2((double)n * 14 + 1)); /* sums of n codes from 0 to 14 */
     due = others * chunks * (512 + (uint64_t)(128 * bits) + 2 * FRAME);
     uint64_t scales = 4 * n * chunks; /* their maximum takes one or two rounds */
-    RANK_CHECK(rank, record.wire_bytes >= due + (n > 1 ? scales : 0) && record.wire_bytes <= due + others * (2 * scales + 2 * FRAME * (scales / 4096 + 1)),
+    RANK_CHECK(rank,
+               record.wire_bytes >= due + (n > 1 ? scales : 0) &&
+                   record.wire_bytes <= due + others * (2 * scales + 2 * FRAME * (scales / 4096 + 1)),
                "exact sum: sent %d bytes, %d without scales", (int)record.wire_bytes, (int)due);
 }
 
@@ -198,21 +207,29 @@ static void stats_body(iq_rank_t *rank)
     for (size_t i = 1; i <= 8; i++) {
         record = call_record(rank, i % 2 ? "none" : "uniform:bits=3", i * 1000, NULL);
         RANK_CHECK(rank, record.sequence == i, "the record is of call %d, not %d", (int)record.sequence, (int)i);
-        RANK_CHECK(rank, record.time_ns > 0 && record.input_bytes == i * 4000, "time %d, input %d", (int)record.time_ns, (int)record.input_bytes);
-        RANK_CHECK(rank, strcmp(record.transport, rank->nranks == 1 ? "none" : "local") == 0, "the transport is %s", record.transport);
+        RANK_CHECK(rank, record.time_ns > 0 && record.input_bytes == i * 4000, "time %d, input %d", (int)record.time_ns,
+                   (int)record.input_bytes);
+        RANK_CHECK(rank, strcmp(record.transport, rank->nranks == 1 ? "none" : "local") == 0, "the transport is %s",
+                   record.transport);
         sent += record.wire_bytes;
         owned += record.own_bytes;
         read += record.input_bytes;
     }
     RANK_OK(rank, isgq_comm_get_stats(rank->comm, &stats));
     RANK_OK(rank, isgqx_own_bytes(rank->comm, &own));
-    RANK_CHECK(rank, stats.calls == 8 && stats.wire_bytes == sent && stats.input_bytes == read && own == owned && stats.fallback_calls == 0,
-               "%d calls, %d of %d bytes sent, %d of %d read, %d of %d own", (int)stats.calls, (int)stats.wire_bytes, (int)sent, (int)stats.input_bytes, (int)read, (int)own, (int)owned);
+    RANK_CHECK(rank,
+               stats.calls == 8 && stats.wire_bytes == sent && stats.input_bytes == read && own == owned &&
+                   stats.fallback_calls == 0,
+               "%d calls, %d of %d bytes sent, %d of %d read, %d of %d own", (int)stats.calls, (int)stats.wire_bytes, (int)sent,
+               (int)stats.input_bytes, (int)read, (int)own, (int)owned);
     RANK_CHECK(rank, stats.quantize_ns > 0, "no time was spent");
     RANK_OK(rank, isgq_comm_reset_stats(rank->comm));
     RANK_OK(rank, isgq_comm_get_stats(rank->comm, &after));
     RANK_OK(rank, isgqx_own_bytes(rank->comm, &own));
-    RANK_CHECK(rank, after.calls == 0 && after.wire_bytes == 0 && after.input_bytes == 0 && after.transfer_ns == 0 && after.quantize_ns == 0 && own == 0, "the reset left something");
+    RANK_CHECK(rank,
+               after.calls == 0 && after.wire_bytes == 0 && after.input_bytes == 0 && after.transfer_ns == 0 &&
+                   after.quantize_ns == 0 && own == 0,
+               "the reset left something");
     RANK_CHECK(rank, after.size == sizeof(after), "the reset lost the size");
     record = call_record(rank, "none", 10, NULL);
     RANK_CHECK(rank, record.sequence == 9, "the reset changed the numbers of calls");
@@ -235,23 +252,15 @@ START_TEST(fixed_formulas)
 }
 END_TEST
 
-static TCase *add(Suite *suite, TCase *tcase, const TTest *test, int loops)
-{
-    tcase_set_timeout(tcase, 110);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-    return tcase;
-}
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("async");
-    add(suite, tcase_create("returns"), calls_return_once_queued, 2);
-    add(suite, tcase_create("polled"), work_goes_on_without_waiting, 2);
-    add(suite, tcase_create("mixed"), waiters_and_threads_mix, 2);
-    add(suite, tcase_create("many"), a_thousand_calls, 2);
-    add(suite, tcase_create("wire_bytes"), wire_bytes_follow_from_the_shape, IQ_RANK_COUNTS);
-    add(suite, tcase_create("stats"), statistics_add_up, 3);
-    add(suite, tcase_create("formulas"), fixed_formulas, 1);
+    iq_add_case(suite, tcase_create("returns"), calls_return_once_queued, 2);
+    iq_add_case(suite, tcase_create("polled"), work_goes_on_without_waiting, 2);
+    iq_add_case(suite, tcase_create("mixed"), waiters_and_threads_mix, 2);
+    iq_add_case(suite, tcase_create("many"), a_thousand_calls, 2);
+    iq_add_case(suite, tcase_create("wire_bytes"), wire_bytes_follow_from_the_shape, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("stats"), statistics_add_up, 3);
+    iq_add_case(suite, tcase_create("formulas"), fixed_formulas, 1);
     return suite;
 }

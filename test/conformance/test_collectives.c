@@ -2,9 +2,10 @@
 /*
  * Lossless collectives: every type, reduction, algorithm and awkward count, on 1 to 9 ranks, compared with exact references.
  *
- * Invariants 1 (same bits everywhere), 2 (exact sums on any algorithm), 4 (lossless, stated order), 5 (NaN and Inf show) and 6 (zero counts,
- * one rank, odd counts, alignment, in place) of the design.
+ * Invariants 1 (same bits everywhere), 2 (exact sums on any algorithm), 4 (lossless, stated order), 5 (NaN and Inf show) and 6
+ * (zero counts, one rank, odd counts, alignment, in place) of the design.
  */
+#include "support/cases.h"
 #include "support/check_main.h"
 #include "support/numbers.h"
 #include "support/ranks.h"
@@ -14,8 +15,8 @@
 #include <stdlib.h>
 #include <string.h>
 
-typedef isgq_result_t (*call_fn)(iq_rank_t *rank, const void *send, void *recv, size_t part, isgq_data_type_t type, isgq_red_op_t op,
-                                 const isgq_call_options_t *options);
+typedef isgq_result_t (*call_fn)(iq_rank_t *rank, const void *send, void *recv, size_t part, isgq_data_type_t type,
+                                 isgq_red_op_t op, const isgq_call_options_t *options);
 
 /* Where the ranks' parts lie: what a rank reads and writes, in parts. */
 typedef struct collective {
@@ -35,8 +36,8 @@ typedef struct shape {
     uint64_t salt;
 } shape_t;
 
-static isgq_result_t call_allreduce(iq_rank_t *rank, const void *send, void *recv, size_t part, isgq_data_type_t type, isgq_red_op_t op,
-                                    const isgq_call_options_t *options)
+static isgq_result_t call_allreduce(iq_rank_t *rank, const void *send, void *recv, size_t part, isgq_data_type_t type,
+                                    isgq_red_op_t op, const isgq_call_options_t *options)
 {
     return isgq_allreduce(send, recv, part, type, op, NULL, rank->comm, NULL, options);
 }
@@ -47,8 +48,8 @@ static isgq_result_t call_reduce_scatter(iq_rank_t *rank, const void *send, void
     return isgq_reduce_scatter(send, recv, part, type, op, NULL, rank->comm, NULL, options);
 }
 
-static isgq_result_t call_allgather(iq_rank_t *rank, const void *send, void *recv, size_t part, isgq_data_type_t type, isgq_red_op_t op,
-                                    const isgq_call_options_t *options)
+static isgq_result_t call_allgather(iq_rank_t *rank, const void *send, void *recv, size_t part, isgq_data_type_t type,
+                                    isgq_red_op_t op, const isgq_call_options_t *options)
 {
     (void)op;
     return isgq_allgather(send, recv, part, type, NULL, rank->comm, NULL, options);
@@ -58,7 +59,10 @@ static const collective_t allreduce = {"allreduce", call_allreduce, false, false
 static const collective_t reduce_scatter = {"reduce_scatter", call_reduce_scatter, true, false, true};
 static const collective_t allgather = {"allgather", call_allgather, false, true, false};
 
-static size_t elements(const iq_rank_t *rank, const shape_t *shape, bool all) { return shape->part * (all ? (size_t)rank->nranks : 1); }
+static size_t elements(const iq_rank_t *rank, const shape_t *shape, bool all)
+{
+    return shape->part * (all ? (size_t)rank->nranks : 1);
+}
 
 /* What recv must hold after the call, if it held `prior`. */
 static void expect(const iq_rank_t *rank, const shape_t *shape, size_t count, void *prior)
@@ -84,14 +88,16 @@ static void compare(iq_rank_t *rank, const shape_t *shape, const iq_buffer_t *fo
         return;
     for (size_t i = 0; i < due->bytes; i += bytes)
         RANK_CHECK(rank, memcmp(found->data + i, due->data + i, bytes) == 0,
-                   "%s of %zu %s op %d algorithm %s%s%s: element %zu is wrong, bytes %02x%02x.. instead of %02x%02x..", shape->collective->name,
-                   shape->part, iq_types[shape->type].name, (int)shape->op, shape->algorithm == NULL ? "auto" : shape->algorithm,
-                   shape->in_place ? " in place" : "", shape->accumulate ? " accumulated" : "", i / bytes, found->data[i + bytes - 1],
-                   found->data[i], due->data[i + bytes - 1], due->data[i]);
+                   "%s of %zu %s op %d algorithm %s%s%s: element %zu is wrong, bytes %02x%02x.. instead of %02x%02x..",
+                   shape->collective->name, shape->part, iq_types[shape->type].name, (int)shape->op,
+                   shape->algorithm == NULL ? "auto" : shape->algorithm, shape->in_place ? " in place" : "",
+                   shape->accumulate ? " accumulated" : "", i / bytes, found->data[i + bytes - 1], found->data[i],
+                   due->data[i + bytes - 1], due->data[i]);
 }
 
 /* In place: the smaller of the two buffers is this rank's part of the larger one. */
-static void place(const iq_rank_t *rank, const shape_t *shape, size_t part_bytes, const unsigned char **send, unsigned char **recv)
+static void place(const iq_rank_t *rank, const shape_t *shape, size_t part_bytes, const unsigned char **send,
+                  unsigned char **recv)
 {
     if (shape->collective->receives_all)
         *send = *recv + (size_t)rank->rank * part_bytes;
@@ -104,8 +110,10 @@ static void place(const iq_rank_t *rank, const shape_t *shape, size_t part_bytes
 static void check_call(iq_rank_t *rank, const shape_t *shape)
 {
     const iq_type_t *type = &iq_types[shape->type];
-    size_t sent = elements(rank, shape, shape->collective->sends_all), received = elements(rank, shape, shape->collective->receives_all);
-    iq_buffer_t send = iq_buffer_new(sent * type->bytes, type->bytes), recv = iq_buffer_new(received * type->bytes, 3 * type->bytes);
+    size_t sent = elements(rank, shape, shape->collective->sends_all),
+           received = elements(rank, shape, shape->collective->receives_all);
+    iq_buffer_t send = iq_buffer_new(sent * type->bytes, type->bytes),
+                recv = iq_buffer_new(received * type->bytes, 3 * type->bytes);
     iq_buffer_t due = iq_buffer_new(received * type->bytes, 0), input = iq_buffer_new(sent * type->bytes, 0);
     isgq_call_options_t options = {.size = sizeof(options), .algorithm = shape->algorithm, .accumulate = shape->accumulate};
     const unsigned char *from = send.data;
@@ -123,8 +131,8 @@ static void check_call(iq_rank_t *rank, const shape_t *shape)
     iq_buffer_t found = {.data = to, .bytes = due.bytes};
     compare(rank, shape, &found, &due);
     RANK_CHECK(rank, shape->in_place || memcmp(from, input.data, input.bytes) == 0, "the input was changed");
-    RANK_CHECK(rank, iq_buffer_intact(&send) && iq_buffer_intact(&recv), "%s of %zu %s: wrote outside its buffer", shape->collective->name,
-               shape->part, type->name);
+    RANK_CHECK(rank, iq_buffer_intact(&send) && iq_buffer_intact(&recv), "%s of %zu %s: wrote outside its buffer",
+               shape->collective->name, shape->part, type->name);
     iq_buffer_free(&send);
     iq_buffer_free(&recv);
     iq_buffer_free(&due);
@@ -151,7 +159,8 @@ static void check_record(iq_rank_t *rank, const shape_t *shape)
     RANK_OK(rank, isgqx_last_call(rank->comm, &record));
     RANK_CHECK(rank, shape->algorithm == NULL || strcmp(record.algorithm, shape->algorithm) == 0, "%s ran %s instead of %s",
                shape->collective->name, record.algorithm, shape->algorithm);
-    RANK_CHECK(rank, record.algorithm[0] != '\0' && strcmp(record.algorithm, "auto") != 0 && record.why[0] != '\0', "no algorithm or no reason");
+    RANK_CHECK(rank, record.algorithm[0] != '\0' && strcmp(record.algorithm, "auto") != 0 && record.why[0] != '\0',
+               "no algorithm or no reason");
 }
 
 /* All counts of one type, reduction and algorithm; in place and accumulation take turns. */
@@ -189,17 +198,27 @@ static void run_sweep(const collective_t *collective, int index)
 {
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.chunk_bytes = 4096;
-    iq_ranks_t ranks = {.nranks = iq_test_nranks(index), .body = sweep, .argument = (void *)(uintptr_t)collective, .config = &config};
+    iq_ranks_t ranks = {
+        .nranks = iq_test_nranks(index), .body = sweep, .argument = (void *)(uintptr_t)collective, .config = &config};
     iq_ranks_run(&ranks, NULL);
 }
 
-START_TEST(allreduce_is_exact) { run_sweep(&allreduce, _i); }
+START_TEST(allreduce_is_exact)
+{
+    run_sweep(&allreduce, _i);
+}
 END_TEST
 
-START_TEST(reduce_scatter_is_exact) { run_sweep(&reduce_scatter, _i); }
+START_TEST(reduce_scatter_is_exact)
+{
+    run_sweep(&reduce_scatter, _i);
+}
 END_TEST
 
-START_TEST(allgather_is_exact) { run_sweep(&allgather, _i); }
+START_TEST(allgather_is_exact)
+{
+    run_sweep(&allgather, _i);
+}
 END_TEST
 
 /* ---- broadcast and barrier ---- */
@@ -215,7 +234,8 @@ static void check_broadcast(iq_rank_t *rank, isgq_data_type_t type, size_t count
         memcpy(in_place ? recv.data : send.data, due.data, bytes);
     RANK_OK(rank, isgq_broadcast(from, recv.data, count, type, root, rank->comm, NULL));
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
-    RANK_CHECK(rank, memcmp(recv.data, due.data, bytes) == 0, "broadcast of %zu %s from %d is wrong", count, iq_types[type].name, root);
+    RANK_CHECK(rank, memcmp(recv.data, due.data, bytes) == 0, "broadcast of %zu %s from %d is wrong", count, iq_types[type].name,
+               root);
     RANK_CHECK(rank, iq_buffer_intact(&recv) && iq_buffer_intact(&send), "broadcast wrote outside its buffer");
     iq_buffer_free(&send);
     iq_buffer_free(&recv);
@@ -231,7 +251,10 @@ static void broadcast_body(iq_rank_t *rank)
                 check_broadcast(rank, (isgq_data_type_t)type, counts[i], root, (type + root) % 3 == 0);
 }
 
-/* ISGQ_ALGORITHM would be refused by the other collectives: broadcasts get each algorithm through the environment of forked ranks. */
+/*
+ * ISGQ_ALGORITHM would be refused by the other collectives: broadcasts get each algorithm through the environment of
+ * forked ranks.
+ */
 START_TEST(broadcast_reaches_all)
 {
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
@@ -280,7 +303,10 @@ typedef struct order {
     bool in_order; /* 0..N-1; otherwise some order */
 } order_t;
 
-static double wild(int rank, size_t i) { return (double)iq_mix_unit(7, (uint64_t)rank, i) * ldexp(1.0, (int)(iq_mix(8, (uint64_t)rank, i) % 12)); }
+static double wild(int rank, size_t i)
+{
+    return (double)iq_mix_unit(7, (uint64_t)rank, i) * ldexp(1.0, (int)(iq_mix(8, (uint64_t)rank, i) % 12));
+}
 
 /* Sum in f32 (f64 for f64) from rank 0 on, rounded to the type at the end. */
 static double sum_in_order(isgq_data_type_t type, int nranks, const void *const *inputs, size_t i)
@@ -296,7 +322,10 @@ static double sum_in_order(isgq_data_type_t type, int nranks, const void *const 
 
 static void compare_order(iq_rank_t *rank, const order_t *order, const void *const *inputs, const void *found, size_t count)
 {
-    double unit = order->type == ISGQ_FLOAT64 ? 0x1p-52 : order->type == ISGQ_FLOAT32 ? 0x1p-23 : order->type == ISGQ_FLOAT16 ? 0x1p-10 : 0x1p-7;
+    double unit = order->type == ISGQ_FLOAT64   ? 0x1p-52
+                  : order->type == ISGQ_FLOAT32 ? 0x1p-23
+                  : order->type == ISGQ_FLOAT16 ? 0x1p-10
+                                                : 0x1p-7;
     for (size_t i = 0; i < count; i++) {
         double due = sum_in_order(order->type, rank->nranks, inputs, i), size = 0, rounded[1] = {0};
         for (int r = 0; r < rank->nranks; r++)
@@ -304,8 +333,10 @@ static void compare_order(iq_rank_t *rank, const order_t *order, const void *con
         iq_numbers_set(order->type, rounded, 0, due);
         double result = iq_numbers_get(order->type, found, i);
         if (order->in_order)
-            RANK_CHECK(rank, memcmp((const char *)found + i * iq_types[order->type].bytes, rounded, iq_types[order->type].bytes) == 0,
-                       "%s %s: element %zu is %.17g, in rank order it is %.17g", order->algorithm, iq_types[order->type].name, i, result, due);
+            RANK_CHECK(rank,
+                       memcmp((const char *)found + i * iq_types[order->type].bytes, rounded, iq_types[order->type].bytes) == 0,
+                       "%s %s: element %zu is %.17g, in rank order it is %.17g", order->algorithm, iq_types[order->type].name, i,
+                       result, due);
         else
             RANK_CHECK(rank, fabs(result - due) <= rank->nranks * unit * size, "%s %s: element %zu is %.17g, not about %.17g",
                        order->algorithm, iq_types[order->type].name, i, result, due);
@@ -368,12 +399,15 @@ static void check_special(iq_rank_t *rank, isgq_data_type_t type, isgq_red_op_t 
     }
     RANK_OK(rank, isgq_allreduce(buffer, buffer, count, type, op, NULL, rank->comm, NULL, &options));
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
-    RANK_CHECK(rank, isnan(iq_numbers_get(type, buffer, 17)), "%s op %d %s: NaN of rank %d is lost", iq_types[type].name, (int)op, algorithm, culprit);
-    RANK_CHECK(rank, isinf(iq_numbers_get(type, buffer, 200)), "%s op %d %s: Inf of rank %d is lost", iq_types[type].name, (int)op, algorithm, culprit);
+    RANK_CHECK(rank, isnan(iq_numbers_get(type, buffer, 17)), "%s op %d %s: NaN of rank %d is lost", iq_types[type].name, (int)op,
+               algorithm, culprit);
+    RANK_CHECK(rank, isinf(iq_numbers_get(type, buffer, 200)), "%s op %d %s: Inf of rank %d is lost", iq_types[type].name,
+               (int)op, algorithm, culprit);
     iq_numbers_set(type, due, 17, iq_numbers_get(type, buffer, 17));
     iq_numbers_set(type, due, 200, iq_numbers_get(type, buffer, 200));
     for (size_t i = 0; i < count; i++)
-        RANK_CHECK(rank, i == 17 || iq_numbers_get(type, buffer, i) == iq_numbers_get(type, due, i), "element %zu suffers from its neighbours", i);
+        RANK_CHECK(rank, i == 17 || iq_numbers_get(type, buffer, i) == iq_numbers_get(type, due, i),
+                   "element %zu suffers from its neighbours", i);
     iq_rank_agree(rank, isgqx_hash(buffer, bytes), "the result with NaN");
     free(buffer);
     free(due);
@@ -418,26 +452,18 @@ START_TEST(hosts_agree)
 }
 END_TEST
 
-static TCase *add(Suite *suite, TCase *tcase, const TTest *test, int loops)
-{
-    tcase_set_timeout(tcase, 110);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-    return tcase;
-}
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("collectives");
-    add(suite, tcase_create("allreduce"), allreduce_is_exact, IQ_RANK_COUNTS);
-    add(suite, tcase_create("reduce_scatter"), reduce_scatter_is_exact, IQ_RANK_COUNTS);
-    add(suite, tcase_create("allgather"), allgather_is_exact, IQ_RANK_COUNTS);
-    TCase *broadcast = add(suite, tcase_create("broadcast"), broadcast_by_name, 1);
+    iq_add_case(suite, tcase_create("allreduce"), allreduce_is_exact, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("reduce_scatter"), reduce_scatter_is_exact, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("allgather"), allgather_is_exact, IQ_RANK_COUNTS);
+    TCase *broadcast = iq_add_case(suite, tcase_create("broadcast"), broadcast_by_name, 1);
     tcase_add_loop_test(broadcast, broadcast_reaches_all, 0, IQ_RANK_COUNTS);
-    add(suite, tcase_create("barrier"), barrier_waits_for_all, IQ_RANK_COUNTS);
-    add(suite, tcase_create("order_of_sums"), floats_are_summed_in_the_stated_order, IQ_RANK_COUNTS);
-    add(suite, tcase_create("nan"), nan_and_inf_show, 4);
-    add(suite, tcase_create("processes"), processes_agree, 4);
-    add(suite, tcase_create("hosts"), hosts_agree, 1);
+    iq_add_case(suite, tcase_create("barrier"), barrier_waits_for_all, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("order_of_sums"), floats_are_summed_in_the_stated_order, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("nan"), nan_and_inf_show, 4);
+    iq_add_case(suite, tcase_create("processes"), processes_agree, 4);
+    iq_add_case(suite, tcase_create("hosts"), hosts_agree, 1);
     return suite;
 }

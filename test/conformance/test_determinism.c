@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The same seed, ranks and calls give the same bits: again, between threads, between processes, between hosts, whatever floating-point
- * environment the caller is in. Another seed gives other bits. Invariant 1 of the design, section 3.4 too.
+ * The same seed, ranks and calls give the same bits: again, between threads, between processes, between hosts, whatever
+ * floating-point environment the caller is in. Another seed gives other bits. Invariant 1 of the design, section 3.4 too.
  */
+#include "support/cases.h"
 #include "support/check_main.h"
 #include "support/samples.h"
 
@@ -16,7 +17,7 @@
 /* A program of calls of every kind; values[i] is the hash of what call i left on this rank. */
 typedef struct step {
     const char *quantizer, *algorithm;
-    char kind; /* a allreduce, r reduce_scatter, g allgather, f factored */
+    char kind;   /* a allreduce, r reduce_scatter, g allgather, f factored */
     bool random; /* depends on the seed */
 } step_t;
 
@@ -39,9 +40,11 @@ static const step_t steps[] = {
 };
 #define STEPS (sizeof(steps) / sizeof(steps[0]))
 
-static void run_factored(iq_rank_t *rank, const float *in, float *out, isgq_quantizer_t quantizer, const isgq_call_options_t *options)
+static void run_factored(iq_rank_t *rank, const float *in, float *out, isgq_quantizer_t quantizer,
+                         const isgq_call_options_t *options)
 {
-    isgq_factors_t factors = {.size = sizeof(factors), .x = in, .delta = in + 600, .batch = 12, .m = 50, .n = 30, .bias = out + 1500};
+    isgq_factors_t factors = {
+        .size = sizeof(factors), .x = in, .delta = in + 600, .batch = 12, .m = 50, .n = 30, .bias = out + 1500};
     RANK_OK(rank, isgq_allreduce_factored(&factors, 12, out, ISGQ_FLOAT32, ISGQ_SUM, quantizer, rank->comm, NULL, options));
 }
 
@@ -78,7 +81,8 @@ static void program_body(iq_rank_t *rank)
     free(out);
 }
 
-static const iq_ranks_values_t *program(iq_ranks_kind_t kind, int nranks, uint64_t seed, const char *const *environment, iq_ranks_values_t *values)
+static const iq_ranks_values_t *program(iq_ranks_kind_t kind, int nranks, uint64_t seed, const char *const *environment,
+                                        iq_ranks_values_t *values)
 {
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.seed = seed;
@@ -92,7 +96,8 @@ static void check_same(const iq_ranks_values_t *found, const iq_ranks_values_t *
 {
     for (int r = 0; r < nranks; r++)
         for (size_t s = 0; s < STEPS; s++)
-            ck_assert_msg(found->of[r][s] == due->of[r][s], "%s: step %d (%s) differs on rank %d", what, (int)s, steps[s].quantizer, r);
+            ck_assert_msg(found->of[r][s] == due->of[r][s], "%s: step %d (%s) differs on rank %d", what, (int)s,
+                          steps[s].quantizer, r);
 }
 
 static iq_ranks_values_t first, second;
@@ -104,7 +109,8 @@ START_TEST(again_and_another_seed)
     check_same(program(IQ_RANKS_THREADS, nranks, 42, NULL, &second), &first, nranks, "again");
     program(IQ_RANKS_THREADS, nranks, 43, NULL, &second);
     for (size_t s = 0; s < STEPS; s++)
-        ck_assert_msg((second.of[0][s] != first.of[0][s]) == steps[s].random, "another seed: step %d (%s)", (int)s, steps[s].quantizer);
+        ck_assert_msg((second.of[0][s] != first.of[0][s]) == steps[s].random, "another seed: step %d (%s)", (int)s,
+                      steps[s].quantizer);
 }
 END_TEST
 
@@ -179,7 +185,10 @@ START_TEST(callers_rounding_mode)
 }
 END_TEST
 
-/* The shape of a communicator's past does not matter, only the number of calls: other shapes in between, same call number, same bits. */
+/*
+ * The shape of a communicator's past does not matter, only the number of calls: other shapes in between, same call number,
+ * same bits.
+ */
 static void history_body(iq_rank_t *rank)
 {
     const size_t *before = rank->argument;
@@ -203,21 +212,13 @@ START_TEST(only_the_call_number_counts)
 }
 END_TEST
 
-static TCase *add(Suite *suite, TCase *tcase, const TTest *test, int loops)
-{
-    tcase_set_timeout(tcase, 110);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-    return tcase;
-}
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("determinism");
-    add(suite, tcase_create("transports"), any_transport, 1);
-    add(suite, tcase_create("seed"), again_and_another_seed, 3);
-    add(suite, tcase_create("streams"), calls_and_ranks_round_apart, 1);
-    add(suite, tcase_create("rounding_mode"), callers_rounding_mode, 1);
-    add(suite, tcase_create("history"), only_the_call_number_counts, 1);
+    iq_add_case(suite, tcase_create("transports"), any_transport, 1);
+    iq_add_case(suite, tcase_create("seed"), again_and_another_seed, 3);
+    iq_add_case(suite, tcase_create("streams"), calls_and_ranks_round_apart, 1);
+    iq_add_case(suite, tcase_create("rounding_mode"), callers_rounding_mode, 1);
+    iq_add_case(suite, tcase_create("history"), only_the_call_number_counts, 1);
     return suite;
 }

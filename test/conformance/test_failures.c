@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * When ranks fail: everybody learns of it in time, the text names the rank at fault and not its neighbour, the communicator stays dead, and
- * nothing is left behind. Invariants 7 and 8 of the design.
+ * When ranks fail: everybody learns of it in time, the text names the rank at fault and not its neighbour, the communicator
+ * stays dead, and nothing is left behind. Invariants 7 and 8 of the design.
  */
+#include "support/cases.h"
 #include "support/check_main.h"
 #include "support/samples.h"
 
@@ -19,12 +20,22 @@
 #define SECOND 1000000000u
 #define DEATH_NS (IQ_TEST_SANITIZED ? 10u : 5u) * (uint64_t)SECOND
 
-/* The first rank that the text names is the culprit; others may follow as witnesses. */
-static bool names_rank(const char *text, int culprit)
+/* The number after "rank " at the text's next mention, or -1; *text moves behind it. */
+static long next_rank(const char **text)
 {
     char *end;
-    const char *at = strstr(text, "rank ");
-    return at != NULL && strtol(at + 5, &end, 10) == culprit && end > at + 5;
+    const char *at = strstr(*text, "rank ");
+    long rank = at == NULL ? -1 : strtol(at + 5, &end, 10);
+    *text = at == NULL ? "" : end;
+    return rank;
+}
+
+/* The first rank that the text names is the culprit; a reporter may stand before it ("rank 3: ..."), witnesses may follow. */
+static bool names_rank(const char *text, int culprit)
+{
+    bool reported = strncmp(text, "rank ", 5) == 0;
+    long first = next_rank(&text);
+    return first == culprit || (reported && text[0] == ':' && next_rank(&text) == culprit);
 }
 
 /* The communicator is dead for good: the same status and the same culprit everywhere, at once. */
@@ -36,7 +47,8 @@ static void check_dead(iq_rank_t *rank, isgq_result_t due, int culprit)
     RANK_OK(rank, isgq_comm_get_async_error(rank->comm, &async));
     RANK_CHECK(rank, async == due, "the async error is %d, not %d", (int)async, (int)due);
     RANK_CHECK(rank, iq_test_one_line(isgq_comm_get_last_error(rank->comm)), "the communicator's text is no line");
-    RANK_CHECK(rank, names_rank(isgq_comm_get_last_error(rank->comm), culprit), "\"%s\" does not name rank %d", isgq_comm_get_last_error(rank->comm), culprit);
+    RANK_CHECK(rank, names_rank(isgq_comm_get_last_error(rank->comm), culprit), "\"%s\" does not name rank %d",
+               isgq_comm_get_last_error(rank->comm), culprit);
     RANK_STATUS(rank, isgq_allreduce(in, out, 8, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL), due);
     RANK_STATUS(rank, isgq_barrier(rank->comm, NULL), due);
     RANK_STATUS(rank, isgq_comm_synchronize(rank->comm), due);
@@ -100,7 +112,12 @@ static void death_body(iq_rank_t *rank)
 
 static void run_death(iq_ranks_kind_t kind, int nranks, death_t death)
 {
-    iq_ranks_t ranks = {.kind = kind, .nranks = nranks, .body = death_body, .argument = &death, .broken = true, .lost = 1u << death.victim,
+    iq_ranks_t ranks = {.kind = kind,
+                        .nranks = nranks,
+                        .body = death_body,
+                        .argument = &death,
+                        .broken = true,
+                        .lost = 1u << death.victim,
                         .lost_signal = death.signal_number};
     iq_ranks_run(&ranks, NULL);
 }
@@ -140,11 +157,20 @@ static void run_stopped(iq_ranks_kind_t kind, int victim)
     death_t death = {victim, SIGSTOP, "ring", 700};
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.timeout_ms = death.timeout_ms;
-    iq_ranks_t ranks = {.kind = kind, .nranks = 4, .body = stopped_body, .argument = &death, .config = &config, .broken = true, .lost = 1u << victim};
+    iq_ranks_t ranks = {.kind = kind,
+                        .nranks = 4,
+                        .body = stopped_body,
+                        .argument = &death,
+                        .config = &config,
+                        .broken = true,
+                        .lost = 1u << victim};
     iq_ranks_run(&ranks, NULL);
 }
 
-START_TEST(stopped_rank_is_named) { run_stopped(IQ_RANKS_PROCESSES, _i); }
+START_TEST(stopped_rank_is_named)
+{
+    run_stopped(IQ_RANKS_PROCESSES, _i);
+}
 END_TEST
 
 START_TEST(stopped_host_is_named)
@@ -198,7 +224,8 @@ static void call_timeout_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_allreduce(buffer, buffer, 8, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, &options));
     RANK_STATUS(rank, isgq_comm_synchronize(rank->comm), ISGQ_ERR_TIMEOUT);
     uint64_t waited = iq_test_now_ns() - started;
-    RANK_CHECK(rank, waited > 290 * 1000000ull && waited < 300 * 1000000ull + DEATH_NS, "gave up after %.2f s", (double)waited * 1e-9);
+    RANK_CHECK(rank, waited > 290 * 1000000ull && waited < 300 * 1000000ull + DEATH_NS, "gave up after %.2f s",
+               (double)waited * 1e-9);
     RANK_CHECK(rank, names_rank(isgq_get_last_error(), 0), "\"%s\" does not name rank 0", isgq_get_last_error());
     atomic_store(&rank->flags[0], 1);
 }
@@ -224,7 +251,8 @@ static void missing_body(iq_rank_t *rank)
     }
     RANK_STATUS(rank, isgq_comm_init_rank(&comm, rank->nranks, id, rank->rank, NULL), ISGQ_ERR_TIMEOUT);
     RANK_CHECK(rank, comm == NULL, "a handle was written");
-    RANK_CHECK(rank, iq_test_now_ns() - started < 800 * 1000000ull + DEATH_NS, "joining gave up after %.1f s", (double)(iq_test_now_ns() - started) * 1e-9);
+    RANK_CHECK(rank, iq_test_now_ns() - started < 800 * 1000000ull + DEATH_NS, "joining gave up after %.1f s",
+               (double)(iq_test_now_ns() - started) * 1e-9);
     RANK_CHECK(rank, names_rank(isgq_get_last_error(), *victim), "\"%s\" does not name rank %d", isgq_get_last_error(), *victim);
     atomic_fetch_add(&rank->flags[0], 1);
 }
@@ -232,7 +260,12 @@ static void missing_body(iq_rank_t *rank)
 START_TEST(missing_rank_is_named)
 {
     static const char *const environment[] = {"ISGQ_INIT_TIMEOUT_MS=800", NULL};
-    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES, .nranks = 4, .body = missing_body, .argument = &_i, .environment = environment, .apart = true};
+    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES,
+                        .nranks = 4,
+                        .body = missing_body,
+                        .argument = &_i,
+                        .environment = environment,
+                        .apart = true};
     iq_ranks_run(&ranks, NULL);
 }
 END_TEST
@@ -267,7 +300,8 @@ static void dies_joining_body(iq_rank_t *rank)
 
 START_TEST(rank_that_dies_while_joining_is_named)
 {
-    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = dies_joining_body, .apart = true, .lost = 2, .lost_signal = SIGKILL};
+    iq_ranks_t ranks = {
+        .kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = dies_joining_body, .apart = true, .lost = 2, .lost_signal = SIGKILL};
     iq_ranks_run(&ranks, NULL);
 }
 END_TEST
@@ -336,7 +370,8 @@ static void destroy_body(iq_rank_t *rank)
 
 START_TEST(destroy_without_finalize)
 {
-    iq_ranks_t ranks = {.kind = _i == 0 ? IQ_RANKS_THREADS : IQ_RANKS_PROCESSES, .nranks = 3, .body = destroy_body, .broken = true};
+    iq_ranks_t ranks = {
+        .kind = _i == 0 ? IQ_RANKS_THREADS : IQ_RANKS_PROCESSES, .nranks = 3, .body = destroy_body, .broken = true};
     iq_ranks_run(&ranks, NULL);
 }
 END_TEST
@@ -419,7 +454,8 @@ static void tidy_body(iq_rank_t *rank)
         iq_rank_meet(rank);
         if (turn == 0)
             files = count_entries("/proc/self/fd", "");
-        RANK_CHECK(rank, count_entries("/proc/self/fd", "") == files, "%d files open, %d before", count_entries("/proc/self/fd", ""), files);
+        RANK_CHECK(rank, count_entries("/proc/self/fd", "") == files, "%d files open, %d before",
+                   count_entries("/proc/self/fd", ""), files);
         RANK_CHECK(rank, count_threads() == threads, "%d threads, %d before", count_threads(), threads);
     }
     RANK_CHECK(rank, waitpid(-1, NULL, WNOHANG) == -1 && errno == ECHILD, "a child process was left");
@@ -440,29 +476,21 @@ START_TEST(nothing_is_left_behind)
 }
 END_TEST
 
-static TCase *add(Suite *suite, TCase *tcase, const TTest *test, int loops)
-{
-    tcase_set_timeout(tcase, 110);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-    return tcase;
-}
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("failures");
-    add(suite, tcase_create("killed"), killed_rank_is_named, 4);
-    add(suite, tcase_create("exited"), exited_rank_is_named, 2);
-    add(suite, tcase_create("killed_host"), killed_host_is_named, 2);
-    add(suite, tcase_create("stopped"), stopped_rank_is_named, 3);
-    add(suite, tcase_create("stopped_host"), stopped_host_is_named, 2);
-    add(suite, tcase_create("missing"), missing_rank_is_named, 3);
-    add(suite, tcase_create("died_joining"), rank_that_dies_while_joining_is_named, 1);
-    add(suite, tcase_create("leftovers"), nothing_is_left_behind, 3);
-    add(suite, tcase_create("absent"), absent_rank_is_named, 4);
-    add(suite, tcase_create("call_timeout"), one_calls_timeout, 1);
-    add(suite, tcase_create("abort"), abort_wakes_everybody, 2);
-    TCase *destroy = add(suite, tcase_create("destroy"), destroy_without_finalize, 2);
+    iq_add_case(suite, tcase_create("killed"), killed_rank_is_named, 4);
+    iq_add_case(suite, tcase_create("exited"), exited_rank_is_named, 2);
+    iq_add_case(suite, tcase_create("killed_host"), killed_host_is_named, 2);
+    iq_add_case(suite, tcase_create("stopped"), stopped_rank_is_named, 3);
+    iq_add_case(suite, tcase_create("stopped_host"), stopped_host_is_named, 2);
+    iq_add_case(suite, tcase_create("missing"), missing_rank_is_named, 3);
+    iq_add_case(suite, tcase_create("died_joining"), rank_that_dies_while_joining_is_named, 1);
+    iq_add_case(suite, tcase_create("leftovers"), nothing_is_left_behind, 3);
+    iq_add_case(suite, tcase_create("absent"), absent_rank_is_named, 4);
+    iq_add_case(suite, tcase_create("call_timeout"), one_calls_timeout, 1);
+    iq_add_case(suite, tcase_create("abort"), abort_wakes_everybody, 2);
+    TCase *destroy = iq_add_case(suite, tcase_create("destroy"), destroy_without_finalize, 2);
     tcase_add_test(destroy, destroy_with_calls_queued);
     return suite;
 }

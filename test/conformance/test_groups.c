@@ -2,6 +2,7 @@
 /*
  * Groups, forked children, and all the ways to make communicators. Invariant 12 of the design.
  */
+#include "support/cases.h"
 #include "support/check_main.h"
 #include "support/samples.h"
 
@@ -19,7 +20,8 @@
 static void bits_body(iq_rank_t *rank)
 {
     bool grouped = rank->argument != NULL;
-    isgq_quantizer_t quantizers[3] = {iq_quantizer(rank, "none"), iq_quantizer(rank, "uniform:bits=3"), iq_quantizer(rank, "uniform:bits=5,scale=local,bucket=64")};
+    isgq_quantizer_t quantizers[3] = {iq_quantizer(rank, "none"), iq_quantizer(rank, "uniform:bits=3"),
+                                      iq_quantizer(rank, "uniform:bits=5,scale=local,bucket=64")};
     float *in[CALLS], *out[CALLS];
     if (grouped)
         RANK_OK(rank, isgq_group_start());
@@ -154,11 +156,13 @@ static void refused_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_group_start());
     RANK_OK(rank, isgq_allreduce(in, out, 16, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
     if (rank->rank == 1)
-        RANK_STATUS(rank, isgq_allreduce(in, NULL, 16, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL), ISGQ_ERR_INVALID_ARGUMENT);
+        RANK_STATUS(rank, isgq_allreduce(in, NULL, 16, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL),
+                    ISGQ_ERR_INVALID_ARGUMENT);
     RANK_OK(rank, isgq_barrier(rank->comm, NULL));
     if (rank->rank == 1) {
         RANK_STATUS(rank, isgq_group_end(), ISGQ_ERR_INVALID_ARGUMENT);
-        RANK_CHECK(rank, strstr(isgq_get_last_error(), "recvbuff") != NULL, "\"%s\" is not the refused call's text", isgq_get_last_error());
+        RANK_CHECK(rank, strstr(isgq_get_last_error(), "recvbuff") != NULL, "\"%s\" is not the refused call's text",
+                   isgq_get_last_error());
         RANK_CHECK(rank, sequence_of(rank) == 0, "a refused group was launched");
         RANK_STATUS(rank, isgq_group_end(), ISGQ_ERR_INVALID_USAGE);
         return;
@@ -167,12 +171,14 @@ static void refused_body(iq_rank_t *rank)
     if (result == ISGQ_SUCCESS)
         result = isgq_comm_synchronize(rank->comm);
     RANK_CHECK(rank, result != ISGQ_SUCCESS, "an error in rank 1's group did not reach rank %d", rank->rank);
-    RANK_CHECK(rank, strstr(isgq_get_last_error(), "rank 1") != NULL && strstr(isgq_get_last_error(), "recvbuff") != NULL, "\"%s\" does not name rank 1", isgq_get_last_error());
+    RANK_CHECK(rank, strstr(isgq_get_last_error(), "rank 1") != NULL && strstr(isgq_get_last_error(), "recvbuff") != NULL,
+               "\"%s\" does not name rank 1", isgq_get_last_error());
 }
 
 START_TEST(an_error_reaches_all_ranks)
 {
-    iq_ranks_t ranks = {.kind = _i == 0 ? IQ_RANKS_PROCESSES : IQ_RANKS_THREADS, .nranks = 3, .body = refused_body, .broken = true};
+    iq_ranks_t ranks = {
+        .kind = _i == 0 ? IQ_RANKS_PROCESSES : IQ_RANKS_THREADS, .nranks = 3, .body = refused_body, .broken = true};
     iq_ranks_run(&ranks, NULL);
 }
 END_TEST
@@ -215,7 +221,8 @@ static void fork_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
     if (rank->rank == 1) {
         RANK_CHECK(rank, waitpid(child, &status, 0) == child, "no child");
-        RANK_CHECK(rank, WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child saw %d wrong answers (status %x)", WEXITSTATUS(status), status);
+        RANK_CHECK(rank, WIFEXITED(status) && WEXITSTATUS(status) == 0, "the child saw %d wrong answers (status %x)",
+                   WEXITSTATUS(status), status);
     }
     for (int call = 0; call < 20; call++) { /* the child's end is nobody's death */
         buffer[0] = 1.0f;
@@ -229,6 +236,30 @@ static void fork_body(iq_rank_t *rank)
 START_TEST(forked_child_is_refused)
 {
     iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = fork_body};
+    iq_ranks_run(&ranks, NULL);
+}
+END_TEST
+
+/* A process that has used the library forks: the children make communicators of their own. */
+static void plain_body(iq_rank_t *rank)
+{
+    isgqx_call_record_t record = {.size = sizeof(record)};
+    int32_t one = 1, sum = 0;
+    RANK_OK(rank, isgq_allreduce(&one, &sum, 1, ISGQ_INT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+    RANK_OK(rank, isgq_comm_synchronize(rank->comm));
+    RANK_CHECK(rank, sum == rank->nranks, "the sum is %d", sum);
+    RANK_OK(rank, isgqx_last_call(rank->comm, &record));
+    RANK_CHECK(rank, strcmp(record.transport, rank->argument) == 0, "ranks talk over %s instead of %s", record.transport,
+               (const char *)rank->argument);
+}
+
+START_TEST(children_start_afresh)
+{
+    static char local[] = "local", shm[] = "shm";
+    iq_ranks_t ranks = {.nranks = 3, .body = plain_body, .argument = local};
+    iq_ranks_run(&ranks, NULL);
+    ranks.kind = IQ_RANKS_PROCESSES;
+    ranks.argument = shm;
     iq_ranks_run(&ranks, NULL);
 }
 END_TEST
@@ -397,7 +428,12 @@ static void env_body(iq_rank_t *rank)
 
 static void run_env(const char *rank_name, const char *const *environment)
 {
-    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = env_body, .argument = (void *)(uintptr_t)rank_name, .environment = environment, .apart = true};
+    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES,
+                        .nranks = 3,
+                        .body = env_body,
+                        .argument = (void *)(uintptr_t)rank_name,
+                        .environment = environment,
+                        .apart = true};
     iq_ranks_run(&ranks, NULL);
 }
 
@@ -405,7 +441,8 @@ START_TEST(environments)
 {
     char job[64], file[96], port[64], path[64];
     const char *const own[] = {"ISGQ_NRANKS=3", job, NULL};
-    const char *const torchrun[] = {"WORLD_SIZE=3", "LOCAL_WORLD_SIZE=3", "MASTER_ADDR=127.0.0.1", port, "TORCHELASTIC_RUN_ID=conformance", job, NULL};
+    const char *const torchrun[] = {
+        "WORLD_SIZE=3", "LOCAL_WORLD_SIZE=3", "MASTER_ADDR=127.0.0.1", port, "TORCHELASTIC_RUN_ID=conformance", job, NULL};
     const char *const open_mpi[] = {"OMPI_COMM_WORLD_SIZE=3", "OMPI_COMM_WORLD_LOCAL_SIZE=3", job, NULL};
     const char *const store[] = {"ISGQ_NRANKS=3", file, NULL};
     snprintf(job, sizeof(job), "ISGQ_JOB=conformance-%d", (int)getpid());
@@ -430,28 +467,21 @@ START_TEST(tcp_rendezvous)
 }
 END_TEST
 
-static TCase *add(Suite *suite, TCase *tcase, const TTest *test, int loops)
-{
-    tcase_set_timeout(tcase, 110);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-    return tcase;
-}
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("groups");
-    TCase *environment = add(suite, tcase_create("environment"), environments, 1);
+    TCase *environment = iq_add_case(suite, tcase_create("environment"), environments, 1);
     tcase_add_test(environment, tcp_rendezvous);
-    add(suite, tcase_create("fork"), forked_child_is_refused, 1);
-    add(suite, tcase_create("refused"), an_error_reaches_all_ranks, 2);
-    TCase *split = add(suite, tcase_create("split"), splitting, 2);
+    TCase *forked = iq_add_case(suite, tcase_create("fork"), forked_child_is_refused, 1);
+    tcase_add_test(forked, children_start_afresh);
+    iq_add_case(suite, tcase_create("refused"), an_error_reaches_all_ranks, 2);
+    TCase *split = iq_add_case(suite, tcase_create("split"), splitting, 2);
     tcase_add_test(split, splits_inherit);
-    add(suite, tcase_create("several"), several_communicators, 2);
-    add(suite, tcase_create("bits"), grouped_calls_have_the_same_bits, IQ_RANK_COUNTS);
-    TCase *nested = add(suite, tcase_create("nested"), groups_nest, 1);
+    iq_add_case(suite, tcase_create("several"), several_communicators, 2);
+    iq_add_case(suite, tcase_create("bits"), grouped_calls_have_the_same_bits, IQ_RANK_COUNTS);
+    TCase *nested = iq_add_case(suite, tcase_create("nested"), groups_nest, 1);
     tcase_add_test(nested, long_groups);
-    add(suite, tcase_create("one_thread"), one_thread_holds_all_ranks, 1);
-    add(suite, tcase_create("oob"), callers_allgather, 4);
+    iq_add_case(suite, tcase_create("one_thread"), one_thread_holds_all_ranks, 1);
+    iq_add_case(suite, tcase_create("oob"), callers_allgather, 4);
     return suite;
 }

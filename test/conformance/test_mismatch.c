@@ -4,6 +4,7 @@
  *
  * The odd one out is each rank in turn, so the rank in the middle of the control channel is wrong as well as right.
  */
+#include "support/cases.h"
 #include "support/check_main.h"
 #include "support/samples.h"
 
@@ -73,7 +74,8 @@ static isgq_result_t call_part(iq_rank_t *rank, bool odd)
 
 static isgq_result_t call_scattered_op(iq_rank_t *rank, bool odd)
 {
-    return isgq_reduce_scatter(own(rank), own(rank) + 1000, 50, ISGQ_FLOAT32, odd ? ISGQ_AVG : ISGQ_PROD, NULL, rank->comm, NULL, NULL);
+    return isgq_reduce_scatter(own(rank), own(rank) + 1000, 50, ISGQ_FLOAT32, odd ? ISGQ_AVG : ISGQ_PROD, NULL, rank->comm, NULL,
+                               NULL);
 }
 
 static isgq_result_t call_kind(iq_rank_t *rank, bool odd)
@@ -92,18 +94,37 @@ static isgq_result_t call_gather_or_reduce(iq_rank_t *rank, bool odd)
 
 static isgq_result_t call_factors(iq_rank_t *rank, size_t m, size_t n, size_t max_batch, bool bias, const char *text)
 {
-    isgq_factors_t factors = {.size = sizeof(factors), .x = own(rank), .delta = own(rank) + 500, .batch = 3, .m = m, .n = n, .bias = bias ? own(rank) + 900 : NULL};
+    isgq_factors_t factors = {.size = sizeof(factors),
+                              .x = own(rank),
+                              .delta = own(rank) + 500,
+                              .batch = 3,
+                              .m = m,
+                              .n = n,
+                              .bias = bias ? own(rank) + 900 : NULL};
     isgq_quantizer_t quantizer = iq_quantizer(rank, text);
-    isgq_result_t result = isgq_allreduce_factored(&factors, max_batch, own(rank) + 1000, ISGQ_FLOAT32, ISGQ_SUM, quantizer, rank->comm, NULL, NULL);
+    isgq_result_t result =
+        isgq_allreduce_factored(&factors, max_batch, own(rank) + 1000, ISGQ_FLOAT32, ISGQ_SUM, quantizer, rank->comm, NULL, NULL);
     isgq_quantizer_destroy(quantizer);
     return result;
 }
 
-static isgq_result_t call_m(iq_rank_t *rank, bool odd) { return call_factors(rank, odd ? 23 : 24, 30, 3, false, "factor:width=4"); }
-static isgq_result_t call_n(iq_rank_t *rank, bool odd) { return call_factors(rank, 23, odd ? 31 : 37, 3, true, "factor:width=4"); }
-static isgq_result_t call_max_batch(iq_rank_t *rank, bool odd) { return call_factors(rank, 23, 30, odd ? 7 : 9, true, "factor:width=4"); }
+static isgq_result_t call_m(iq_rank_t *rank, bool odd)
+{
+    return call_factors(rank, odd ? 23 : 24, 30, 3, false, "factor:width=4");
+}
+static isgq_result_t call_n(iq_rank_t *rank, bool odd)
+{
+    return call_factors(rank, 23, odd ? 31 : 37, 3, true, "factor:width=4");
+}
+static isgq_result_t call_max_batch(iq_rank_t *rank, bool odd)
+{
+    return call_factors(rank, 23, 30, odd ? 7 : 9, true, "factor:width=4");
+}
 static isgq_result_t call_bias(iq_rank_t *rank, bool odd) { return call_factors(rank, 23, 30, 3, odd, "factor:width=4"); }
-static isgq_result_t call_width(iq_rank_t *rank, bool odd) { return call_factors(rank, 23, 30, 3, false, odd ? "factor:width=4" : "factor:width=5"); }
+static isgq_result_t call_width(iq_rank_t *rank, bool odd)
+{
+    return call_factors(rank, 23, 30, 3, false, odd ? "factor:width=4" : "factor:width=5");
+}
 
 static const disagreement_t disagreements[] = {
     {"count", call_count, "1000", "1001", 0},
@@ -125,7 +146,10 @@ static const disagreement_t disagreements[] = {
 };
 #define DISAGREEMENTS (int)(sizeof(disagreements) / sizeof(disagreements[0]))
 
-/* A rank may finish its own part of the call before the others see the difference; it learns of it with a later call at the latest. */
+/*
+ * A rank may finish its own part of the call before the others see the difference; it learns of it with a later call at
+ * the latest.
+ */
 static void disagree_body(iq_rank_t *rank)
 {
     const disagreement_t *about = rank->argument;
@@ -139,9 +163,11 @@ static void disagree_body(iq_rank_t *rank)
         if (result == ISGQ_SUCCESS)
             result = isgq_barrier(rank->comm, NULL);
     }
-    RANK_CHECK(rank, result == ISGQ_ERR_MISMATCH, "%s differs on rank %d: status %d, \"%s\"", about->name, about->victim, (int)result, isgq_get_last_error());
+    RANK_CHECK(rank, result == ISGQ_ERR_MISMATCH, "%s differs on rank %d: status %d, \"%s\"", about->name, about->victim,
+               (int)result, isgq_get_last_error());
     const char *text = isgq_comm_get_last_error(rank->comm);
-    RANK_CHECK(rank, iq_test_one_line(text) && strstr(text, about->common) != NULL && strstr(text, about->odd) != NULL, "%s: \"%s\" lacks %s or %s", about->name, text, about->common, about->odd);
+    RANK_CHECK(rank, iq_test_one_line(text) && strstr(text, about->common) != NULL && strstr(text, about->odd) != NULL,
+               "%s: \"%s\" lacks %s or %s", about->name, text, about->common, about->odd);
     RANK_CHECK(rank, iq_test_now_ns() - started < 10000000000u, "%s: too late", about->name);
 }
 
@@ -150,15 +176,22 @@ static void run_disagreement(iq_ranks_kind_t kind, int index)
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     disagreement_t about = disagreements[index];
     config.timeout_ms = 1500;
-    iq_ranks_t ranks = {.kind = kind, .nranks = NRANKS, .body = disagree_body, .argument = &about, .config = &config, .broken = true};
+    iq_ranks_t ranks = {
+        .kind = kind, .nranks = NRANKS, .body = disagree_body, .argument = &about, .config = &config, .broken = true};
     for (about.victim = 0; about.victim < NRANKS; about.victim++)
         iq_ranks_run(&ranks, NULL);
 }
 
-START_TEST(arguments_that_differ) { run_disagreement(IQ_RANKS_THREADS, _i); }
+START_TEST(arguments_that_differ)
+{
+    run_disagreement(IQ_RANKS_THREADS, _i);
+}
 END_TEST
 
-START_TEST(arguments_that_differ_in_processes) { run_disagreement(IQ_RANKS_PROCESSES, 5 * _i); }
+START_TEST(arguments_that_differ_in_processes)
+{
+    run_disagreement(IQ_RANKS_PROCESSES, 5 * _i);
+}
 END_TEST
 
 /* ---- settings ---- */
@@ -169,8 +202,11 @@ typedef struct setting {
 } setting_t;
 
 static const setting_t settings[] = {
-    {"chunk_bytes", "8192", "16384", 0}, {"quantizer", "bits=4", "bits=5", 0}, {"seed", "17", "18", 0},
-    {"transports", "local", "local,shm", 0}, {"nranks", "3", "4", 0},
+    {"chunk_bytes", "8192", "16384", 0},
+    {"quantizer", "bits=4", "bits=5", 0},
+    {"seed", "17", "18", 0},
+    {"transports", "local", "local,shm", 0},
+    {"nranks", "3", "4", 0},
 };
 
 static void settle_body(iq_rank_t *rank)
@@ -191,9 +227,11 @@ static void settle_body(iq_rank_t *rank)
     else
         nranks += odd;
     isgq_result_t result = isgq_comm_init_rank(&comm, nranks, iq_rank_id(rank), rank->rank, &config);
-    RANK_CHECK(rank, result == ISGQ_ERR_MISMATCH && comm == NULL, "%s differs on rank %d: status %d, \"%s\"", about->name, about->victim, (int)result, isgq_get_last_error());
+    RANK_CHECK(rank, result == ISGQ_ERR_MISMATCH && comm == NULL, "%s differs on rank %d: status %d, \"%s\"", about->name,
+               about->victim, (int)result, isgq_get_last_error());
     const char *text = isgq_get_last_error();
-    RANK_CHECK(rank, iq_test_one_line(text) && strstr(text, about->common) != NULL && strstr(text, about->odd) != NULL, "%s: \"%s\" lacks %s or %s", about->name, text, about->common, about->odd);
+    RANK_CHECK(rank, iq_test_one_line(text) && strstr(text, about->common) != NULL && strstr(text, about->odd) != NULL,
+               "%s: \"%s\" lacks %s or %s", about->name, text, about->common, about->odd);
     isgq_quantizer_destroy(config.quantizer);
 }
 
@@ -222,20 +260,12 @@ START_TEST(two_ranks_of_one_number)
 }
 END_TEST
 
-static TCase *add(Suite *suite, TCase *tcase, const TTest *test, int loops)
-{
-    tcase_set_timeout(tcase, 110);
-    tcase_add_loop_test(tcase, test, 0, loops);
-    suite_add_tcase(suite, tcase);
-    return tcase;
-}
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("mismatch");
-    add(suite, tcase_create("processes"), arguments_that_differ_in_processes, 3);
-    add(suite, tcase_create("arguments"), arguments_that_differ, DISAGREEMENTS);
-    add(suite, tcase_create("settings"), settings_that_differ, (int)(sizeof(settings) / sizeof(settings[0])));
-    add(suite, tcase_create("twins"), two_ranks_of_one_number, 1);
+    iq_add_case(suite, tcase_create("processes"), arguments_that_differ_in_processes, 3);
+    iq_add_case(suite, tcase_create("arguments"), arguments_that_differ, DISAGREEMENTS);
+    iq_add_case(suite, tcase_create("settings"), settings_that_differ, (int)(sizeof(settings) / sizeof(settings[0])));
+    iq_add_case(suite, tcase_create("twins"), two_ranks_of_one_number, 1);
     return suite;
 }

@@ -25,10 +25,7 @@ uint64_t iq_mix(uint64_t a, uint64_t b, uint64_t c)
     return x ^ x >> 31;
 }
 
-float iq_mix_unit(uint64_t a, uint64_t b, uint64_t c)
-{
-    return (float)((int32_t)(iq_mix(a, b, c) >> 40) - (1 << 23)) * 0x1p-23f;
-}
+float iq_mix_unit(uint64_t a, uint64_t b, uint64_t c) { return (float)((int32_t)(iq_mix(a, b, c) >> 40) - (1 << 23)) * 0x1p-23f; }
 
 /* ---- half types ---- */
 
@@ -52,7 +49,8 @@ static uint16_t set_f16(double value)
     if (size >= 65520)
         return sign | 0x7c00;
     int exponent = size < 0x1p-14 ? -14 : ilogb(size);
-    return (uint16_t)(sign + (uint16_t)((exponent + 14) * 1024 + (int)rint(ldexp(size, 10 - exponent)))); /* a carry moves up the exponent */
+    return (uint16_t)(sign + (uint16_t)((exponent + 14) * 1024 +
+                                        (int)rint(ldexp(size, 10 - exponent)))); /* a carry moves up the exponent */
 }
 
 static double get_bf16(uint16_t bits)
@@ -199,7 +197,8 @@ void iq_numbers_add(isgq_data_type_t type, const void *values, size_t count, voi
         if (iq_types[type].is_float)
             iq_numbers_set(type, dst, i, iq_numbers_get(type, dst, i) + iq_numbers_get(type, values, i));
         else
-            store_integer(&iq_types[type], dst, i, load_integer(&iq_types[type], dst, i) + load_integer(&iq_types[type], values, i));
+            store_integer(&iq_types[type], dst, i,
+                          load_integer(&iq_types[type], dst, i) + load_integer(&iq_types[type], values, i));
     }
 }
 

@@ -2,8 +2,8 @@
 /*
  * Numbers for tests: inputs whose reductions are known exactly, the reductions themselves, and buffers with guarded ends.
  *
- * Float inputs are small integers (or powers of two for products), so every order of summation gives the same bits; integers are any.
- * Element `index` of rank `rank` follows from (salt, rank, index) alone.
+ * Float inputs are small integers (or powers of two for products), so every order of summation gives the same bits; integers
+ * are any. Element `index` of rank `rank` follows from (salt, rank, index) alone.
  */
 #ifndef ISGQ_TEST_SUPPORT_NUMBERS_H
 #define ISGQ_TEST_SUPPORT_NUMBERS_H

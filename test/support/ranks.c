@@ -17,7 +17,8 @@
 #include <time.h>
 #include <unistd.h>
 
-#define WATCHDOG_NS 60000000000u
+#define WATCHDOG_S 60u
+#define PATIENCE_NS 30000000000u /* of one rank waiting for another outside the library */
 #define FAILURE_BYTES 640
 
 typedef struct slot {
@@ -43,6 +44,16 @@ typedef struct start {
     pid_t pid; /* 0: has ended */
     int wait_status;
 } start_t;
+
+/* The harness itself cannot go on. Works outside Check too. */
+#define REQUIRE(condition, ...)           \
+    do {                                  \
+        if (!(condition)) {               \
+            fprintf(stderr, __VA_ARGS__); \
+            fputc('\n', stderr);          \
+            abort();                      \
+        }                                 \
+    } while (0)
 
 uint64_t iq_test_now_ns(void)
 {
@@ -76,7 +87,8 @@ _Noreturn void iq_rank_fail(iq_rank_t *rank, const char *file, int line, const c
     va_start(arguments, format);
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
-    snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d, %s:%d: %s", rank->rank, rank->nranks, name != NULL ? name + 1 : file, line, text);
+    snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d, %s:%d: %s", rank->rank, rank->nranks,
+             name != NULL ? name + 1 : file, line, text);
     atomic_fetch_add(&rank->shared->failures, 1);
     longjmp(rank->failed, 1);
 }
@@ -90,7 +102,8 @@ void iq_rank_ok(iq_rank_t *rank, isgq_result_t result, const char *call, const c
 void iq_rank_status(iq_rank_t *rank, isgq_result_t result, isgq_result_t expected, const char *call, const char *file, int line)
 {
     if (result != expected)
-        iq_rank_fail(rank, file, line, "%.160s: status %d where %d was due (%s)", call, (int)result, (int)expected, isgq_get_last_error());
+        iq_rank_fail(rank, file, line, "%.160s: status %d where %d was due (%s)", call, (int)result, (int)expected,
+                     isgq_get_last_error());
     if (!iq_test_one_line(isgq_get_last_error()))
         iq_rank_fail(rank, file, line, "%.160s: the text is not one line: \"%s\"", call, isgq_get_last_error());
 }
@@ -100,7 +113,7 @@ static void look(iq_rank_t *rank, uint64_t started_ns, const char *what)
 {
     if (atomic_load(&rank->shared->failures) > 0)
         iq_rank_fail(rank, __FILE__, __LINE__, "gave up waiting for %s: another rank failed", what);
-    if (iq_test_now_ns() - started_ns > WATCHDOG_NS / 2)
+    if (iq_test_now_ns() - started_ns > PATIENCE_NS)
         iq_rank_fail(rank, __FILE__, __LINE__, "waited too long for %s", what);
     iq_test_pause();
 }
@@ -215,26 +228,31 @@ static _Noreturn void process_main(start_t *start)
 
 /* ---- all ranks ---- */
 
-static void start_thread(start_t *start) { ck_assert_int_eq(pthread_create(&start->thread, NULL, thread_main, start), 0); }
+static unsigned watchdog_s(const iq_ranks_t *ranks) { return ranks->watchdog_s != 0 ? ranks->watchdog_s : WATCHDOG_S; }
+
+static void start_thread(start_t *start)
+{
+    REQUIRE(pthread_create(&start->thread, NULL, thread_main, start) == 0, "no thread for a rank");
+}
 
 static void start_process(start_t *start)
 {
     fflush(NULL);
     start->pid = fork();
-    ck_assert_msg(start->pid >= 0, "fork: %s", strerror(errno));
+    REQUIRE(start->pid >= 0, "fork: %s", strerror(errno));
     if (start->pid == 0)
         process_main(start);
 }
 
-static void await_threads(start_t *starts, int nranks)
+static void await_threads(const iq_ranks_t *ranks, start_t *starts)
 {
+    int nranks = ranks->nranks;
     struct timespec deadline;
     clock_gettime(CLOCK_REALTIME, &deadline);
-    deadline.tv_sec += (time_t)(WATCHDOG_NS / 1000000000u);
+    deadline.tv_sec += (time_t)watchdog_s(ranks);
     for (int r = 0; r < nranks; r++)
-        ck_assert_msg(pthread_timedjoin_np(starts[r].thread, NULL, &deadline) == 0, "rank %d of %d (a thread) hangs%s%s", r, nranks,
-                      atomic_load(&starts[0].rank.shared->failures) > 0 ? "; another had failed: " : "",
-                      starts[0].rank.shared->slots[0].failure);
+        REQUIRE(pthread_timedjoin_np(starts[r].thread, NULL, &deadline) == 0,
+                "rank %d of %d (a thread) hangs; rank 0 said \"%s\"", r, nranks, starts[0].rank.shared->slots[0].failure);
 }
 
 static bool is_lost(const iq_ranks_t *ranks, int rank) { return (ranks->lost >> rank & 1) != 0; }
@@ -255,7 +273,7 @@ static void await_processes(const iq_ranks_t *ranks, start_t *starts)
         for (int r = 0; r < ranks->nranks; r++) {
             reap(&starts[r], WNOHANG);
             alive += starts[r].pid > 0 && !is_lost(ranks, r);
-            if (starts[r].pid > 0 && iq_test_now_ns() - started > WATCHDOG_NS)
+            if (starts[r].pid > 0 && iq_test_now_ns() - started > watchdog_s(ranks) * 1000000000ull)
                 kill(starts[r].pid, SIGKILL);
         }
         if (alive > 0)
@@ -276,15 +294,18 @@ static void judge_process(const iq_ranks_t *ranks, start_t *start)
     slot_t *slot = &start->rank.shared->slots[rank];
     if (is_lost(ranks, rank)) {
         if (ranks->lost_signal != 0 && signal_number != ranks->lost_signal)
-            snprintf(slot->failure, sizeof(slot->failure), "rank %d should have died of signal %d, not %d", rank, ranks->lost_signal, signal_number);
+            snprintf(slot->failure, sizeof(slot->failure), "rank %d should have died of signal %d, not %d", rank,
+                     ranks->lost_signal, signal_number);
         return;
     }
     if (signal_number == SIGKILL && atomic_load(&slot->ended) == 0)
         snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d (a process) hangs", rank, ranks->nranks);
     else if (signal_number != 0)
-        snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d (a process) died of signal %d", rank, ranks->nranks, signal_number);
+        snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d (a process) died of signal %d", rank, ranks->nranks,
+                 signal_number);
     else if (WEXITSTATUS(status) != 0 && slot->failure[0] == '\0')
-        snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d (a process) exited with %d", rank, ranks->nranks, WEXITSTATUS(status));
+        snprintf(slot->failure, sizeof(slot->failure), "rank %d of %d (a process) exited with %d", rank, ranks->nranks,
+                 WEXITSTATUS(status));
 }
 
 static void start_all(const iq_ranks_t *ranks, start_t *starts, shared_t *shared)
@@ -292,8 +313,12 @@ static void start_all(const iq_ranks_t *ranks, start_t *starts, shared_t *shared
     for (int r = 0; r < ranks->nranks; r++) {
         start_t *start = &starts[r];
         start->ranks = ranks;
-        start->rank = (iq_rank_t){.rank = r, .nranks = ranks->nranks, .argument = ranks->argument, .values = shared->slots[r].values,
-                                  .flags = shared->flags, .shared = shared};
+        start->rank = (iq_rank_t){.rank = r,
+                                  .nranks = ranks->nranks,
+                                  .argument = ranks->argument,
+                                  .values = shared->slots[r].values,
+                                  .flags = shared->flags,
+                                  .shared = shared};
     }
     for (int r = 0; r < ranks->nranks; r++)
         ranks->kind == IQ_RANKS_THREADS ? start_thread(&starts[r]) : start_process(&starts[r]);
@@ -314,13 +339,13 @@ static void collect(const shared_t *shared, int nranks, iq_ranks_values_t *value
 
 bool iq_ranks_try(const iq_ranks_t *ranks, iq_ranks_values_t *values, char *failures, size_t bytes)
 {
-    ck_assert(ranks->nranks >= 1 && ranks->nranks <= IQ_RANKS_MOST);
+    REQUIRE(ranks->nranks >= 1 && ranks->nranks <= IQ_RANKS_MOST, "%d ranks", ranks->nranks);
     shared_t *shared = mmap(NULL, sizeof(*shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     start_t *starts = calloc((size_t)ranks->nranks, sizeof(*starts));
-    ck_assert(shared != MAP_FAILED && starts != NULL);
+    REQUIRE(shared != MAP_FAILED && starts != NULL, "no memory for ranks");
     start_all(ranks, starts, shared);
     if (ranks->kind == IQ_RANKS_THREADS) {
-        await_threads(starts, ranks->nranks);
+        await_threads(ranks, starts);
     } else {
         await_processes(ranks, starts);
         for (int r = 0; r < ranks->nranks; r++)
@@ -352,12 +377,12 @@ bool iq_ranks_have_network(void)
     int status = 0;
     fflush(NULL);
     pid_t pid = fork();
-    ck_assert_int_ge(pid, 0);
+    REQUIRE(pid >= 0, "fork: %s", strerror(errno));
     if (pid == 0) {
         bool found = false;
         isgqx_info_print(find_ucx, &found);
         _exit(found ? 0 : 1);
     }
-    ck_assert_int_eq(waitpid(pid, &status, 0), pid);
+    REQUIRE(waitpid(pid, &status, 0) == pid, "waitpid: %s", strerror(errno));
     return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }

@@ -2,10 +2,10 @@
 /*
  * Runs one function on N ranks: threads of this process, forked processes, or forked processes that count as different hosts.
  *
- * A rank that finds something wrong records a sentence and jumps out of its body; its communicator is destroyed, so the others wake. When all
- * have ended, iq_ranks_run fails the test in the caller's thread with everybody's sentences. All that ranks share beside the communicator
- * (id, sentences, values, flags, a barrier) lies in one shared mapping, so it works alike for threads and processes. A rank that does not
- * end within the watchdog's time is named and killed.
+ * A rank that finds something wrong records a sentence and jumps out of its body; its communicator is destroyed, so the others
+ * wake. When all have ended, iq_ranks_run fails the test in the caller's thread with everybody's sentences. All that ranks
+ * share beside the communicator (id, sentences, values, flags, a barrier) lies in one shared mapping, so it works alike for
+ * threads and processes. A rank that does not end within the watchdog's time is named and killed.
  *
  * Forked ranks read their environment at their first library call: run them before the parent's own first call.
  */
@@ -49,7 +49,7 @@ struct iq_ranks_shared;
 /* One rank, as its body sees it. */
 typedef struct iq_rank {
     int rank, nranks;
-    isgq_comm_t comm;        /* joined before the body unless iq_ranks_t.apart; left after it unless the body sets it to NULL */
+    isgq_comm_t comm; /* joined before the body unless iq_ranks_t.apart; left after it unless the body sets it to NULL */
     void *argument;
     uint64_t *values;        /* [IQ_RANK_VALUES] zero at first, for the caller of iq_ranks_run */
     _Atomic uint64_t *flags; /* [IQ_RANK_FLAGS] of all ranks together */
@@ -69,7 +69,8 @@ typedef struct iq_ranks {
     bool apart;                     /* the body joins by itself */
     bool broken;                    /* the communicator fails in the body: destroy it without finalize */
     unsigned lost;                  /* forked ranks, bit r: rank r is killed or stopped and need not report */
-    int lost_signal;                /* that the lost ranks must have died of by themselves; 0: killed here when the others have ended */
+    unsigned watchdog_s;            /* 0: a minute */
+    int lost_signal; /* that the lost ranks must have died of by themselves; 0: killed here when the others have ended */
 } iq_ranks_t;
 
 typedef struct iq_ranks_values {
@@ -79,7 +80,7 @@ typedef struct iq_ranks_values {
 /* Fails the test if a rank fails. `values` may be NULL. */
 void iq_ranks_run(const iq_ranks_t *ranks, iq_ranks_values_t *values);
 
-/* The sentences of the ranks that failed, "" if none did: for tests that expect a failure of the harness's own making. */
+/* The same outside Check: the sentences of the ranks that failed go to `failures`, "" if none did. */
 bool iq_ranks_try(const iq_ranks_t *ranks, iq_ranks_values_t *values, char *failures, size_t bytes);
 
 /* This build has UCX and the module loads. Asks in a forked child. */
@@ -87,7 +88,8 @@ bool iq_ranks_have_network(void);
 
 /* ---- for bodies ---- */
 
-_Noreturn void iq_rank_fail(iq_rank_t *rank, const char *file, int line, const char *format, ...) __attribute__((format(printf, 4, 5)));
+_Noreturn void iq_rank_fail(iq_rank_t *rank, const char *file, int line, const char *format, ...)
+    __attribute__((format(printf, 4, 5)));
 void iq_rank_ok(iq_rank_t *rank, isgq_result_t result, const char *call, const char *file, int line);
 void iq_rank_status(iq_rank_t *rank, isgq_result_t result, isgq_result_t expected, const char *call, const char *file, int line);
 

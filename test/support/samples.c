@@ -45,8 +45,8 @@ isgq_quantizer_t iq_quantizer(iq_rank_t *rank, const char *text)
     return quantizer;
 }
 
-void iq_allreduce_samples(iq_rank_t *rank, isgq_quantizer_t quantizer, isgq_data_type_t type, isgq_red_op_t op, uint64_t salt, size_t count,
-                          const char *algorithm, void *out)
+void iq_allreduce_samples(iq_rank_t *rank, isgq_quantizer_t quantizer, isgq_data_type_t type, isgq_red_op_t op, uint64_t salt,
+                          size_t count, const char *algorithm, void *out)
 {
     isgq_call_options_t options = {.size = sizeof(options), .algorithm = algorithm};
     iq_buffer_t in = iq_buffer_new(count * iq_types[type].bytes, iq_types[type].bytes);

@@ -20,7 +20,7 @@ double iq_samples_max(isgq_data_type_t type, uint64_t salt, int nranks, size_t f
 isgq_quantizer_t iq_quantizer(iq_rank_t *rank, const char *text);
 
 /* An allreduce of samples into `out`, finished. NULL algorithm: the library's choice. */
-void iq_allreduce_samples(iq_rank_t *rank, isgq_quantizer_t quantizer, isgq_data_type_t type, isgq_red_op_t op, uint64_t salt, size_t count,
-                          const char *algorithm, void *out);
+void iq_allreduce_samples(iq_rank_t *rank, isgq_quantizer_t quantizer, isgq_data_type_t type, isgq_red_op_t op, uint64_t salt,
+                          size_t count, const char *algorithm, void *out);
 
 #endif

@@ -156,6 +156,46 @@ START_TEST(talk_shm_threads)
 }
 END_TEST
 
+/* Rank 0 sends, rank 1 receives slowly: nothing but the room that comes free can end the naps of rank 0, nothing but messages those of rank 1. */
+static int stream_slowly(rank_t *self)
+{
+    int failed_peer, moved = 0;
+    uint64_t start = iq_now_ns();
+    EXPECT(world_open(self) == ISGQ_SUCCESS);
+    iq_link_t *link = self->links[1 - self->rank];
+    while (moved < 20) {
+        size_t bytes;
+        EXPECT(iq_now_ns() - start < LONG_NAP_NS / 2);
+        if (self->rank == 0 && link->ops->acquire(link) != NULL) {
+            EXPECT(link->ops->commit(link, 1) == ISGQ_SUCCESS);
+            moved++;
+        } else if (self->rank == 1 && link->ops->peek(link, &bytes) != NULL) {
+            usleep(2000); /* long enough for the other side to fall asleep; if it does not, nothing is lost but the point */
+            EXPECT(link->ops->release(link) == ISGQ_SUCCESS);
+            moved++;
+        } else {
+            EXPECT(world_progress(self, false, &failed_peer) == ISGQ_SUCCESS);
+            self->transports[0]->ops->sleep(self->transports[0], LONG_NAP_NS);
+        }
+    }
+    if (world_settle(self) != 0 || world_barrier(self) != 0)
+        return 1;
+    world_close(self);
+    return 0;
+}
+
+START_TEST(naps)
+{
+    static const char *const transports[] = {"local", "shm", "ucx"};
+    world_t world = world_make(transports[_i], 2);
+    world.body = stream_slowly;
+    if (_i == 2)
+        run_ucx_world(&world);
+    else
+        world_run(&world);
+}
+END_TEST
+
 /* ---- death ---- */
 
 /* Ours, should we ever have any: other programs come and go there. */
@@ -411,6 +451,7 @@ Suite *iq_suite(void)
     TCase *shm = tcase_create("shm");
     TCase *ucx = tcase_create("ucx");
     TCase *mixed = tcase_create("mixed");
+    TCase *naps_case = tcase_create("naps");
     TCase *death = tcase_create("death");
     TCase *failing = tcase_create("failing_open");
     tcase_add_test(choosing, choice);
@@ -422,6 +463,7 @@ Suite *iq_suite(void)
     tcase_add_loop_test(ucx, talk_ucx_on_interface, 0, 2);
     tcase_add_loop_test(ucx, talk_ucx_slots, 0, 2);
     tcase_add_test(mixed, talk_mixed);
+    tcase_add_loop_test(naps_case, naps, 0, 3);
     tcase_add_test(death, killed_shm);
     tcase_add_test(death, killed_ucx);
     tcase_add_loop_test(death, left_early, 0, 2);
@@ -429,7 +471,7 @@ Suite *iq_suite(void)
     tcase_add_test(failing, open_on_a_wrong_interface);
     tcase_add_test(failing, open_without_a_member);
     tcase_add_test(failing, strangers);
-    TCase *const cases[] = {choosing, local, shm, ucx, mixed, death, failing};
+    TCase *const cases[] = {choosing, local, shm, ucx, mixed, naps_case, death, failing};
     for (size_t i = 0; i < IQ_ARRAY_SIZE(cases); i++) {
         tcase_set_timeout(cases[i], 100);
         suite_add_tcase(suite, cases[i]);
