@@ -87,8 +87,10 @@ static isgq_result_t load(slot_t *slot)
 
     /* UCX installs handlers for fatal signals when it is loaded, and reads this variable at that moment, not later. Signals belong
      * to the program; one that wants UCX's handlers says so by setting the variable itself. */
-    if (strcmp(name, "ucx") == 0)
+    if (strcmp(name, "ucx") == 0) {
         setenv("UCX_HANDLE_ERRORS", "none", 0);
+        setenv("UCX_LOG_FILE", "stderr", 0); /* stdout is the program's too */
+    }
 
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (handle == NULL)

@@ -9,6 +9,7 @@
 
 #include "base/log.h"
 
+#include <ctype.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
@@ -22,6 +23,9 @@ isgq_result_t iq_fail(isgq_result_t code, const char *file, int line, const char
     va_start(arguments, format);
     vsnprintf(text, sizeof(text), format, arguments);
     va_end(arguments);
+    for (char *c = text; *c != '\0'; c++) /* callers' texts may be quoted in it; an error stays one line */
+        if (iscntrl((unsigned char)*c))
+            *c = '?';
     iq_set_last_error(text);
     IQ_DEBUG("%s (status %d, %s:%d)", text, (int)code, file, line);
     return code;

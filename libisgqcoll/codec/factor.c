@@ -168,21 +168,3 @@ size_t iq_factor_load_lanes(isgq_data_type_t datatype, const void *memory, size_
     memset(values + count, 0, (padded - count) * sizeof(float));
     return padded;
 }
-
-void iq_factor_store(isgq_data_type_t datatype, void *memory, size_t first, size_t count, const float *values, bool accumulate)
-{
-    float sums[IQ_FACTOR_CHUNK];
-    if (accumulate) {
-        iq_factor_load(datatype, memory, first, count, sums);
-        for (size_t i = 0; i < count; i++)
-            sums[i] += values[i];
-        values = sums;
-    }
-    iq_u16_any_t *halves = (iq_u16_any_t *)memory + first;
-    if (datatype == ISGQ_FLOAT32)
-        memcpy((char *)memory + first * sizeof(float), values, count * sizeof(float));
-    else if (datatype == ISGQ_BFLOAT16)
-        iq_kernels()->f32_to_bf16(values, count, halves);
-    else
-        iq_kernels()->f32_to_f16(values, count, halves);
-}

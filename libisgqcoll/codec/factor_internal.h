@@ -107,6 +107,4 @@ void iq_factor_load(isgq_data_type_t datatype, const void *memory, size_t first,
 /* The same, then zeros up to a multiple of IQ_FACTOR_LANES, which is returned. */
 size_t iq_factor_load_lanes(isgq_data_type_t datatype, const void *memory, size_t first, size_t count, float *values);
 
-void iq_factor_store(isgq_data_type_t datatype, void *memory, size_t first, size_t count, const float *values, bool accumulate);
-
 #endif

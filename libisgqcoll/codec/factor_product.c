@@ -4,6 +4,7 @@
  * doubles: exact in any order, so a BLAS, the reference loops and a reduction of integers between ranks all give the same bits.
  */
 #include "base/util.h"
+#include "codec/convert.h"
 #include "codec/factor_internal.h"
 #include "kernels/gemm.h"
 #include "kernels/quant_math.h"
@@ -98,7 +99,7 @@ static void deliver(const iq_factor_call_t *call, const finish_t *finish, const 
     float values[IQ_FACTOR_CHUNK];
     for (size_t i = 0; i < count; i++)
         values[i] = (float)(integers[i] * finish->scale / finish->divisor);
-    iq_factor_store(call->datatype, dst, first, count, values, finish->accumulate);
+    iq_store_f32(call->datatype, values, count, finish->accumulate, dst, first);
 }
 
 isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t index,

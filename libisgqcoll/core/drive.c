@@ -20,6 +20,7 @@
 #define SPINS 2000
 #define YIELDS 200
 #define SLEEP_NS 1000000u
+#define GRACE_NS 2000000000u
 #define VERDICT_NS 5000000000u /* the control channel answers a stall or mismatch report within 3 s */
 
 /* ---- one call's end ---- */
@@ -87,7 +88,6 @@ static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
         if (result == ISGQ_IN_PROGRESS) {
             settled = false;
         } else if (result != ISGQ_SUCCESS) {
-            iq_control_abort(comm->control, result, failed_peer, iq_last_error());
             return result;
         }
     }
@@ -134,12 +134,27 @@ static void check_deadline(isgq_comm_t comm, iq_run_t *run)
 
 /* ---- driving ---- */
 
+/*
+ * A connection broke. The control channel knows better who died: a rank that merely left after somebody's death breaks its connections too. So it gets
+ * two seconds to say so before this rank blames the other end.
+ */
+static void await_verdict(isgq_comm_t comm)
+{
+    struct timespec pause = {.tv_nsec = 1000000};
+    uint64_t end_ns = iq_now_ns() + GRACE_NS;
+    while (atomic_load(&comm->failed) == 0 && iq_now_ns() < end_ns)
+        nanosleep(&pause, NULL);
+}
+
 /* Tell everybody that this rank cannot go on with the call. */
 static void report_failure(isgq_comm_t comm, isgq_result_t result)
 {
     char text[IQ_ERROR_TEXT_BYTES];
+    bool remote = result == ISGQ_ERR_REMOTE;
     snprintf(text, sizeof(text), "rank %d: %.480s", comm->rank, iq_last_error());
-    iq_control_abort(comm->control, result, comm->rank, text);
+    if (remote)
+        await_verdict(comm);
+    iq_control_abort(comm->control, result, remote ? -1 : comm->rank, text);
     iq_comm_fail(comm, result, text);
 }
 

@@ -22,7 +22,7 @@
 #define GUEST_NS (5 * IQ_SECOND)       /* a guest must have proved itself by then */
 #define GUEST_SAFE_NS (1 * IQ_SECOND)  /* and is not pushed out by newer ones before */
 #define TELL_NS (100 * IQ_MILLISECOND) /* how often waiting ranks hear who is missing */
-#define AFTERMATH_NS (5 * IQ_SECOND)   /* how long late ranks are told of a failed meeting */
+#define AFTERMATH_NS (3 * IQ_SECOND)   /* how long late ranks are told of a failed meeting */
 
 typedef struct guest {
     iq_conn_t conn; /* fd -1: free */

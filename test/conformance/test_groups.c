@@ -159,6 +159,7 @@ static void refused_body(iq_rank_t *rank)
         RANK_STATUS(rank, isgq_allreduce(in, NULL, 16, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL),
                     ISGQ_ERR_INVALID_ARGUMENT);
     RANK_OK(rank, isgq_barrier(rank->comm, NULL));
+    iq_rank_meet(rank); /* nobody knows yet */
     if (rank->rank == 1) {
         RANK_STATUS(rank, isgq_group_end(), ISGQ_ERR_INVALID_ARGUMENT);
         RANK_CHECK(rank, strstr(isgq_get_last_error(), "recvbuff") != NULL, "\"%s\" is not the refused call's text",
