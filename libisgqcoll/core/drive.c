@@ -20,6 +20,7 @@
 #define SPINS 2000
 #define YIELDS 200
 #define SLEEP_NS 1000000u
+#define COURTESY_NS 20000
 #define GRACE_NS 2000000000u
 #define VERDICT_NS 5000000000u /* the control channel answers a stall or mismatch report within 3 s */
 
@@ -250,6 +251,7 @@ static bool has_background_work(isgq_comm_t comm)
 static void *progress_main(void *argument)
 {
     isgq_comm_t comm = argument;
+    struct timespec courtesy = {.tv_nsec = COURTESY_NS};
     bool stop = false;
     iq_log_identity(comm->rank, comm->nranks);
     pthread_setname_np(pthread_self(), "isgq-progress");
@@ -261,6 +263,9 @@ static void *progress_main(void *argument)
         pthread_mutex_unlock(&comm->queue_lock);
         if (stop)
             break;
+        nanosleep(&courtesy, NULL); /* most callers wait at once, and then do the work themselves */
+        if (atomic_load(&comm->waiters) > 0)
+            continue;
         pthread_mutex_lock(&comm->progress_lock);
         drive(comm, UINT64_MAX, true);
         pthread_mutex_unlock(&comm->progress_lock);
