@@ -44,7 +44,7 @@ enum { IQ_STREAM_OWN, IQ_STREAM_RESULT, IQ_STREAM_FACTOR_X, IQ_STREAM_FACTOR_DEL
 
 /*
  * Where a decision's random bits are: one Philox block serves four consecutive elements, word (element mod 4).
- * Key: the seed. Counter: element / 4 (40 bits), rank (16), stream (8), call (64, folded: calls repeat after 2^64).
+ * Key: the seed. Counter: element / 4 (40 bits), rank (16), stream (8), call (64).
  */
 IQ_DEVICE iq_philox_block_t iq_draw(uint64_t seed, uint64_t call, uint32_t stream, uint32_t rank, uint64_t element)
 {

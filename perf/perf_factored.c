@@ -16,7 +16,7 @@
 
 enum { LIGHTEST_ROW = 5 }; /* rows of Delta weigh 1, 1/2, ... 1/32 */
 
-/* Grid of row weights: rounding up makes a step at most so much larger (architecture.md 3.2). */
+/* Grid of row weights: rounding up makes a step at most so much larger. */
 #define STEP_GROWTH 1.125
 
 typedef struct product {

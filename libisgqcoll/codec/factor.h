@@ -5,7 +5,7 @@
  * Row r of X and of Delta contribute one outer product. With integer codes q, p and dyadic row weights C_r, B_r,
  *     G ~ sum over all rows of C_r * outer(q_r, p_r),      bias ~ sum of B_r * p_r,
  * where C_r = (integer up to 15 * 2^(J-1)) * 2^E with one E for all ranks: the sum is a sum of integers times one power of two,
- * hence the same bits for any order, algorithm, chunking, rank count and device (architecture.md 3.2).
+ * hence the same bits for any order, algorithm, chunking, rank count and device (docs/numerics.md).
  *
  * A rank's call goes:  prepare -> [MAX allreduce of 2 floats] -> encode -> blob;   blob -> decode -> rows;   rows -> product.
  */

@@ -146,6 +146,8 @@ isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config
     if (config == NULL)
         config = &defaults;
     IQ_TRY(check_config(config));
+    if (nranks > IQ_PLAN_MAX_RANKS)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "nranks is %d; at most %d ranks make a communicator", nranks, IQ_PLAN_MAX_RANKS);
     isgq_comm_t comm = calloc(1, sizeof(*comm));
     if (comm == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator");

@@ -39,16 +39,19 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
                                   size_t why_bytes)
 {
     bool sums = collective == IQ_ALLREDUCE || collective == IQ_REDUCE_SCATTER;
-    iq_codec_call_t call = {.datatype = datatype, .op = op, .nranks = sums ? nranks : 1};
-    bool exact = codec->ops->result_is_exact(codec, &call);
+    int parts = sums ? nranks : 1; /* what is only moved is a sum of one, with scales of its own */
+    iq_codec_t moved = *codec;
+    moved.shared &= sums;
+    iq_codec_call_t call = {.datatype = datatype, .op = op, .nranks = parts};
+    bool exact = codec->ops->result_is_exact(&moved, &call);
     iq_choice_request_t request = {.collective = collective,
                                    .nranks = nranks,
                                    .nhosts = nhosts,
                                    .count = count,
                                    .element_bytes = iq_datatype_bytes(datatype),
-                                   .partial_bits = bits_per_element(codec, datatype, nranks, false),
-                                   .result_bits = bits_per_element(codec, datatype, nranks, true),
-                                   .partial_sums_exact = exact,
+                                   .partial_bits = bits_per_element(&moved, datatype, parts, false),
+                                   .result_bits = bits_per_element(&moved, datatype, parts, true),
+                                   .partial_sums_exact = true, /* every codec carries them as integers or f32 */
                                    .result_exact = exact,
                                    .any_order = order_free(codec, datatype, op, exact),
                                    .forced = forced};

@@ -11,8 +11,8 @@ static isgq_result_t check_ranks(const char *operation, isgq_comm_t *comm, int n
 {
     if (comm == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: comm is NULL", operation);
-    if (nranks < 1 || nranks > 65535)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: nranks is %d; it must be 1 to 65535", operation, nranks);
+    if (nranks < 1 || nranks > IQ_PLAN_MAX_RANKS)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: nranks is %d; it must be 1 to %d", operation, nranks, IQ_PLAN_MAX_RANKS);
     if (rank < 0 || rank >= nranks)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: rank is %d; it must be 0 to %d", operation, rank, nranks - 1);
     return ISGQ_SUCCESS;

@@ -31,7 +31,8 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
     factored->blob_bytes[slot] =
         iq_factor_encode(&run->call->factor, &factored->call, factors->x, factors->delta, factored->state, factored->peaks, blob);
     iq_assert(factored->blob_bytes[slot] <= factored->blob_stride);
-    run->own_bytes += factored->blob_bytes[slot];
+    if (run->call->way == IQ_FACTORED_GATHER)
+        run->own_bytes += factored->blob_bytes[slot];
     return ISGQ_SUCCESS;
 }
 

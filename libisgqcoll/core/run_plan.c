@@ -147,7 +147,8 @@ static isgq_result_t step_send_own(step_t *step)
         return ISGQ_SUCCESS;
     size_t bytes = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
     ops_of(step)->encode(&stage->codec, &stage->codec_call, step->span, step->src, payload);
-    step->run->own_bytes += bytes;
+    if (stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
+        step->run->own_bytes += bytes;
     return end_send(step, step->action->peer, payload, bytes);
 }
 

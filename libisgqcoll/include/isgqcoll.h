@@ -124,8 +124,8 @@ typedef struct isgq_unique_id {
 
 /** Where the buffers of a communicator live. */
 typedef enum isgq_device_type {
-    ISGQ_DEVICE_AUTO = 0, /**< CUDA if this process has a current CUDA device, else host */
-    ISGQ_DEVICE_CUDA = 1, /**< device memory; calls are enqueued on a stream */
+    ISGQ_DEVICE_AUTO = 0, /**< host memory in this version, which has no CUDA data path */
+    ISGQ_DEVICE_CUDA = 1, /**< device memory: ISGQ_ERR_UNSUPPORTED in this version */
     ISGQ_DEVICE_HOST = 2  /**< host memory; calls run in order, on whoever waits or in the background */
 } isgq_device_type_t;
 
@@ -153,7 +153,7 @@ typedef struct isgq_comm_config {
 
 /**
  * Make the id that rank 0 hands to every other rank out of band. It contains the job's secret: treat it as a
- * password. Listens on ISGQ_INTERFACE (default: loopback unless told otherwise).
+ * password. Listens on ISGQ_INTERFACE (default: a unix socket of this host).
  * @param[out] id  holds the rendezvous address and the secret
  * @return ISGQ_SUCCESS, ISGQ_ERR_SYSTEM (no usable network interface)
  */
@@ -295,7 +295,7 @@ ISGQ_API isgq_result_t isgq_comm_test(isgq_comm_t comm, uint64_t sequence, int *
 ISGQ_API const char *isgq_comm_get_last_error(isgq_comm_t comm);
 
 /**
- * Memory that every rank of the host can read in place: collectives on it save a copy. Ordinary memory works too.
+ * Memory for collectives, aligned. Ordinary memory works too and is as fast in this version; later ones may save a copy here.
  * @param[out] ptr    64-byte aligned
  * @param[in]  comm   communicator
  * @param[in]  bytes  more than 0
@@ -362,23 +362,22 @@ typedef enum isgq_red_op {
 } isgq_red_op_t;
 
 /**
- * Build a quantizer from its text form: a preset, or a family with options.
+ * Build a quantizer from its text form.
  *
- *   "none"  "fp16"  "bf16"                       lossless, casts
- *   "uniform:bits=4,rounding=stratified,scale=shared,bucket=1024,rotate=1"
- *   "exponential:bits=8"  "levels:count=9"       powers of two; optimal levels per bucket
- *   "factor:width=4/4,rounding=dither,drop=weighted" the factors of isgq_allreduce_factored (X/Delta)
- *   "isgq:bits=4"  "isgq:nmse=0.01"              a budget of wire bits an element, or of error; see docs/numerics.md
+ *   "none"  "fp16"  "bf16"                   lossless; 16 bits on the wire, sums in f32
+ *   "uniform:bits=4,rounding=stochastic,scale=shared,bucket=1024,sum=auto"   codes of 1 to 8 bits on a grid
+ *   "factor:width=4/4"  "factor:bits=4"      the factors of isgq_allreduce_factored (widths of X/Delta, or a budget)
+ *   "isgq:bits=4"                            this library's default for either kind of call, by a budget of wire bits an element
+ *   "dense=...;factored=..."                 one for each kind of call
  *
- * Presets name a published method with its published settings and are the rows of docs/numerics.md:
- * global-qsgd, global-qsgd-exp, qsgd, terngrad, onebit, ef-sign, bingrad-b, bingrad-pb, orq-3, orq-5, orq-9,
- * natural, intsgd, isgq-mse, isgq-mvu, isgq-dithered, and isgq, this library's own default.
- * The same text is accepted by ISGQ_QUANTIZER, the tools and the Python package.
+ * docs/numerics.md gives grammar, formula, error and source of each. Names of published methods that this version does not have yet
+ * (global-qsgd, qsgd, terngrad, orq-3 and others) are known and answer ISGQ_ERR_UNSUPPORTED.
+ * The same text is accepted by ISGQ_QUANTIZER and by the programs.
  *
  * The object is immutable and may be shared by threads and communicators.
  * @param[out] quantizer  the new quantizer
  * @param[in]  text       as above; the error text names the first word that is wrong and the nearest right one
- * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_NO_MEMORY
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED, ISGQ_ERR_NO_MEMORY
  */
 ISGQ_API ISGQ_NODISCARD isgq_result_t
 isgq_quantizer_create(isgq_quantizer_t *quantizer, const char *text);
@@ -390,17 +389,17 @@ isgq_quantizer_create(isgq_quantizer_t *quantizer, const char *text);
 ISGQ_API void isgq_quantizer_destroy(isgq_quantizer_t quantizer);
 
 /**
- * Upper bound of the size of one quantized message (entropy coding and row dropping make less of it).
+ * Upper bound of the size of one rank's contribution (entropy coding and row dropping make less of it).
  * @param[in]  quantizer  not NULL
  * @param[in]  datatype   element type of the input
  * @param[in]  count      elements
- * @param[out] bytes      most bytes on the wire, headers and scales included
+ * @param[out] bytes      most bytes of codes and scales, whatever the number of ranks; frames come on top
  * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
  */
 ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
     isgq_quantizer_t quantizer, isgq_data_type_t datatype, size_t count, size_t *bytes);
 
-/** What one gradient tensor remembers between calls: residual of error feedback, predicted step, statistics. */
+/** A gradient tensor's identity. It counts the tensor's calls; residuals of error feedback and predicted steps will hang on it. */
 typedef struct isgq_tensor *isgq_tensor_t;
 
 /**
@@ -436,18 +435,18 @@ typedef struct isgq_call_options {
     size_t size;           /**< sizeof(isgq_call_options_t) */
     isgq_tensor_t tensor;  /**< or NULL: nothing is remembered */
     int accumulate;        /**< non-zero: add to the output instead of overwriting it */
-    const char *algorithm; /**< or NULL: chosen by the cost model */
+    const char *algorithm; /**< "direct", "ring", ...; or NULL: chosen by the library */
     uint32_t timeout_ms;   /**< or 0: the communicator's */
 } isgq_call_options_t;
 
 /* ---- 4. Collectives ---------------------------------------------------
  *
- * As in NCCL: every rank makes the same calls in the same order; a call
- * returns once its work is enqueued; results are ready when the stream reaches
- * that point (ISGQ_DEVICE_HOST: pass NULL and use isgq_comm_synchronize);
- * sendbuff == recvbuff means in place; buffers may be reused in stream order.
- * No call allocates memory or synchronises the device once the communicator
- * has seen that size, so calls may be captured in a CUDA graph.
+ * As in NCCL: every rank makes the same calls in the same order, and a call
+ * returns once its work is queued. Results are ready, and buffers may be used
+ * again, after isgq_comm_synchronize or isgq_comm_wait. `stream` is for device
+ * memory, which this version does not have: pass NULL. Buffers are aligned to
+ * their elements; sendbuff == recvbuff means in place.
+ * No call allocates memory once the communicator has seen that shape.
  *
  * `quantizer` NULL means the communicator's default ("dense=...;factored=..." sets one for each kind of call).
  * `options` NULL means defaults. Every rank receives
@@ -583,14 +582,14 @@ ISGQ_API ISGQ_NODISCARD isgq_result_t isgq_barrier(isgq_comm_t comm, isgq_stream
 
 /**
  * Defer the calling thread's collectives until the matching isgq_group_end.
- * Groups nest; small calls in one group are fused into one message.
+ * Groups nest.
  * @return ISGQ_SUCCESS
  */
 ISGQ_API isgq_result_t isgq_group_start(void);
 
 /**
  * Launch what the outermost group holds; initialisations inside a group are completed here too, so one thread may drive
- * several devices. Fused calls keep the bits they would have had alone. On an error nothing is launched, on any rank.
+ * several devices. Calls keep the bits they would have had alone. On an error nothing is launched, and the communicators in the group fail on every rank.
  * @return as the collectives in the group; ISGQ_ERR_INVALID_USAGE without a
  *         matching isgq_group_start
  */

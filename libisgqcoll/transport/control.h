@@ -45,7 +45,7 @@ isgq_result_t iq_rendezvous_new_id(isgq_unique_id_t *id);
  * was used. */
 isgq_result_t iq_rendezvous_from_id(const isgq_unique_id_t *id, int rank, iq_rendezvous_t *rendezvous);
 
-/* From ISGQ_RANK.., torchrun, Open MPI, MPICH, srun (nccl-dropin.md section 5). Counts calls, so that a second communicator of
+/* From ISGQ_RANK.., torchrun, Open MPI, MPICH, srun. Counts calls, so that a second communicator of
  * the same job meets elsewhere. file:PATH waits for rank 0's file until the deadline. ISGQ_ERR_INVALID_USAGE when no launcher is
  * recognised. */
 isgq_result_t iq_rendezvous_from_environment(uint64_t deadline_ns, int *rank, int *nranks, iq_rendezvous_t *rendezvous);
@@ -60,7 +60,7 @@ typedef struct iq_rank_status {
     uint64_t completed; /* calls finished */
     uint64_t current;   /* call being run, 0: none */
     int32_t awaited;    /* rank it waits for, -1: none */
-    char text[96];      /* "allreduce, step recv_result 3, chunk 7" */
+    char text[96];      /* "call 17" */
 } iq_rank_status_t;
 
 /* One call's arguments as "name value" pairs, in one fixed order, e.g. "op allreduce\ncount 1000\ndatatype f32\n...". */

@@ -137,7 +137,7 @@ void iq_gather_begin(iq_control_t *control)
     free(copy);
 }
 
-void iq_gather_contribution(iq_control_t *control, int rank, const iq_frame_t *frame)
+void iq_gather_contribution(iq_control_t *control, int rank, const iq_control_frame_t *frame)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
     uint64_t number = iq_unpack_u64(&unpack);
@@ -150,7 +150,7 @@ void iq_gather_contribution(iq_control_t *control, int rank, const iq_frame_t *f
     contribute(control, rank, number, (iq_round_kind_t)kind, unpack.data, unpack.left);
 }
 
-void iq_gather_result(iq_control_t *control, const iq_frame_t *frame)
+void iq_gather_result(iq_control_t *control, const iq_control_frame_t *frame)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
     uint64_t number = iq_unpack_u64(&unpack), total = iq_unpack_u64(&unpack), offset = iq_unpack_u64(&unpack);

@@ -62,7 +62,7 @@ void iq_hello_pack(iq_pack_t *pack, const iq_hello_t *hello)
     iq_pack_bytes(pack, hello->nonce, sizeof(hello->nonce));
 }
 
-bool iq_hello_unpack(const iq_frame_t *frame, iq_hello_t *hello)
+bool iq_hello_unpack(const iq_control_frame_t *frame, iq_hello_t *hello)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
     hello->rank = (int32_t)iq_unpack_u32(&unpack);

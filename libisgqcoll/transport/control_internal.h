@@ -33,7 +33,7 @@
  *  0        4         6      8        12
  *  | magic  | version | type | length | payload ...
  */
-#define IQ_FRAME_MAGIC 0x43515349u
+#define IQ_CONTROL_MAGIC 0x43515349u
 #define IQ_FRAME_VERSION 1
 #define IQ_FRAME_HEADER_BYTES 12
 #define IQ_GATHER_BYTES ((size_t)65536)       /* most bytes of one rank in an allgather, and of one piece of its result */
@@ -88,7 +88,7 @@ typedef struct iq_frame {
     iq_frame_type_t type;
     const uint8_t *payload; /* valid until the connection is read or closed */
     size_t bytes;
-} iq_frame_t;
+} iq_control_frame_t;
 
 typedef struct iq_conn {
     int fd; /* non-blocking; -1: none */
@@ -110,7 +110,7 @@ bool iq_conn_widen(iq_conn_t *conn, size_t frame_limit);
 /* Read what has arrived. EMPTY: all of it; MORE: call again after iq_conn_next; CLOSED: nothing more will come, but frames may be
  * left. */
 iq_read_t iq_conn_read(iq_conn_t *conn);
-iq_next_t iq_conn_next(iq_conn_t *conn, iq_frame_t *frame);
+iq_next_t iq_conn_next(iq_conn_t *conn, iq_control_frame_t *frame);
 /* Queue a frame whose payload is head and then body. false: out of memory. */
 bool iq_conn_send(iq_conn_t *conn, iq_frame_type_t type, const iq_pack_t *head, const void *body, size_t body_bytes);
 /* Write what the socket takes now. false: the connection is broken. */
@@ -153,7 +153,7 @@ isgq_result_t iq_hello_init(iq_hello_t *hello, int rank, int nranks, int version
 isgq_result_t iq_random_bytes(void *data, size_t bytes);
 uint64_t iq_process_space(void); /* of host and pid namespace */
 void iq_hello_pack(iq_pack_t *pack, const iq_hello_t *hello);
-bool iq_hello_unpack(const iq_frame_t *frame, iq_hello_t *hello);
+bool iq_hello_unpack(const iq_control_frame_t *frame, iq_hello_t *hello);
 /* The proof of "root" or "rank": covers the role, both hellos and the address. */
 void iq_hello_prove(const iq_rendezvous_t *rendezvous, const char *role, const iq_hello_t *rank, const iq_hello_t *root,
                     uint8_t *proof);
@@ -284,12 +284,12 @@ void iq_control_fail(iq_control_t *control, bool sent, isgq_result_t result, int
     __attribute__((format(printf, 5, 6)));
 bool iq_control_failed(iq_control_t *control);
 void iq_abort_pack(iq_pack_t *pack, isgq_result_t result, int culprit, const char *text);
-bool iq_abort_unpack(const iq_frame_t *frame, iq_verdict_t *verdict);
+bool iq_abort_unpack(const iq_control_frame_t *frame, iq_verdict_t *verdict);
 
 /* control_gather.c, all on the thread */
 void iq_gather_begin(iq_control_t *control);
-void iq_gather_contribution(iq_control_t *control, int rank, const iq_frame_t *frame);
-void iq_gather_result(iq_control_t *control, const iq_frame_t *frame);
+void iq_gather_contribution(iq_control_t *control, int rank, const iq_control_frame_t *frame);
+void iq_gather_result(iq_control_t *control, const iq_control_frame_t *frame);
 void iq_gather_late(iq_control_t *control, uint64_t number);
 
 /* control_judge.c */
@@ -299,9 +299,9 @@ void iq_judge_stall(const iq_answer_t *answers, int nranks, const iq_report_t *r
 
 /* control_search.c, all on the thread */
 void iq_search_report(iq_control_t *control, const iq_report_t *report); /* this rank's own, or rank 0 got it */
-void iq_search_report_frame(iq_control_t *control, int rank, const iq_frame_t *frame);
-void iq_search_query(iq_control_t *control, const iq_frame_t *frame);
-void iq_search_answer(iq_control_t *control, int rank, const iq_frame_t *frame);
+void iq_search_report_frame(iq_control_t *control, int rank, const iq_control_frame_t *frame);
+void iq_search_query(iq_control_t *control, const iq_control_frame_t *frame);
+void iq_search_answer(iq_control_t *control, int rank, const iq_control_frame_t *frame);
 void iq_search_tick(iq_control_t *control, uint64_t now_ns);
 uint64_t iq_search_next_ns(const iq_control_t *control); /* when to call tick; UINT64_MAX: never */
 

@@ -33,7 +33,7 @@ typedef struct joining {
 
 typedef enum arrival { ARRIVAL_FRAME, ARRIVAL_CLOSED, ARRIVAL_TIMEOUT } arrival_t;
 
-static arrival_t wait_frame(iq_conn_t *conn, uint64_t deadline_ns, iq_frame_t *frame)
+static arrival_t wait_frame(iq_conn_t *conn, uint64_t deadline_ns, iq_control_frame_t *frame)
 {
     iq_read_t state = IQ_READ_EMPTY;
 
@@ -77,7 +77,7 @@ static outcome_t fail(joining_t *joining, isgq_result_t result, int culprit, con
 static outcome_t say_hello(joining_t *joining)
 {
     iq_pack_t hello = {.used = 0};
-    iq_frame_t frame;
+    iq_control_frame_t frame;
     uint64_t answer_ns = iq_now_ns() + (joining->elsewhere ? ANSWER_ANY_NS : ANSWER_NS);
 
     iq_hello_pack(&hello, &joining->ours);
@@ -95,7 +95,7 @@ static outcome_t exchange_proofs(joining_t *joining)
 {
     uint8_t proof[IQ_PROOF_BYTES];
     iq_pack_t pack = {.used = 0};
-    iq_frame_t frame;
+    iq_control_frame_t frame;
 
     iq_hello_prove(&joining->place, "rank", &joining->ours, &joining->theirs, proof);
     iq_pack_bytes(&pack, proof, sizeof(proof));
@@ -128,7 +128,7 @@ static outcome_t give_up(joining_t *joining, const char *missing)
 static outcome_t wait_for_start(joining_t *joining)
 {
     char missing[256] = "some ranks", text[IQ_ERROR_TEXT_BYTES];
-    iq_frame_t frame;
+    iq_control_frame_t frame;
 
     for (;;) {
         arrival_t arrival = wait_frame(&joining->conn, joining->deadline_ns, &frame);

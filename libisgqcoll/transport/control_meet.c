@@ -143,7 +143,7 @@ static void admit(meeting_t *meeting, guest_t *guest)
     meeting->changed = true;
 }
 
-static bool greet(meeting_t *meeting, guest_t *guest, const iq_frame_t *frame)
+static bool greet(meeting_t *meeting, guest_t *guest, const iq_control_frame_t *frame)
 {
     iq_pack_t pack = {.used = 0};
 
@@ -155,7 +155,7 @@ static bool greet(meeting_t *meeting, guest_t *guest, const iq_frame_t *frame)
     return iq_conn_send(&guest->conn, IQ_FRAME_CHALLENGE, &pack, NULL, 0) && iq_conn_flush(&guest->conn);
 }
 
-static bool has_proved(const meeting_t *meeting, const guest_t *guest, const iq_frame_t *frame)
+static bool has_proved(const meeting_t *meeting, const guest_t *guest, const iq_control_frame_t *frame)
 {
     uint8_t proof[IQ_PROOF_BYTES];
     iq_hello_prove(meeting->rendezvous, "rank", &guest->theirs, &guest->ours, proof);
@@ -165,7 +165,7 @@ static bool has_proved(const meeting_t *meeting, const guest_t *guest, const iq_
 static void serve_guest(meeting_t *meeting, guest_t *guest)
 {
     iq_read_t state = iq_conn_read(&guest->conn);
-    iq_frame_t frame;
+    iq_control_frame_t frame;
 
     while (guest->conn.fd >= 0) {
         iq_next_t next = iq_conn_next(&guest->conn, &frame);
@@ -227,7 +227,7 @@ static void serve_member(meeting_t *meeting, iq_member_t *member)
     iq_read_t state = iq_conn_read(&member->conn);
     char text[IQ_ERROR_TEXT_BYTES];
     iq_verdict_t verdict;
-    iq_frame_t frame;
+    iq_control_frame_t frame;
 
     iq_next_t next = iq_conn_next(&member->conn, &frame);
     if (next == IQ_NEXT_FRAME && frame.type == IQ_FRAME_ABORT && iq_abort_unpack(&frame, &verdict)) {

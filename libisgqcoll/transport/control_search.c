@@ -39,7 +39,7 @@ static void describe_self(iq_control_t *control, uint64_t sequence, iq_answer_t 
     answer->arguments[sizeof(answer->arguments) - 1] = '\0';
 }
 
-void iq_search_query(iq_control_t *control, const iq_frame_t *frame)
+void iq_search_query(iq_control_t *control, const iq_control_frame_t *frame)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
     uint64_t sequence = iq_unpack_u64(&unpack);
@@ -57,7 +57,7 @@ void iq_search_query(iq_control_t *control, const iq_frame_t *frame)
     iq_conn_send(&control->members[0].conn, IQ_FRAME_ANSWER, &pack, NULL, 0);
 }
 
-void iq_search_answer(iq_control_t *control, int rank, const iq_frame_t *frame)
+void iq_search_answer(iq_control_t *control, int rank, const iq_control_frame_t *frame)
 {
     iq_search_t *search = &control->search;
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
@@ -207,7 +207,7 @@ void iq_search_report(iq_control_t *control, const iq_report_t *report)
     ask(control);
 }
 
-void iq_search_report_frame(iq_control_t *control, int rank, const iq_frame_t *frame)
+void iq_search_report_frame(iq_control_t *control, int rank, const iq_control_frame_t *frame)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
     iq_report_t report = {.kind = frame->type == IQ_FRAME_STALL ? IQ_REPORT_STALL : IQ_REPORT_MISMATCH, .rank = rank};

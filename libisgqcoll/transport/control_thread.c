@@ -87,7 +87,7 @@ void iq_abort_pack(iq_pack_t *pack, isgq_result_t result, int culprit, const cha
     iq_pack_text(pack, text);
 }
 
-bool iq_abort_unpack(const iq_frame_t *frame, iq_verdict_t *verdict)
+bool iq_abort_unpack(const iq_control_frame_t *frame, iq_verdict_t *verdict)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
     verdict->result = (isgq_result_t)iq_unpack_u32(&unpack);
@@ -98,7 +98,7 @@ bool iq_abort_unpack(const iq_frame_t *frame, iq_verdict_t *verdict)
     return !unpack.bad;
 }
 
-static void handle_abort(iq_control_t *control, const iq_member_t *member, const iq_frame_t *frame)
+static void handle_abort(iq_control_t *control, const iq_member_t *member, const iq_control_frame_t *frame)
 {
     iq_verdict_t verdict;
     if (iq_abort_unpack(frame, &verdict))
@@ -107,7 +107,7 @@ static void handle_abort(iq_control_t *control, const iq_member_t *member, const
         iq_control_fail(control, false, ISGQ_ERR_CORRUPT, member->rank, "rank %d sent a broken abort", member->rank);
 }
 
-static void handle_at_root(iq_control_t *control, iq_member_t *member, const iq_frame_t *frame)
+static void handle_at_root(iq_control_t *control, iq_member_t *member, const iq_control_frame_t *frame)
 {
     iq_unpack_t unpack = {.data = frame->payload, .left = frame->bytes};
 
@@ -128,7 +128,7 @@ static void handle_at_root(iq_control_t *control, iq_member_t *member, const iq_
     }
 }
 
-static void handle_at_rank(iq_control_t *control, iq_member_t *member, const iq_frame_t *frame)
+static void handle_at_rank(iq_control_t *control, iq_member_t *member, const iq_control_frame_t *frame)
 {
     switch (frame->type) {
     case IQ_FRAME_ABORT: handle_abort(control, member, frame); break;
@@ -158,7 +158,7 @@ static void serve_member(iq_control_t *control, iq_member_t *member, bool proces
 {
     iq_read_t state;
     iq_next_t next = IQ_NEXT_NONE;
-    iq_frame_t frame;
+    iq_control_frame_t frame;
 
     do {
         state = iq_conn_read(&member->conn);

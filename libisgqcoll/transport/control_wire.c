@@ -155,7 +155,7 @@ iq_read_t iq_conn_read(iq_conn_t *conn)
     return IQ_READ_MORE;
 }
 
-iq_next_t iq_conn_next(iq_conn_t *conn, iq_frame_t *frame)
+iq_next_t iq_conn_next(iq_conn_t *conn, iq_control_frame_t *frame)
 {
     size_t have = conn->in_end - conn->in_begin;
     if (have < IQ_FRAME_HEADER_BYTES)
@@ -163,12 +163,12 @@ iq_next_t iq_conn_next(iq_conn_t *conn, iq_frame_t *frame)
 
     const uint8_t *p = conn->in + conn->in_begin;
     size_t length = (size_t)load(p + 8, 4);
-    if (load(p, 4) != IQ_FRAME_MAGIC || load(p + 4, 2) != IQ_FRAME_VERSION || length > conn->frame_limit)
+    if (load(p, 4) != IQ_CONTROL_MAGIC || load(p + 4, 2) != IQ_FRAME_VERSION || length > conn->frame_limit)
         return IQ_NEXT_BAD;
     if (have < IQ_FRAME_HEADER_BYTES + length)
         return IQ_NEXT_NONE;
 
-    *frame = (iq_frame_t){.type = (iq_frame_type_t)load(p + 6, 2), .payload = p + IQ_FRAME_HEADER_BYTES, .bytes = length};
+    *frame = (iq_control_frame_t){.type = (iq_frame_type_t)load(p + 6, 2), .payload = p + IQ_FRAME_HEADER_BYTES, .bytes = length};
     conn->in_begin += IQ_FRAME_HEADER_BYTES + length;
     return IQ_NEXT_FRAME;
 }
@@ -195,7 +195,7 @@ bool iq_conn_send(iq_conn_t *conn, iq_frame_type_t type, const iq_pack_t *head, 
     if (!make_room(conn, IQ_FRAME_HEADER_BYTES + head_bytes + body_bytes))
         return false;
     uint8_t *p = conn->out + conn->out_end;
-    store(p, IQ_FRAME_MAGIC, 4);
+    store(p, IQ_CONTROL_MAGIC, 4);
     store(p + 4, IQ_FRAME_VERSION, 2);
     store(p + 6, (uint64_t)type, 2);
     store(p + 8, head_bytes + body_bytes, 4);

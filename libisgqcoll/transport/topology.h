@@ -8,7 +8,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-/* boot id + network namespace + ISGQ_HOSTID (architecture.md: what one host is). */
+/* boot id + network namespace + ISGQ_HOSTID : what counts as one host. */
 uint64_t iq_host_id(void);
 
 typedef struct iq_topology {

@@ -184,7 +184,7 @@ static void quiet_body(iq_rank_t *rank)
     if (rank->rank == 0)
         atomic_store(&counting, true);
     iq_rank_meet(rank);
-    for (int round = 0; round < 30; round++)
+    for (int round = 0; round < (IQ_TEST_SANITIZED ? 1 : 30); round++)
         all_kinds(rank, &data);
     iq_rank_meet(rank);
     if (rank->rank == 0)

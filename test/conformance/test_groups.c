@@ -351,12 +351,13 @@ static void several_body(iq_rank_t *rank)
 {
     isgq_comm_t comms[3] = {NULL};
     int32_t in[3], out[3][20];
-    for (int c = 0; c < 3; c++)
+    for (int c = 0; c < 3; c++) {
+        in[c] = c + 1;
         RANK_OK(rank, isgq_comm_split(rank->comm, 0, c == 1 ? -rank->rank : rank->rank, &comms[c], NULL));
+    }
     for (int call = 0; call < 20; call++) { /* ranks queue in different orders: only the order on one communicator matters */
         for (int k = 0; k < 3; k++) {
             int c = (k + rank->rank + call) % 3;
-            in[c] = c + 1;
             RANK_OK(rank, isgq_allreduce(&in[c], &out[c][call], 1, ISGQ_INT32, ISGQ_SUM, NULL, comms[c], NULL, NULL));
         }
     }

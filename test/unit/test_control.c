@@ -115,11 +115,11 @@ START_TEST(strangers_do_no_harm)
             fds[i] = knock(&ranks[1].place);
             switch (i % 8) {
             case 0: say(fds[i], rubbish, sizeof(rubbish)); break;
-            case 1: say_header(fds[i], IQ_FRAME_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_HELLO, 0xffffffffu); break;
-            case 2: say_header(fds[i], IQ_FRAME_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_HELLO, 56); break; /* and not a word more */
-            case 3: say_header(fds[i], IQ_FRAME_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_PROOF, 0); break;
-            case 4: say_header(fds[i], IQ_FRAME_MAGIC, IQ_FRAME_VERSION + 1, IQ_FRAME_HELLO, 0); break;
-            case 5: say_header(fds[i], IQ_FRAME_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_GATHER, 0); break;
+            case 1: say_header(fds[i], IQ_CONTROL_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_HELLO, 0xffffffffu); break;
+            case 2: say_header(fds[i], IQ_CONTROL_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_HELLO, 56); break; /* and not a word more */
+            case 3: say_header(fds[i], IQ_CONTROL_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_PROOF, 0); break;
+            case 4: say_header(fds[i], IQ_CONTROL_MAGIC, IQ_FRAME_VERSION + 1, IQ_FRAME_HELLO, 0); break;
+            case 5: say_header(fds[i], IQ_CONTROL_MAGIC, IQ_FRAME_VERSION, IQ_FRAME_GATHER, 0); break;
             case 6: shutdown(fds[i], SHUT_WR); break;
             default: break; /* silent */
             }
@@ -168,7 +168,7 @@ static void *impostor(void *argument)
     iq_pack_t pack = {.used = 0};
     iq_hello_t hello;
     iq_conn_t conn;
-    iq_frame_t frame;
+    iq_control_frame_t frame;
 
     while (fd < 0) {
         struct pollfd poll_fd = {.fd = listen_fd, .events = POLLIN};

@@ -138,7 +138,7 @@ START_TEST(closing_without_goodbye_is_a_death)
 }
 END_TEST
 
-static void next_frame(iq_conn_t *conn, iq_frame_type_t type, iq_frame_t *frame)
+static void next_frame(iq_conn_t *conn, iq_frame_type_t type, iq_control_frame_t *frame)
 {
     while (iq_conn_next(conn, frame) != IQ_NEXT_FRAME) {
         struct pollfd poll_fd = {.fd = conn->fd, .events = POLLIN};
@@ -154,7 +154,7 @@ static void join_and_vanish(control_rank_t *rank)
     iq_pack_t hello = {.used = 0}, proof = {.used = IQ_PROOF_BYTES};
     char reason[64];
     iq_hello_t ours, theirs;
-    iq_frame_t frame;
+    iq_control_frame_t frame;
     iq_conn_t conn;
 
     if (rank->rank == 0) {
