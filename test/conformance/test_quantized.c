@@ -33,7 +33,7 @@ static void check_cast(iq_rank_t *rank, const char *text, isgq_data_type_t wire,
 {
     isgq_quantizer_t quantizer = iq_quantizer(rank, text);
     void *out = malloc(count * 8 + 1);
-    iq_allreduce_samples(rank, quantizer, type, op, count, count, NULL, out);
+    iq_allreduce_samples(rank, quantizer, type, op, count, count, count % 2 ? "ring" : NULL, out);
     for (size_t i = 0; i < count; i++) {
         double due = iq_samples_sum(type, op, count, rank->nranks, i), size = 0;
         for (int r = 0; r < rank->nranks; r++)
@@ -120,7 +120,8 @@ static void check_bucket(iq_rank_t *rank, const grid_t *grid, const char *text, 
     }
 }
 
-static void check_grid(iq_rank_t *rank, const grid_t *grid, isgq_data_type_t type, isgq_red_op_t op, size_t count)
+static void check_grid(iq_rank_t *rank, const grid_t *grid, isgq_data_type_t type, isgq_red_op_t op, size_t count,
+                       const char *algorithm)
 {
     char text[128];
     size_t bucket = grid->bucket == 0 ? count + 1 : grid->bucket;
@@ -128,7 +129,7 @@ static void check_grid(iq_rank_t *rank, const grid_t *grid, isgq_data_type_t typ
     void *out = malloc(count * 8 + 1);
     grid_text(grid, text, sizeof(text));
     isgq_quantizer_t quantizer = iq_quantizer(rank, text);
-    iq_allreduce_samples(rank, quantizer, type, op, salt, count, NULL, out);
+    iq_allreduce_samples(rank, quantizer, type, op, salt, count, algorithm, out);
     for (size_t first = 0; first < count && rank->rank == 0; first += bucket)
         check_bucket(rank, grid, text, type, op, salt, first, count - first < bucket ? count - first : bucket, out);
     iq_rank_agree(rank, isgqx_hash(out, count * iq_types[type].bytes), text);
@@ -136,11 +137,12 @@ static void check_grid(iq_rank_t *rank, const grid_t *grid, isgq_data_type_t typ
     isgq_quantizer_destroy(quantizer);
 }
 
-/* All settings; type, reduction, bucket and count take turns. */
+/* All settings; type, reduction, bucket, count and algorithm take turns. */
 static void grid_body(iq_rank_t *rank)
 {
     static const size_t buckets[] = {1024, 32, 0, 256, 40};
     static const size_t counts[] = {1, 33, 1000, 4099, 2, 0, 71, 31};
+    static const char *const algorithms[] = {NULL, "ring", "direct", "exchange"};
     unsigned turn = (unsigned)rank->nranks;
     for (unsigned bits = 1; bits <= 8; bits++) {
         for (unsigned settings = 0; settings < 16; settings++, turn++) {
@@ -151,7 +153,8 @@ static void grid_body(iq_rank_t *rank)
                            .bucket = buckets[turn % 5]};
             if (grid.exact && !grid.shared)
                 continue;
-            check_grid(rank, &grid, float_types[turn % 3], settings & 8 ? ISGQ_SUM : ISGQ_AVG, counts[turn / 2 % 8]);
+            check_grid(rank, &grid, float_types[turn % 3], settings & 8 ? ISGQ_SUM : ISGQ_AVG, counts[turn / 2 % 8],
+                       algorithms[turn / 3 % 4]);
         }
     }
 }
@@ -293,10 +296,6 @@ static void refusal_body(iq_rank_t *rank)
     isgq_quantizer_t factors = iq_quantizer(rank, "factor:width=4/4");
     RANK_STATUS(rank, isgq_allreduce(in, out, 16, ISGQ_FLOAT32, ISGQ_SUM, factors, rank->comm, NULL, NULL), ISGQ_ERR_UNSUPPORTED);
     isgq_quantizer_destroy(factors);
-    isgq_quantizer_t rounded = iq_quantizer(rank, "uniform:bits=4,scale=local");
-    isgq_call_options_t ring = {.size = sizeof(ring), .algorithm = "ring"};
-    RANK_OK(rank, isgq_allreduce(in, out, 16, ISGQ_FLOAT32, ISGQ_SUM, rounded, rank->comm, NULL, &ring)); /* not this one: sums travel as f32 */
-    isgq_quantizer_destroy(rounded);
     RANK_OK(rank, isgq_barrier(rank->comm, NULL));
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
 }

@@ -39,6 +39,14 @@ run "$cxx" -std=c++11 -x c++ "$here/consumer/consumer.c" -o "$work/plain_cxx" "$
 run "$work/plain_c"
 run "$work/plain_cxx"
 
+# The example in the README, as a reader would copy it, on two ranks.
+sed -n '/^```c$/,/^```$/p' "$here/../../README.md" | sed '/^```$/q' | grep -v '^```' >"$work/example.c"
+run "$cc" -std=c11 -Wall -Wextra -Werror "$work/example.c" -o "$work/example" "${flags[@]}" -Wl,-rpath,"$prefix/$libdir"
+ISGQ_JOB=$work ISGQ_RANK=1 ISGQ_NRANKS=2 "$work/example" >"$work/other" 2>&1 &
+run env ISGQ_JOB="$work" ISGQ_RANK=0 ISGQ_NRANKS=2 "$work/example"
+wait $!
+grep -q '^rank 0: 1$' "$work/output"
+
 # The library's name says which versions are compatible, and programs find it wherever the tree lies.
 version=$(pkg-config --modversion isgqcoll)
 test -e "$prefix/$libdir/libisgqcoll.so.${version%.*}"
