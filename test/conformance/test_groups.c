@@ -420,7 +420,10 @@ static void env_body(iq_rank_t *rank)
     isgq_comm_t second = NULL;
     snprintf(number, sizeof(number), "%d", rank->rank);
     setenv(rank->argument, number, 1);
-    RANK_OK(rank, isgq_comm_init_env(&rank->comm, NULL));
+    isgq_result_t result = isgq_comm_init_env(&rank->comm, NULL);
+    if (getenv("ISGQ_SECRET") != NULL && result == ISGQ_ERR_UNSUPPORTED && strstr(isgq_get_last_error(), "libsodium") != NULL)
+        return; /* the minimal build, which cannot prove a secret, says so */
+    RANK_OK(rank, result);
     check_sum(rank, rank->comm, 6);
     RANK_OK(rank, isgq_comm_init_env(&second, NULL)); /* a second one of the same job */
     check_sum(rank, second, 6);
