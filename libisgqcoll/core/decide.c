@@ -130,8 +130,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
     call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
     if (call->way == IQ_FACTORED_DENSE && scratch_needed(&shape, 0, 0, (product + call->factors.n) * sizeof(float)) > limit)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "factored: a gradient of %zu x %zu does not fit ISGQ_SCRATCH_BYTES (%zu)", call->factors.m,
-                       call->factors.n, comm->scratch.bytes);
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "factored: a gradient of %zu x %zu from at most %zu rows a rank does not fit ISGQ_SCRATCH_BYTES (%zu)",
+                       call->factors.m, call->factors.n, call->max_batch, comm->scratch.bytes);
     return ISGQ_SUCCESS;
 }
 

@@ -17,8 +17,8 @@
 #include <stdio.h>
 
 #define ACTIONS_PER_TURN 8 /* between looks at the network */
-#define SPINS 2000
-#define YIELDS 200
+#define SPINS 300 /* turns of about 100 ns */
+#define YIELDS 100
 #define SLEEP_NS 1000000u
 #define COURTESY_NS 20000
 #define GRACE_NS 2000000000u
@@ -152,9 +152,12 @@ static void report_failure(isgq_comm_t comm, isgq_result_t result)
 {
     char text[IQ_ERROR_TEXT_BYTES];
     bool remote = result == ISGQ_ERR_REMOTE;
-    snprintf(text, sizeof(text), "rank %d: %.480s", comm->rank, iq_last_error());
-    if (remote)
+    if (remote) { /* the text starts with the rank at fault */
+        snprintf(text, sizeof(text), "%s", iq_last_error());
         await_verdict(comm);
+    } else {
+        snprintf(text, sizeof(text), "rank %d: %.480s", comm->rank, iq_last_error());
+    }
     iq_control_abort(comm->control, result, remote ? -1 : comm->rank, text);
     iq_comm_fail(comm, result, text);
 }

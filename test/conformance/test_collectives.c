@@ -445,9 +445,11 @@ START_TEST(processes_agree)
 }
 END_TEST
 
+/* All over the network; then pairs of ranks that share a host, so that one call uses two transports. */
 START_TEST(hosts_agree)
 {
-    iq_ranks_t ranks = {.kind = IQ_RANKS_HOSTS, .nranks = 3, .body = sweep, .argument = (void *)(uintptr_t)&allreduce};
+    iq_ranks_t ranks = {
+        .kind = IQ_RANKS_HOSTS, .nranks = 3 + _i, .hosts = 3 - _i, .body = sweep, .argument = (void *)(uintptr_t)&allreduce};
     if (iq_ranks_have_network())
         iq_ranks_run(&ranks, NULL);
 }
@@ -465,6 +467,6 @@ Suite *iq_suite(void)
     iq_add_case(suite, tcase_create("order_of_sums"), floats_are_summed_in_the_stated_order, IQ_RANK_COUNTS);
     iq_add_case(suite, tcase_create("nan"), nan_and_inf_show, 4);
     iq_add_case(suite, tcase_create("processes"), processes_agree, 4);
-    iq_add_case(suite, tcase_create("hosts"), hosts_agree, 1);
+    iq_add_case(suite, tcase_create("hosts"), hosts_agree, 2);
     return suite;
 }

@@ -81,13 +81,14 @@ static void program_body(iq_rank_t *rank)
     free(out);
 }
 
-static const iq_ranks_values_t *program(iq_ranks_kind_t kind, int nranks, uint64_t seed, const char *const *environment,
-                                        iq_ranks_values_t *values)
+static const iq_ranks_values_t *program(iq_ranks_kind_t kind, int hosts, int nranks, uint64_t seed,
+                                        const char *const *environment, iq_ranks_values_t *values)
 {
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.seed = seed;
     config.chunk_bytes = 4096;
-    iq_ranks_t ranks = {.kind = kind, .nranks = nranks, .body = program_body, .config = &config, .environment = environment};
+    iq_ranks_t ranks = {
+        .kind = kind, .nranks = nranks, .hosts = hosts, .body = program_body, .config = &config, .environment = environment};
     iq_ranks_run(&ranks, values);
     return values;
 }
@@ -105,9 +106,9 @@ static iq_ranks_values_t first, second;
 START_TEST(again_and_another_seed)
 {
     int nranks = 1 + 2 * _i;
-    program(IQ_RANKS_THREADS, nranks, 42, NULL, &first);
-    check_same(program(IQ_RANKS_THREADS, nranks, 42, NULL, &second), &first, nranks, "again");
-    program(IQ_RANKS_THREADS, nranks, 43, NULL, &second);
+    program(IQ_RANKS_THREADS, 0, nranks, 42, NULL, &first);
+    check_same(program(IQ_RANKS_THREADS, 0, nranks, 42, NULL, &second), &first, nranks, "again");
+    program(IQ_RANKS_THREADS, 0, nranks, 43, NULL, &second);
     for (size_t s = 0; s < STEPS; s++)
         ck_assert_msg((second.of[0][s] != first.of[0][s]) == steps[s].random, "another seed: step %d (%s)", (int)s,
                       steps[s].quantizer);
@@ -119,13 +120,16 @@ START_TEST(any_transport)
     static const char *const seed[] = {"ISGQ_SEED=42", NULL};
     bool network = iq_ranks_have_network();
     if (network)
-        program(IQ_RANKS_HOSTS, 3, 42, NULL, &first);
-    program(IQ_RANKS_PROCESSES, 3, 42, NULL, &second);
-    if (network)
+        program(IQ_RANKS_HOSTS, 0, 3, 42, NULL, &first);
+    program(IQ_RANKS_PROCESSES, 0, 3, 42, NULL, &second);
+    if (network) {
         check_same(&first, &second, 3, "hosts and processes");
-    program(IQ_RANKS_PROCESSES, 3, 0, seed, &first);
+        program(IQ_RANKS_HOSTS, 2, 3, 42, NULL, &first); /* ranks 0 and 2 share one */
+        check_same(&first, &second, 3, "two transports at once");
+    }
+    program(IQ_RANKS_PROCESSES, 0, 3, 0, seed, &first);
     check_same(&first, &second, 3, "ISGQ_SEED");
-    program(IQ_RANKS_THREADS, 3, 42, NULL, &first);
+    program(IQ_RANKS_THREADS, 0, 3, 42, NULL, &first);
     check_same(&first, &second, 3, "threads and processes");
 }
 END_TEST

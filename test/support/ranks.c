@@ -215,7 +215,8 @@ static _Noreturn void process_main(start_t *start)
 {
     char host[32];
     prctl(PR_SET_PDEATHSIG, SIGKILL);
-    snprintf(host, sizeof(host), "ISGQ_HOSTID=host-%d", start->rank.rank);
+    int hosts = start->ranks->hosts != 0 ? start->ranks->hosts : start->rank.nranks;
+    snprintf(host, sizeof(host), "ISGQ_HOSTID=host-%d", start->rank.rank % hosts);
     if (start->ranks->kind == IQ_RANKS_HOSTS) {
         set_variable(host);
         set_variable("ISGQ_INTERFACE=lo");

@@ -41,7 +41,7 @@ int iq_test_nranks(int index);
 typedef enum iq_ranks_kind {
     IQ_RANKS_THREADS,   /* local */
     IQ_RANKS_PROCESSES, /* shm */
-    IQ_RANKS_HOSTS      /* ucx: every rank has its own ISGQ_HOSTID */
+    IQ_RANKS_HOSTS      /* ucx: ISGQ_HOSTID differs between ranks */
 } iq_ranks_kind_t;
 
 struct iq_ranks_shared;
@@ -62,6 +62,7 @@ typedef void (*iq_rank_fn)(iq_rank_t *rank);
 typedef struct iq_ranks {
     iq_ranks_kind_t kind;
     int nranks;
+    int hosts; /* of IQ_RANKS_HOSTS: rank r lives on host r % hosts; 0: one for every rank */
     iq_rank_fn body;
     void *argument;
     const isgq_comm_config_t *config;
