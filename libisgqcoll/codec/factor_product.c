@@ -46,7 +46,9 @@ size_t iq_factor_product_scratch(const iq_factor_call_t *call, size_t rows)
 
 size_t iq_factor_product_tiles(const iq_factor_call_t *call)
 {
-    return iq_max(1, iq_ceil_div(call->m, TILE_M)) * iq_max(1, iq_ceil_div(call->n, TILE_N));
+    if (call->m == 0 || call->n == 0)
+        return 1;
+    return iq_ceil_div(call->m, TILE_M) * iq_ceil_div(call->n, TILE_N);
 }
 
 /* panels.sums [tile.m x TILE_N] = the tile's integers. */

@@ -216,6 +216,7 @@ isgq_result_t isgq_quantizer_max_bytes(isgq_quantizer_t quantizer, isgq_data_typ
     if (datatype != ISGQ_FLOAT32 && datatype != ISGQ_FLOAT16 && datatype != ISGQ_BFLOAT16)
         codec = iq_codec_none; /* never quantized */
     codec.shared = false;      /* scales of shared ones travel apart, but count */
-    *bytes = codec.ops->partial_bytes(&codec, &call, whole, 1);
+    iq_span_t across = {codec.bucket > 1 ? codec.bucket - 1 : 0, count}; /* a message may start within a bucket, and touch one more */
+    *bytes = iq_max(codec.ops->partial_bytes(&codec, &call, whole, 1), codec.ops->partial_bytes(&codec, &call, across, 1));
     return ISGQ_SUCCESS;
 }

@@ -8,6 +8,9 @@
 
 #include <string.h>
 
+/* Of a factor, in each direction: products of two stay far from overflow. */
+#define MOST_COLUMNS ((size_t)1 << 31)
+
 /* ---- argument checks; `operation` starts every sentence ---- */
 
 static isgq_result_t check_types(const char *operation, isgq_data_type_t datatype, isgq_red_op_t op)
@@ -98,8 +101,10 @@ static isgq_result_t allreduce(const void *sendbuff, void *recvbuff, size_t coun
 isgq_result_t isgq_allreduce(const void *sendbuff, void *recvbuff, size_t count, isgq_data_type_t datatype, isgq_red_op_t op,
                              isgq_quantizer_t quantizer, isgq_comm_t comm, isgq_stream_t stream, const isgq_call_options_t *options)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "allreduce"));
-    return iq_group_refuse(comm, allreduce(sendbuff, recvbuff, count, datatype, op, quantizer, comm, stream, options));
+    isgq_result_t result = iq_comm_check_handle(comm, "allreduce");
+    if (result == ISGQ_SUCCESS)
+        result = allreduce(sendbuff, recvbuff, count, datatype, op, quantizer, comm, stream, options);
+    return iq_group_refuse(comm, result);
 }
 
 static isgq_result_t check_factors(const isgq_factors_t *factors, size_t max_batch, isgq_data_type_t datatype)
@@ -114,6 +119,9 @@ static isgq_result_t check_factors(const isgq_factors_t *factors, size_t max_bat
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu exceeds max_batch %zu", factors->batch, max_batch);
     if (datatype != ISGQ_FLOAT32 && datatype != ISGQ_FLOAT16 && datatype != ISGQ_BFLOAT16)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce_factored: datatype is %s; factors are f32, f16 or bf16", iq_datatype_name(datatype));
+    if (factors->m > MOST_COLUMNS || factors->n > MOST_COLUMNS || max_batch > MOST_COLUMNS)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: m %zu, n %zu or max_batch %zu is beyond %zu", factors->m, factors->n,
+                       max_batch, (size_t)MOST_COLUMNS);
     if (!iq_checked_mul(factors->batch, factors->m, &elements))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu times m %zu overflows", factors->batch, factors->m);
     IQ_TRY(check_buffer("allreduce_factored", "factors->x", factors->x, elements, bytes));
@@ -160,8 +168,10 @@ isgq_result_t isgq_allreduce_factored(const isgq_factors_t *factors, size_t max_
                                       isgq_red_op_t op, isgq_quantizer_t quantizer, isgq_comm_t comm, isgq_stream_t stream,
                                       const isgq_call_options_t *options)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "allreduce_factored"));
-    return iq_group_refuse(comm, allreduce_factored(factors, max_batch, grad, datatype, op, quantizer, comm, stream, options));
+    isgq_result_t result = iq_comm_check_handle(comm, "allreduce_factored");
+    if (result == ISGQ_SUCCESS)
+        result = allreduce_factored(factors, max_batch, grad, datatype, op, quantizer, comm, stream, options);
+    return iq_group_refuse(comm, result);
 }
 
 static isgq_result_t check_total(const char *operation, isgq_comm_t comm, size_t part, size_t bytes, size_t *total)
@@ -192,8 +202,10 @@ static isgq_result_t reduce_scatter(const void *sendbuff, void *recvbuff, size_t
 isgq_result_t isgq_reduce_scatter(const void *sendbuff, void *recvbuff, size_t recvcount, isgq_data_type_t datatype, isgq_red_op_t op,
                                   isgq_quantizer_t quantizer, isgq_comm_t comm, isgq_stream_t stream, const isgq_call_options_t *options)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "reduce_scatter"));
-    return iq_group_refuse(comm, reduce_scatter(sendbuff, recvbuff, recvcount, datatype, op, quantizer, comm, stream, options));
+    isgq_result_t result = iq_comm_check_handle(comm, "reduce_scatter");
+    if (result == ISGQ_SUCCESS)
+        result = reduce_scatter(sendbuff, recvbuff, recvcount, datatype, op, quantizer, comm, stream, options);
+    return iq_group_refuse(comm, result);
 }
 
 static isgq_result_t allgather(const void *sendbuff, void *recvbuff, size_t sendcount, isgq_data_type_t datatype, isgq_quantizer_t quantizer,
@@ -216,8 +228,10 @@ static isgq_result_t allgather(const void *sendbuff, void *recvbuff, size_t send
 isgq_result_t isgq_allgather(const void *sendbuff, void *recvbuff, size_t sendcount, isgq_data_type_t datatype, isgq_quantizer_t quantizer,
                              isgq_comm_t comm, isgq_stream_t stream, const isgq_call_options_t *options)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "allgather"));
-    return iq_group_refuse(comm, allgather(sendbuff, recvbuff, sendcount, datatype, quantizer, comm, stream, options));
+    isgq_result_t result = iq_comm_check_handle(comm, "allgather");
+    if (result == ISGQ_SUCCESS)
+        result = allgather(sendbuff, recvbuff, sendcount, datatype, quantizer, comm, stream, options);
+    return iq_group_refuse(comm, result);
 }
 
 static isgq_result_t broadcast(const void *sendbuff, void *recvbuff, size_t count, isgq_data_type_t datatype, int root, isgq_comm_t comm,
@@ -242,15 +256,18 @@ static isgq_result_t broadcast(const void *sendbuff, void *recvbuff, size_t coun
 isgq_result_t isgq_broadcast(const void *sendbuff, void *recvbuff, size_t count, isgq_data_type_t datatype, int root, isgq_comm_t comm,
                              isgq_stream_t stream)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "broadcast"));
-    return iq_group_refuse(comm, broadcast(sendbuff, recvbuff, count, datatype, root, comm, stream));
+    isgq_result_t result = iq_comm_check_handle(comm, "broadcast");
+    if (result == ISGQ_SUCCESS)
+        result = broadcast(sendbuff, recvbuff, count, datatype, root, comm, stream);
+    return iq_group_refuse(comm, result);
 }
 
 isgq_result_t isgq_barrier(isgq_comm_t comm, isgq_stream_t stream)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "barrier"));
     iq_call_t call = {.kind = IQ_CALL_BARRIER, .datatype = ISGQ_UINT8};
-    isgq_result_t result = check_stream("barrier", stream);
+    isgq_result_t result = iq_comm_check_handle(comm, "barrier");
+    if (result == ISGQ_SUCCESS)
+        result = check_stream("barrier", stream);
     if (result == ISGQ_SUCCESS)
         result = launch(comm, &call, NULL, NULL);
     return iq_group_refuse(comm, result);

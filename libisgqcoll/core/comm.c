@@ -10,6 +10,7 @@
 #include "core/run.h"
 
 #include <errno.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -87,6 +88,7 @@ void iq_comm_release(isgq_comm_t comm)
         iq_transport_t *transport = comm->transports[--comm->ntransports];
         transport->ops->close(transport);
     }
+    iq_memory_release(comm);
     iq_plan_cache_fini(&comm->plans);
     for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++)
         isgq_quantizer_destroy(comm->calls[i].quantizer);
@@ -189,8 +191,7 @@ isgq_result_t isgq_comm_finalize(isgq_comm_t comm)
     if (comm->finalized)
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "comm_finalize: called twice");
     comm->finalized = true;
-    IQ_TRY(iq_progress_wait(comm, comm->submitted));
-    IQ_TRY(iq_comm_check(comm));
+    IQ_TRY(iq_progress_synchronize(comm));
     return iq_control_goodbye(comm->control, iq_now_ns() + (uint64_t)comm->timeout_ms * 1000000u);
 }
 
@@ -213,6 +214,8 @@ isgq_result_t isgq_comm_destroy(isgq_comm_t comm)
     IQ_TRY(iq_comm_check_handle(comm, "comm_destroy"));
     if (!comm->finalized && atomic_load(&comm->failed) == 0)
         (void)isgq_comm_abort(comm);
+    while (atomic_load(&comm->users) > 0) /* a failed communicator sends them home within a chunk's work */
+        sched_yield();
     iq_comm_release(comm);
     return ISGQ_SUCCESS;
 }

@@ -64,7 +64,8 @@ typedef struct iq_call {
     uint64_t sequence, fingerprint;
 } iq_call_t;
 
-struct iq_run; /* core/run.h */
+struct iq_run;    /* core/run.h */
+struct iq_memory; /* core/memory.c */
 
 typedef struct iq_scratch {
     unsigned char *base;
@@ -102,6 +103,7 @@ struct isgq_comm {
     pthread_cond_t queue_changed;     /* for the communicator's thread: work came, a waiter left, stop */
     iq_call_t *calls;                 /* [IQ_QUEUE_CALLS], call s at s % IQ_QUEUE_CALLS */
     uint64_t submitted;
+    struct iq_memory *memory;         /* of isgq_mem_alloc */
     isgq_stats_t stats;
     isgqx_call_record_t record;
     uint64_t own_bytes;               /* contributed so far, see isgqx_call_record_t */
@@ -111,12 +113,14 @@ struct isgq_comm {
 
     atomic_uint_fast64_t completed;
     atomic_int waiters;
+    atomic_int users;                 /* threads inside a call; destroy waits until they have left */
     atomic_int failed;                /* isgq_result_t; text is written before */
     atomic_int awaited;               /* rank that the call in progress waits for, -1 */
     atomic_uint_fast64_t current;     /* call in progress, 0 */
     pthread_mutex_t failure_lock;
     char failure_text[IQ_ERROR_TEXT_BYTES];
     bool finalized;
+    bool group_skips;                 /* group_end: full in this pass; only the thread that uses the communicator looks */
 };
 
 /* ---- comm.c ---- */
@@ -134,6 +138,10 @@ isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation);
 isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config, isgq_comm_t *comm);
 void iq_comm_release(isgq_comm_t comm);
 
+/* ---- memory.c ---- */
+
+void iq_memory_release(isgq_comm_t comm); /* all that was not freed */
+
 /* ---- join.c ---- */
 
 isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, const iq_rendezvous_t *rendezvous, const isgq_comm_config_t *config);
@@ -143,8 +151,9 @@ isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, const iq_r
 isgq_result_t iq_progress_start(isgq_comm_t comm); /* the communicator's thread */
 void iq_progress_stop(isgq_comm_t comm);
 
-/* Wait until call `sequence` is complete. */
+/* Wait until call `sequence` is complete; until all are, and the communicator is well. */
 isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence);
+isgq_result_t iq_progress_synchronize(isgq_comm_t comm);
 
 /* ---- decide.c ---- */
 
@@ -161,6 +170,10 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
 /* Queue a decided call; *call is copied. Waits for room if IQ_QUEUE_CALLS are queued. */
 isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call);
 
+/* No room for another call now; and waiting for room. */
+bool iq_queue_full(isgq_comm_t comm);
+isgq_result_t iq_queue_wait(isgq_comm_t comm);
+
 /* The arguments of call `sequence` as text, false if it is not remembered. */
 bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMENTS_TEXT_BYTES]);
 
@@ -172,8 +185,11 @@ const char *iq_call_algorithm_name(const iq_call_t *call); /* "direct", ..., or 
 /* Inside a group: keep the call for later and return true. */
 bool iq_group_defer(isgq_comm_t comm, const iq_call_t *call, isgq_result_t *result);
 
-/* Inside a group: note that a call was refused, so that nothing is launched. Yields `result`. */
+/* Inside a group: note that a call on `comm` (or NULL) was refused, so that nothing is launched. Yields `result`. */
 isgq_result_t iq_group_refuse(isgq_comm_t comm, isgq_result_t result);
+
+/* ISGQ_ERR_INVALID_USAGE inside a group: for collective functions that cannot be kept for later. */
+isgq_result_t iq_group_forbid(const char *operation);
 
 /* Inside a group: keep an initialisation for later and return true. */
 bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config);

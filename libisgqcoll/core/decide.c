@@ -58,6 +58,17 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
     return iq_choose(&request, algorithm, why, why_bytes);
 }
 
+/* Shared scales of `count` elements lie in scratch beside `other` bytes: refuse here, on all ranks alike, what would not fit later. */
+static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_t count, size_t other)
+{
+    size_t limit = comm->scratch.bytes - comm->scratch_reserved;
+    size_t scales = call->codec.shared && count > 0 ? (call->codec.bucket == 0 ? 1 : iq_ceil_div(count, call->codec.bucket)) * sizeof(float) : 0;
+    if (other > limit || scales + 4 * IQ_CACHE_LINE > limit - other)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%s of %zu elements needs %zu bytes of scratch; ISGQ_SCRATCH_BYTES is %zu",
+                       iq_call_kind_name(call->kind), count, other + scales, comm->scratch.bytes);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
@@ -72,6 +83,7 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
     }
     IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, &call->codec, call->datatype, call->op, call->count,
                                algorithm, &call->algorithm, call->why, sizeof(call->why)));
+    IQ_TRY(check_scales(comm, call, call->count, 0));
     if (call->fallback)
         snprintf(call->why, sizeof(call->why), "%s is never quantized", iq_datatype_name(call->datatype));
     return ISGQ_SUCCESS;
@@ -103,7 +115,7 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     iq_factor_call_t shape = shape_of(comm, call);
     bool dense_only;
     char dense_why[64];
-    size_t product = call->factors.m * call->factors.n;
+    size_t product = call->factors.m * call->factors.n, sums = product + (call->factors.bias != NULL ? call->factors.n : 0);
     IQ_TRY(iq_quantizer_factored(call->quantizer, &call->factor, &dense_only));
     iq_quantizer_product(call->quantizer, comm->nranks, &call->codec);
     IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &call->codec, ISGQ_FLOAT32, call->op, product, NULL, &call->algorithm,
@@ -125,13 +137,12 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
             request.may_gather = false;
         request.sum_element_bytes = iq_datatype_bytes(iq_factor_sum_type(&call->factor, &shape));
         request.scratch_needed_gather = scratch_needed(&shape, request.blob_bytes, (size_t)comm->nranks, 0);
-        request.scratch_needed_reduce = scratch_needed(&shape, request.blob_bytes, 1, (product + call->factors.n) * request.sum_element_bytes);
+        request.scratch_needed_reduce = scratch_needed(&shape, request.blob_bytes, 1, sums * request.sum_element_bytes);
     }
     IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
     call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
-    if (call->way == IQ_FACTORED_DENSE && scratch_needed(&shape, 0, 0, (product + call->factors.n) * sizeof(float)) > limit)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "factored: a gradient of %zu x %zu from at most %zu rows a rank does not fit ISGQ_SCRATCH_BYTES (%zu)",
-                       call->factors.m, call->factors.n, call->max_batch, comm->scratch.bytes);
+    if (call->way == IQ_FACTORED_DENSE)
+        IQ_TRY(check_scales(comm, call, sums, scratch_needed(&shape, 0, 0, sums * sizeof(float))));
     return ISGQ_SUCCESS;
 }
 

@@ -79,15 +79,16 @@ static void cpu_pause(void)
 #endif
 }
 
-/* ISGQ_SUCCESS; with `settle`, ISGQ_IN_PROGRESS while something that was sent has not left this rank yet. */
+/* ISGQ_SUCCESS; with `settle`, ISGQ_IN_PROGRESS while something that was sent has not left this rank yet: then its peer is awaited. */
 static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
 {
     bool settled = true;
     for (int i = 0; i < comm->ntransports; i++) {
-        int failed_peer = -1;
-        isgq_result_t result = comm->transports[i]->ops->progress(comm->transports[i], settle, &failed_peer);
+        int peer = -1;
+        isgq_result_t result = comm->transports[i]->ops->progress(comm->transports[i], settle, &peer);
         if (result == ISGQ_IN_PROGRESS) {
             settled = false;
+            atomic_store(&comm->awaited, peer);
         } else if (result != ISGQ_SUCCESS) {
             return result;
         }
@@ -105,6 +106,17 @@ static void back_off(isgq_comm_t comm, unsigned turn)
         sched_yield();
     else
         comm->transports[comm->ntransports - 1]->ops->sleep(comm->transports[comm->ntransports - 1], SLEEP_NS);
+}
+
+/* Where a call is, for people. */
+static void describe_step(const iq_run_t *run, char *text, size_t bytes)
+{
+    const char *call = iq_call_kind_name(run->call->kind);
+    if (run->stage == run->nstages)
+        snprintf(text, bytes, "%s, last messages on their way", call);
+    else
+        snprintf(text, bytes, "%s, %s, %s, chunk %u", call, run->stages[run->stage].name, iq_step_kind_name(run->action.kind),
+                 run->action.chunk);
 }
 
 /* Has the call in progress waited too long? Then the ranks look for the culprit; if even that stays without answer, this rank ends it. */
@@ -128,8 +140,7 @@ static void check_deadline(isgq_comm_t comm, iq_run_t *run)
     if (run->stall_reported || now - run->progress_ns < limit)
         return;
     run->stall_reported = true;
-    snprintf(text, sizeof(text), "%s, %s, %s, chunk %u", iq_call_kind_name(run->call->kind), run->stages[run->stage].name,
-             iq_step_kind_name(run->action.kind), run->action.chunk);
+    describe_step(run, text, sizeof(text));
     iq_control_report_stall(comm->control, run->call->sequence, awaited, text);
 }
 
@@ -162,6 +173,19 @@ static void report_failure(isgq_comm_t comm, isgq_result_t result)
     iq_comm_fail(comm, result, text);
 }
 
+/* A step could or could not be done: keep the time spent waiting. It survives a change of who drives. */
+static void note_wait(iq_run_t *run, bool moved)
+{
+    if (moved && run->blocked_ns != 0) {
+        run->waited_ns += iq_now_ns() - run->blocked_ns;
+        run->blocked_ns = 0;
+    } else if (!moved && run->blocked_ns == 0) {
+        run->blocked_ns = iq_now_ns();
+        if (!run->stall_reported)
+            run->progress_ns = run->blocked_ns;
+    }
+}
+
 /* Turn once: begin or advance. *idle: nothing queued. */
 static isgq_result_t turn_once(isgq_comm_t comm, iq_run_t *run, bool *idle, bool *moved)
 {
@@ -176,24 +200,12 @@ static isgq_result_t turn_once(isgq_comm_t comm, iq_run_t *run, bool *idle, bool
     isgq_result_t polled = poll_transports(comm, done);
     if (polled != ISGQ_SUCCESS && polled != ISGQ_IN_PROGRESS)
         return polled;
-    if (done && polled == ISGQ_SUCCESS) {
-        complete_call(comm, run);
+    if (done && polled == ISGQ_SUCCESS)
         *moved = true;
-    }
+    note_wait(run, *moved);
+    if (done && polled == ISGQ_SUCCESS)
+        complete_call(comm, run);
     return ISGQ_SUCCESS;
-}
-
-static void note_progress(iq_run_t *run, bool moved, unsigned *turns)
-{
-    if (moved) {
-        if (*turns > 0 && run->call != NULL)
-            run->waited_ns += iq_now_ns() - run->blocked_ns;
-        *turns = 0;
-    } else if ((*turns)++ == 0) {
-        run->blocked_ns = iq_now_ns();
-        if (!run->stall_reported)
-            run->progress_ns = run->blocked_ns;
-    }
 }
 
 /*
@@ -215,8 +227,8 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
             report_failure(comm, result);
             break;
         }
-        note_progress(run, moved, &turns);
-        if (turns == 0)
+        turns = moved ? 0 : turns + 1;
+        if (moved)
             continue;
         if (turns % 64 == 0)
             check_deadline(comm, run);
@@ -225,7 +237,7 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
     fesetenv(&caller);
 }
 
-isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
+static isgq_result_t wait_for(isgq_comm_t comm, uint64_t sequence)
 {
     if (atomic_load(&comm->completed) < sequence) {
         atomic_fetch_add(&comm->waiters, 1);
@@ -242,6 +254,27 @@ isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
             pthread_cond_signal(&comm->queue_changed);
     }
     return atomic_load(&comm->completed) >= sequence ? ISGQ_SUCCESS : iq_comm_check(comm);
+}
+
+isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
+{
+    atomic_fetch_add(&comm->users, 1);
+    isgq_result_t result = wait_for(comm, sequence);
+    atomic_fetch_sub(&comm->users, 1); /* the last touch: another thread may be waiting to destroy */
+    return result;
+}
+
+isgq_result_t iq_progress_synchronize(isgq_comm_t comm)
+{
+    atomic_fetch_add(&comm->users, 1);
+    pthread_mutex_lock(&comm->queue_lock);
+    uint64_t last = comm->submitted;
+    pthread_mutex_unlock(&comm->queue_lock);
+    isgq_result_t result = wait_for(comm, last);
+    if (result == ISGQ_SUCCESS)
+        result = iq_comm_check(comm); /* a failure after the last call counts too */
+    atomic_fetch_sub(&comm->users, 1);
+    return result;
 }
 
 /* ---- the communicator's thread ---- */

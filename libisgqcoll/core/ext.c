@@ -5,7 +5,7 @@
 #include "base/config.h"
 #include "base/module.h"
 #include "base/util.h"
-#include "core/comm.h"
+#include "core/run.h"
 #include "transport/topology.h"
 
 #include <stdio.h>
@@ -70,16 +70,16 @@ static isgq_result_t find_collective(const char *name, iq_collective_t *collecti
 }
 
 static isgq_result_t choose_for_print(iq_collective_t collective, const char *algorithm, const char *quantizer, int nranks, size_t count,
-                                      isgq_data_type_t datatype, const iq_algorithm_t **chosen, char *why, size_t why_bytes)
+                                      isgq_data_type_t datatype, iq_codec_t *codec, const iq_algorithm_t **chosen, char *why,
+                                      size_t why_bytes)
 {
     isgq_quantizer_t parsed;
-    iq_codec_t codec;
     IQ_TRY(isgq_quantizer_create(&parsed, quantizer != NULL ? quantizer : "none"));
-    isgq_result_t result = iq_quantizer_dense(parsed, nranks, &codec);
+    isgq_result_t result = iq_quantizer_dense(parsed, nranks, codec);
     isgq_quantizer_destroy(parsed);
     IQ_TRY(result);
-    IQ_TRY(codec.ops->supports(&codec, datatype, ISGQ_SUM));
-    return iq_decide_algorithm(collective, nranks, 1, &codec, datatype, ISGQ_SUM, count, algorithm, chosen, why, why_bytes);
+    IQ_TRY(codec->ops->supports(codec, datatype, ISGQ_SUM));
+    return iq_decide_algorithm(collective, nranks, 1, codec, datatype, ISGQ_SUM, count, algorithm, chosen, why, why_bytes);
 }
 
 static void print_steps(const iq_plan_t *plan, isgqx_line_fn line, void *context)
@@ -98,6 +98,7 @@ isgq_result_t isgqx_plan_print(const char *collective, const char *algorithm, co
 {
     iq_collective_t kind = IQ_ALLREDUCE;
     const iq_algorithm_t *chosen;
+    iq_codec_t codec = iq_codec_none;
     iq_plan_t plan;
     char why[96], text[256];
     size_t bytes = iq_datatype_bytes(datatype);
@@ -106,12 +107,16 @@ isgq_result_t isgqx_plan_print(const char *collective, const char *algorithm, co
     IQ_TRY(find_collective(collective, &kind));
     if (algorithm != NULL && strcmp(algorithm, "auto") == 0)
         algorithm = NULL;
-    IQ_TRY(choose_for_print(kind, algorithm, quantizer, nranks, count, datatype, &chosen, why, sizeof(why)));
-    iq_plan_request_t request = {.collective = kind, .rank = rank, .nranks = nranks, .count = count, .block_unit = 32, .slots = IQ_SLOTS,
-                                 .chunk = iq_max(iq_config()->chunk_bytes / bytes / 32 * 32, 32)};
+    IQ_TRY(choose_for_print(kind, algorithm, quantizer, nranks, count, datatype, &codec, &chosen, why, sizeof(why)));
+    iq_plan_request_t request = iq_run_request(&codec, kind, rank, nranks, 0, count, bytes, iq_config()->chunk_bytes);
     IQ_TRY(chosen->build(&request, &plan));
     snprintf(text, sizeof(text), "%s %s, rank %d of %d, %zu elements: %s", collective, chosen->name, rank, nranks, count, why);
     line(context, text);
+    if (codec.ops->needs_scales(&codec) && (kind == IQ_ALLREDUCE || kind == IQ_REDUCE_SCATTER)) {
+        size_t scales = codec.bucket == 0 ? 1 : iq_ceil_div(count, codec.bucket);
+        snprintf(text, sizeof(text), "before it: an allreduce (max) of %zu shared scales, f32; print it with -q none --count %zu", scales, scales);
+        line(context, text);
+    }
     print_steps(&plan, line, context);
     return ISGQ_SUCCESS;
 }

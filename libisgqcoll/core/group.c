@@ -10,6 +10,7 @@
 #include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct deferred_call {
     isgq_comm_t comm;
@@ -22,6 +23,7 @@ typedef struct deferred_init {
     isgq_unique_id_t id;
     isgq_comm_config_t config;
     bool has_config;
+    char transports[64]; /* what config.transports pointed at */
     pthread_t thread;
     isgq_result_t result;
     char text[IQ_ERROR_TEXT_BYTES];
@@ -40,12 +42,28 @@ typedef struct group {
 
 static _Thread_local group_t group;
 
+/* The arrays stay with their thread, so that a group of a known size allocates nothing; they go when the thread ends. */
+static pthread_key_t thread_end;
+static pthread_once_t thread_end_once = PTHREAD_ONCE_INIT;
+
+static void free_arrays(void *argument)
+{
+    group_t *ending = argument;
+    free(ending->calls);
+    free(ending->inits);
+    *ending = (group_t){0};
+}
+
+static void make_thread_end(void) { (void)pthread_key_create(&thread_end, free_arrays); }
+
 /* Room for one more element; false without memory. */
 static bool grow(void **array, size_t count, size_t *room, size_t bytes)
 {
     if (count < *room)
         return true;
     size_t wanted = *room == 0 ? 16 : 2 * *room;
+    pthread_once(&thread_end_once, make_thread_end);
+    pthread_setspecific(thread_end, &group);
     void *bigger = realloc(*array, wanted * bytes);
     if (bigger == NULL)
         return false;
@@ -84,6 +102,23 @@ isgq_result_t iq_group_refuse(isgq_comm_t comm, isgq_result_t result)
     return result;
 }
 
+/* The caller may drop what its configuration points at as soon as the call returns. */
+static void keep_config(deferred_init_t *init, const isgq_comm_config_t *config)
+{
+    init->config = *config;
+    if (config->quantizer != NULL)
+        iq_quantizer_retain(config->quantizer);
+    if (config->transports == NULL)
+        return;
+    snprintf(init->transports, sizeof(init->transports), "%s", config->transports);
+}
+
+static void drop_init(deferred_init_t *init)
+{
+    isgq_quantizer_destroy(init->config.quantizer);
+    explicit_bzero(&init->id, sizeof(init->id)); /* holds the secret */
+}
+
 bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config)
 {
     if (group.depth == 0)
@@ -95,13 +130,22 @@ bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int
     deferred_init_t *init = &group.inits[group.ninits++];
     *init = (deferred_init_t){.comm = comm, .nranks = nranks, .rank = rank, .id = id, .has_config = config != NULL};
     if (config != NULL)
-        init->config = *config;
+        keep_config(init, config);
     return true;
+}
+
+isgq_result_t iq_group_forbid(const char *operation)
+{
+    if (group.depth > 0)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: not inside a group; it waits for the other ranks", operation);
+    return ISGQ_SUCCESS;
 }
 
 static void *run_init(void *argument)
 {
     deferred_init_t *init = argument;
+    if (init->config.transports != NULL)
+        init->config.transports = init->transports;
     init->result = iq_comm_join(init->comm, init->nranks, init->id, init->rank, init->has_config ? &init->config : NULL);
     snprintf(init->text, sizeof(init->text), "%s", iq_last_error());
     return NULL;
@@ -133,13 +177,45 @@ static void fail_comm(isgq_comm_t comm)
     iq_comm_fail(comm, group.refused, text);
 }
 
+/* One pass over the calls that are left, in order; a communicator whose queue is full sits the rest of the pass out. */
+static size_t launch_pass(void)
+{
+    size_t launched = 0;
+    for (size_t i = 0; i < group.ncalls; i++)
+        if (group.calls[i].comm != NULL)
+            group.calls[i].comm->group_skips = false;
+    for (size_t i = 0; i < group.ncalls && group.refused == ISGQ_SUCCESS; i++) {
+        isgq_comm_t comm = group.calls[i].comm;
+        if (comm == NULL || comm->group_skips)
+            continue;
+        comm->group_skips = iq_queue_full(comm);
+        if (comm->group_skips)
+            continue;
+        isgq_result_t result = iq_submit(comm, &group.calls[i].call);
+        if (result != ISGQ_SUCCESS)
+            refuse(comm, result, iq_last_error());
+        isgq_quantizer_destroy(group.calls[i].call.quantizer);
+        group.calls[i].comm = NULL;
+        launched++;
+    }
+    return launched;
+}
+
+static isgq_comm_t first_left(void)
+{
+    for (size_t i = 0; i < group.ncalls; i++)
+        if (group.calls[i].comm != NULL)
+            return group.calls[i].comm;
+    return NULL;
+}
+
+/* The thread may hold several ranks of one job, so it never waits for one while it could queue calls on another. */
 static void launch_calls(void)
 {
-    for (size_t i = 0; i < group.ncalls && group.refused == ISGQ_SUCCESS; i++) {
-        isgq_result_t result = iq_submit(group.calls[i].comm, &group.calls[i].call);
-        if (result != ISGQ_SUCCESS)
-            refuse(group.calls[i].comm, result, iq_last_error());
-    }
+    isgq_comm_t comm;
+    while (group.refused == ISGQ_SUCCESS && (comm = first_left()) != NULL)
+        if (launch_pass() == 0 && iq_queue_wait(comm) != ISGQ_SUCCESS)
+            refuse(comm, iq_comm_check(comm), iq_last_error());
 }
 
 static isgq_result_t end_outermost(void)
@@ -156,10 +232,14 @@ static isgq_result_t end_outermost(void)
         iq_set_last_error(group.text);
     }
     for (size_t i = 0; i < group.ncalls; i++)
-        isgq_quantizer_destroy(group.calls[i].call.quantizer);
-    free(group.calls);
-    free(group.inits);
-    group = (group_t){0};
+        if (group.calls[i].comm != NULL)
+            isgq_quantizer_destroy(group.calls[i].call.quantizer);
+    for (size_t i = 0; i < group.ninits; i++)
+        drop_init(&group.inits[i]);
+    group.depth = 0;
+    group.ncalls = group.ninits = 0;
+    group.refused = ISGQ_SUCCESS;
+    group.refusing = NULL;
     return result;
 }
 

@@ -34,7 +34,9 @@ isgq_result_t isgq_get_unique_id(isgq_unique_id_t *id)
 
 isgq_result_t isgq_comm_init_rank(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config)
 {
-    IQ_TRY(check_ranks("comm_init_rank", comm, nranks, rank));
+    isgq_result_t result = check_ranks("comm_init_rank", comm, nranks, rank);
+    if (result != ISGQ_SUCCESS)
+        return iq_group_refuse(NULL, result);
     if (iq_group_defer_init(comm, nranks, id, rank, config))
         return ISGQ_SUCCESS;
     return iq_comm_join(comm, nranks, id, rank, config);
@@ -47,6 +49,7 @@ isgq_result_t isgq_comm_init_env(isgq_comm_t *comm, const isgq_comm_config_t *co
     uint64_t deadline = iq_now_ns() + (uint64_t)iq_config()->init_timeout_ms * 1000000u;
     if (comm == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_env: comm is NULL");
+    IQ_TRY(iq_group_forbid("comm_init_env"));
     IQ_TRY(iq_rendezvous_from_environment(deadline, &rank, &nranks, &rendezvous));
     return iq_comm_create(comm, nranks, rank, &rendezvous, config);
 }
@@ -61,6 +64,7 @@ isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_o
     IQ_TRY(check_ranks("comm_init_oob", comm, nranks, rank));
     if (allgather == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_oob: allgather is NULL");
+    IQ_TRY(iq_group_forbid("comm_init_oob"));
     memset(&mine, 0, sizeof(mine));
     if (rank == 0)
         mine.result = (int32_t)isgq_get_unique_id(&mine.id);
@@ -138,6 +142,7 @@ isgq_result_t isgq_comm_split(isgq_comm_t comm, int color, int key, isgq_comm_t 
     IQ_TRY(iq_comm_check_handle(comm, "comm_split"));
     if (new_comm == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_split: new_comm is NULL");
+    IQ_TRY(iq_group_forbid("comm_split"));
     IQ_TRY(iq_comm_check(comm));
     isgq_comm_config_t inherited = comm->config;
     inherited.quantizer = comm->quantizer;

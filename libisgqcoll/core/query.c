@@ -1,10 +1,9 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Questions to a communicator and waiting for it; memory that belongs to it. */
+/* Questions to a communicator, and waiting for it. */
 #include "base/config.h"
 #include "base/util.h"
 #include "core/comm.h"
 
-#include <stdlib.h>
 #include <string.h>
 
 #define CHECK_OUTPUT(operation, pointer)                                                             \
@@ -51,8 +50,7 @@ static uint64_t submitted(isgq_comm_t comm)
 isgq_result_t isgq_comm_synchronize(isgq_comm_t comm)
 {
     IQ_TRY(iq_comm_check_handle(comm, "comm_synchronize"));
-    IQ_TRY(iq_progress_wait(comm, submitted(comm)));
-    return iq_comm_check(comm);
+    return iq_progress_synchronize(comm);
 }
 
 isgq_result_t isgq_comm_get_sequence(isgq_comm_t comm, uint64_t *sequence)
@@ -135,44 +133,5 @@ isgq_result_t isgq_comm_reset_stats(isgq_comm_t comm)
     memset(&comm->stats, 0, sizeof(comm->stats));
     comm->own_bytes = 0;
     pthread_mutex_unlock(&comm->queue_lock);
-    return ISGQ_SUCCESS;
-}
-
-/* ---- memory of isgq_mem_alloc: a line in front of it says whose it is ---- */
-
-#define MEMORY_MAGIC 0x4d454d4951534755ull
-
-typedef struct memory_header {
-    uint64_t magic;
-    isgq_comm_t comm;
-    char pad[IQ_CACHE_LINE - sizeof(uint64_t) - sizeof(isgq_comm_t)];
-} memory_header_t;
-
-isgq_result_t isgq_mem_alloc(void **ptr, isgq_comm_t comm, size_t bytes)
-{
-    IQ_TRY(iq_comm_check_handle(comm, "mem_alloc"));
-    CHECK_OUTPUT("mem_alloc", ptr);
-    if (bytes == 0 || bytes > SIZE_MAX / 4)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_alloc: bytes is %zu", bytes);
-    memory_header_t *header = aligned_alloc(IQ_CACHE_LINE, sizeof(*header) + iq_align_up(bytes, IQ_CACHE_LINE));
-    if (header == NULL)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
-    *header = (memory_header_t){.magic = MEMORY_MAGIC, .comm = comm};
-    *ptr = header + 1;
-    return ISGQ_SUCCESS;
-}
-
-isgq_result_t isgq_mem_free(void *ptr, isgq_comm_t comm)
-{
-    if (ptr == NULL)
-        return ISGQ_SUCCESS;
-    IQ_TRY(iq_comm_check_handle(comm, "mem_free"));
-    if ((uintptr_t)ptr % IQ_CACHE_LINE != 0)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the pointer is not from isgq_mem_alloc");
-    memory_header_t *header = (memory_header_t *)ptr - 1;
-    if (header->magic != MEMORY_MAGIC || header->comm != comm)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the memory is not from isgq_mem_alloc of this communicator");
-    header->magic = 0;
-    free(header);
     return ISGQ_SUCCESS;
 }

@@ -43,9 +43,9 @@ iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, si
 }
 
 /* Elements per chunk: the same on every rank, whole groups of 32. */
-static size_t chunk_elements(isgq_comm_t comm, size_t element_bytes)
+static size_t chunk_elements(size_t chunk_bytes, size_t element_bytes)
 {
-    size_t elements = comm->chunk_bytes / element_bytes / 32 * 32;
+    size_t elements = chunk_bytes / element_bytes / 32 * 32;
     return iq_max(elements, 32);
 }
 
@@ -55,18 +55,25 @@ static size_t block_unit(const iq_codec_t *codec, size_t count, int nranks)
     return codec->bucket > 32 && count / codec->bucket >= 4 * (size_t)nranks ? codec->bucket : 32;
 }
 
+iq_plan_request_t iq_run_request(const iq_codec_t *codec, iq_collective_t collective, int rank, int nranks, int root, size_t count,
+                                 size_t element_bytes, size_t chunk_bytes)
+{
+    return (iq_plan_request_t){.collective = collective,
+                               .rank = rank,
+                               .nranks = nranks,
+                               .root = root,
+                               .count = count,
+                               .block_unit = block_unit(codec, count, nranks),
+                               .chunk = chunk_elements(chunk_bytes, element_bytes),
+                               .slots = IQ_SLOTS};
+}
+
 static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
                               const iq_codec_call_t *codec_call, size_t count, iq_stage_t **stage)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
-    iq_plan_request_t request = {.collective = algorithm->collective,
-                                 .rank = comm->rank,
-                                 .nranks = comm->nranks,
-                                 .root = run->call->root,
-                                 .count = count,
-                                 .block_unit = block_unit(codec, count, comm->nranks),
-                                 .chunk = chunk_elements(comm, element_bytes),
-                                 .slots = IQ_SLOTS};
+    iq_plan_request_t request = iq_run_request(codec, algorithm->collective, comm->rank, comm->nranks, run->call->root, count, element_bytes,
+                                               comm->chunk_bytes);
     const iq_plan_t *plan;
     IQ_TRY(iq_plan_cache_get(&comm->plans, algorithm, &request, &plan));
     *stage = add_stage(run, name);
@@ -119,7 +126,7 @@ static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     const iq_stage_t *main_stage = &run->stages[run->stage + 2]; /* this one, the maximum over ranks, then the data */
     const iq_plan_t *plan = main_stage->plan;
-    size_t piece = chunk_elements(comm, main_stage->element_bytes);
+    size_t piece = chunk_elements(comm->chunk_bytes, main_stage->element_bytes);
     iq_span_t span = {trip * piece, iq_min(piece, plan->count - trip * piece)};
     main_stage->codec.ops->local_scales(&main_stage->codec, &main_stage->codec_call, span,
                                         main_stage->src + span.first * main_stage->element_bytes, run->scales);
@@ -133,7 +140,7 @@ static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_
     if (run->scales == NULL)
         return ISGQ_ERR_NO_MEMORY;
     memset(run->scales, 0, nscales * sizeof(float));
-    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, chunk_elements(comm, element_bytes)));
+    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, chunk_elements(comm->chunk_bytes, element_bytes)));
     return iq_run_add_exact(comm, run, "maximum of scales", ISGQ_FLOAT32, ISGQ_MAX, nscales, run->scales);
 }
 

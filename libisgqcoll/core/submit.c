@@ -79,13 +79,25 @@ bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMEN
 
 /* ---- queueing ---- */
 
+bool iq_queue_full(isgq_comm_t comm)
+{
+    pthread_mutex_lock(&comm->queue_lock);
+    bool full = comm->submitted >= atomic_load(&comm->completed) + IQ_QUEUE_CALLS;
+    pthread_mutex_unlock(&comm->queue_lock);
+    return full;
+}
+
+isgq_result_t iq_queue_wait(isgq_comm_t comm)
+{
+    return iq_queue_full(comm) ? iq_progress_wait(comm, comm->submitted + 1 - IQ_QUEUE_CALLS) : ISGQ_SUCCESS;
+}
+
 isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
 {
     IQ_TRY(iq_comm_check(comm));
     if (comm->finalized)
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[call->kind]);
-    if (comm->submitted >= IQ_QUEUE_CALLS)
-        IQ_TRY(iq_progress_wait(comm, comm->submitted + 1 - IQ_QUEUE_CALLS));
+    IQ_TRY(iq_queue_wait(comm));
     pthread_mutex_lock(&comm->queue_lock);
     uint64_t sequence = comm->submitted + 1;
     iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];

@@ -389,12 +389,13 @@ isgq_quantizer_create(isgq_quantizer_t *quantizer, const char *text);
 ISGQ_API void isgq_quantizer_destroy(isgq_quantizer_t quantizer);
 
 /**
- * Upper bound of the size of one rank's contribution (entropy coding and row dropping make less of it).
+ * Upper bound of the size of one message that carries a rank's contribution to @p count elements. A tensor travels in several messages,
+ * each with scales of its own for the buckets it touches.
  * @param[in]  quantizer  not NULL
  * @param[in]  datatype   element type of the input
  * @param[in]  count      elements
- * @param[out] bytes      most bytes of codes and scales, whatever the number of ranks; frames come on top
- * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
+ * @param[out] bytes      most bytes of codes and scales, whatever the number of ranks; the 32-byte frame comes on top
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED (a quantizer for factored calls only)
  */
 ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
     isgq_quantizer_t quantizer, isgq_data_type_t datatype, size_t count, size_t *bytes);
@@ -588,7 +589,8 @@ ISGQ_API ISGQ_NODISCARD isgq_result_t isgq_barrier(isgq_comm_t comm, isgq_stream
 ISGQ_API isgq_result_t isgq_group_start(void);
 
 /**
- * Launch what the outermost group holds; initialisations inside a group are completed here too, so one thread may drive
+ * Launch what the outermost group holds; isgq_comm_init_rank inside a group is completed here too (the other ways to a communicator answer
+ * ISGQ_ERR_INVALID_USAGE inside a group), so one thread may drive
  * several devices. Calls keep the bits they would have had alone. On an error nothing is launched, and the communicators in the group fail on every rank.
  * @return as the collectives in the group; ISGQ_ERR_INVALID_USAGE without a
  *         matching isgq_group_start

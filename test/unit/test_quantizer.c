@@ -304,8 +304,9 @@ START_TEST(max_bytes_bound_a_message)
         {"uniform:bits=4", ISGQ_INT8, 100, 100},
         {"uniform:bits=4", ISGQ_FLOAT32, 0, 0},
         {"uniform:bits=4", ISGQ_FLOAT32, 1025, 129 * 4 + 2 * 4},
-        {"uniform:bits=3,scale=local,bucket=64", ISGQ_FLOAT16, 100, 13 * 3 + 2 * 4},
-        {"isgq:bits=5", ISGQ_FLOAT32, 1024, 128 * 5 + 4},
+        {"uniform:bits=4", ISGQ_FLOAT32, 1026, 129 * 4 + 3 * 4}, /* it may start within a bucket */
+        {"uniform:bits=3,scale=local,bucket=64", ISGQ_FLOAT16, 100, 13 * 3 + 3 * 4},
+        {"isgq:bits=5", ISGQ_FLOAT32, 1024, 128 * 5 + 2 * 4},
     };
     size_t bytes = 77;
     for (size_t i = 0; i < IQ_ARRAY_SIZE(sizes); i++) {

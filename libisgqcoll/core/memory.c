@@ -1,0 +1,74 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * Memory of isgq_mem_alloc: a list per communicator, so that a pointer from elsewhere is refused without being looked at, and whatever was not freed goes with
+ * the communicator.
+ */
+#include "base/util.h"
+#include "core/comm.h"
+
+#include <stdlib.h>
+
+typedef struct iq_memory {
+    struct iq_memory *next;
+    void *data;
+} iq_memory_t;
+
+isgq_result_t isgq_mem_alloc(void **ptr, isgq_comm_t comm, size_t bytes)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "mem_alloc"));
+    if (ptr == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_alloc: ptr is NULL");
+    if (bytes == 0 || bytes > SIZE_MAX / 4)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_alloc: bytes is %zu", bytes);
+    iq_memory_t *memory = malloc(sizeof(*memory));
+    void *data = aligned_alloc(IQ_CACHE_LINE, iq_align_up(bytes, IQ_CACHE_LINE));
+    if (memory == NULL || data == NULL) {
+        free(memory);
+        free(data);
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
+    }
+    memory->data = data;
+    pthread_mutex_lock(&comm->queue_lock);
+    memory->next = comm->memory;
+    comm->memory = memory;
+    pthread_mutex_unlock(&comm->queue_lock);
+    *ptr = data;
+    return ISGQ_SUCCESS;
+}
+
+/* Take the entry of `data` out of the list; NULL if it is not there. */
+static iq_memory_t *take_entry(isgq_comm_t comm, const void *data)
+{
+    pthread_mutex_lock(&comm->queue_lock);
+    iq_memory_t **link = &comm->memory;
+    while (*link != NULL && (*link)->data != data)
+        link = &(*link)->next;
+    iq_memory_t *memory = *link;
+    if (memory != NULL)
+        *link = memory->next;
+    pthread_mutex_unlock(&comm->queue_lock);
+    return memory;
+}
+
+isgq_result_t isgq_mem_free(void *ptr, isgq_comm_t comm)
+{
+    if (ptr == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(iq_comm_check_handle(comm, "mem_free"));
+    iq_memory_t *memory = take_entry(comm, ptr);
+    if (memory == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the memory is not from isgq_mem_alloc of this communicator, or was freed");
+    free(memory->data);
+    free(memory);
+    return ISGQ_SUCCESS;
+}
+
+void iq_memory_release(isgq_comm_t comm)
+{
+    while (comm->memory != NULL) {
+        iq_memory_t *memory = comm->memory;
+        comm->memory = memory->next;
+        free(memory->data);
+        free(memory);
+    }
+}
