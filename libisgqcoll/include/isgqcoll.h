@@ -98,7 +98,7 @@ ISGQ_API const char *isgq_get_last_error(void);
 /**
  * Version of the library that is loaded, as ISGQ_VERSION_CODE.
  * @param[out] version_code  receives the code
- * @return ISGQ_SUCCESS
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
  */
 ISGQ_API isgq_result_t isgq_get_version(int *version_code);
 
@@ -155,7 +155,7 @@ typedef struct isgq_comm_config {
  * Make the id that rank 0 hands to every other rank out of band. It contains the job's secret: treat it as a
  * password. Listens on ISGQ_INTERFACE (default: a unix socket of this host).
  * @param[out] id  holds the rendezvous address and the secret
- * @return ISGQ_SUCCESS, ISGQ_ERR_SYSTEM (no usable network interface)
+ * @return ISGQ_SUCCESS, ISGQ_ERR_SYSTEM (no usable network interface), ISGQ_ERR_INVALID_ARGUMENT
  */
 ISGQ_API ISGQ_NODISCARD isgq_result_t isgq_get_unique_id(isgq_unique_id_t *id);
 
@@ -413,7 +413,7 @@ typedef struct isgq_tensor *isgq_tensor_t;
 ISGQ_API ISGQ_NODISCARD isgq_result_t
 isgq_tensor_create(isgq_tensor_t *tensor, const char *name, size_t count);
 
-/** Forget everything. @param[in] tensor not NULL @return ISGQ_SUCCESS */
+/** Forget everything. @param[in] tensor not NULL @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT */
 ISGQ_API isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor);
 
 /**
@@ -454,7 +454,8 @@ typedef struct isgq_call_options {
  * bit-identical results, and a fixed seed, rank count and call order reproduce
  * them.
  *
- * All of them return ISGQ_SUCCESS; ISGQ_ERR_INVALID_ARGUMENT;
+ * All of them return ISGQ_SUCCESS; ISGQ_ERR_INVALID_ARGUMENT; ISGQ_ERR_INVALID_USAGE
+ * (after finalize, or in a forked child);
  * ISGQ_ERR_UNSUPPORTED (this type or reduction with this quantizer);
  * ISGQ_ERR_NO_MEMORY; ISGQ_ERR_CUDA; or the communicator's async error.
  */
@@ -508,7 +509,7 @@ typedef struct isgq_factors {
  * @param[out] grad             [m x n], must not overlap the factors
  * @param[in]  datatype         element type of x, delta and grad
  * @param[in]  op               ISGQ_SUM or ISGQ_AVG (divides by nranks)
- * @param[in]  quantizer        a "factor:..." or isgq-* quantizer, or NULL
+ * @param[in]  quantizer        a "factor:..." or "isgq:..." quantizer, any other (the product is then quantized), or NULL
  * @param[in]  comm             communicator
  * @param[in]  stream           stream of the communicator's device
  * @return see the head of section 4; ISGQ_ERR_INVALID_ARGUMENT also when
@@ -526,7 +527,7 @@ ISGQ_API ISGQ_NODISCARD isgq_result_t isgq_allreduce_factored(
  * @param[out] recvbuff   [recvcount]; in place when it is sendbuff + rank * recvcount
  * @param[in]  recvcount  elements per rank
  * @param[in]  datatype   element type
- * @param[in]  op         ISGQ_SUM or ISGQ_AVG
+ * @param[in]  op         any; with a quantizer other than "none" ISGQ_SUM or ISGQ_AVG
  * @param[in]  quantizer  or NULL
  * @param[in]  comm       communicator
  * @param[in]  stream     stream of the communicator's device
