@@ -222,6 +222,10 @@ static isgq_result_t end_outermost(void)
 {
     if (group.refused == ISGQ_SUCCESS)
         run_inits();
+    else
+        for (size_t i = 0; i < group.ninits; i++)
+            if (group.inits[i].rank == 0)
+                iq_rendezvous_drop_id(&group.inits[i].id);
     if (group.refused == ISGQ_SUCCESS)
         launch_calls();
     isgq_result_t result = group.refused;

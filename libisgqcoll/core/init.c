@@ -4,6 +4,7 @@
 #include "base/util.h"
 #include "core/comm.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -69,14 +70,15 @@ isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_o
     if (rank == 0)
         mine.result = (int32_t)isgq_get_unique_id(&mine.id);
     all = calloc((size_t)nranks, sizeof(*all));
-    if (all == NULL)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "comm_init_oob: %d ranks", nranks);
-    int error = allgather(context, &mine, all, sizeof(mine));
+    int error = all == NULL ? ENOMEM : allgather(context, &mine, all, sizeof(mine));
+    if (error != 0) {
+        iq_rendezvous_drop_id(&mine.id);
+        free(all);
+        return IQ_FAIL(ISGQ_ERR_SYSTEM, "comm_init_oob: the exchange between %d ranks failed with %d", nranks, error);
+    }
     isgq_unique_id_t id = all[0].id;
     int32_t refused = all[0].result;
     free(all);
-    if (error != 0)
-        return IQ_FAIL(ISGQ_ERR_SYSTEM, "comm_init_oob: the caller's allgather returned %d", error);
     if (refused != 0)
         return IQ_FAIL((isgq_result_t)refused, "comm_init_oob: rank 0 could not listen");
     return iq_comm_join(comm, nranks, id, rank, config);
@@ -128,7 +130,10 @@ static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_
     while (new_rank < members && all[new_rank].rank != comm->rank)
         new_rank++;
     isgq_result_t made = members > 0 && new_rank == 0 ? isgq_get_unique_id(&id) : ISGQ_SUCCESS;
-    IQ_TRY(iq_control_allgather(comm->control, &id, ids, sizeof(id), deadline)); /* everybody takes part, whatever happened */
+    isgq_result_t told = iq_control_allgather(comm->control, &id, ids, sizeof(id), deadline); /* everybody takes part, whatever happened */
+    if (told != ISGQ_SUCCESS)
+        iq_rendezvous_drop_id(&id);
+    IQ_TRY(told);
     IQ_TRY(made);
     if (members == 0) {
         *new_comm = NULL;
