@@ -5,8 +5,8 @@
  * A star of authenticated stream sockets with rank 0 in the middle: unix sockets (abstract names, uid checked) when all ranks are
  * on this host, TCP otherwise. Both sides prove by challenge and response (libsodium) that they know the job's secret, which
  * never travels. The channel owns one thread, nearly always asleep in poll: it carries abort, mismatch, heartbeat, "whom do you
- * await", and notices deaths (end of file, pidfd of local processes). Frames are bounded; strangers who connect, send rubbish or
- * stay silent are dropped without harm.
+ * await", and notices deaths (end of file, pidfd of local processes; a forked child keeps no connection that would hide one).
+ * Frames are bounded; strangers who connect, send rubbish or stay silent are dropped without harm.
  */
 #ifndef ISGQ_TRANSPORT_CONTROL_H
 #define ISGQ_TRANSPORT_CONTROL_H
@@ -44,6 +44,9 @@ isgq_result_t iq_rendezvous_new_id(isgq_unique_id_t *id);
  * ISGQ_ERR_MISMATCH for an id of another version, ISGQ_ERR_INVALID_USAGE if rank 0 is not in the process that made it or the id
  * was used. */
 isgq_result_t iq_rendezvous_from_id(const isgq_unique_id_t *id, int rank, iq_rendezvous_t *rendezvous);
+
+/* Forget the listener of an id that will not be used after all. Nothing happens if this process has none for it (any more). */
+void iq_rendezvous_drop_id(const isgq_unique_id_t *id);
 
 /* From ISGQ_RANK.., torchrun, Open MPI, MPICH, srun. Counts calls, so that a second communicator of
  * the same job meets elsewhere. file:PATH waits for rank 0's file until the deadline. ISGQ_ERR_INVALID_USAGE when no launcher is
@@ -86,7 +89,8 @@ typedef struct iq_control_params {
 } iq_control_params_t;
 
 /* Collective. Meets and authenticates all ranks: version, nranks, rank range and duplicates are checked here (ISGQ_ERR_MISMATCH,
- * ISGQ_ERR_INVALID_ARGUMENT on every rank). At the deadline the error names the ranks that never came. */
+ * ISGQ_ERR_INVALID_ARGUMENT on every rank). At the deadline the error names the ranks that never came. A host name is looked up
+ * by the system's resolver, whose own time limits come on top. */
 isgq_result_t iq_control_open(const iq_control_params_t *params, iq_control_t **control);
 
 /* recv holds nranks * bytes in rank order. Collective, one at a time, any thread; bytes at most 64 KiB. Fails when the

@@ -102,7 +102,7 @@ typedef struct iq_conn {
 typedef enum iq_read { IQ_READ_EMPTY, IQ_READ_MORE, IQ_READ_CLOSED } iq_read_t;
 typedef enum iq_next { IQ_NEXT_NONE, IQ_NEXT_FRAME, IQ_NEXT_BAD } iq_next_t;
 
-/* The connection owns fd from now on. */
+/* The connection owns fd from now on; a forked child closes its copy. */
 void iq_conn_open(iq_conn_t *conn, int fd, size_t frame_limit);
 void iq_conn_close(iq_conn_t *conn);
 /* Allow longer frames from now on. false: out of memory. */
@@ -169,6 +169,7 @@ typedef struct iq_member {
     int pid;             /* as it told; for texts */
     int pidfd;           /* readable once that process is dead; -1: cannot be watched */
     bool left;           /* has called goodbye: its end is no death */
+    bool ready, ended;   /* what the last poll said of its connection and its process */
     unsigned unanswered; /* pings */
 } iq_member_t;
 
@@ -243,7 +244,7 @@ struct iq_control {
     int rank, nranks;
     iq_member_t *members; /* rank 0: [nranks], its own entry unused; other ranks: one, which is rank 0 */
     int nmembers;
-    struct pollfd *polls; /* [1 + 2 * nmembers] */
+    struct pollfd *polls; /* room for 1 + 2 * nmembers */
     int wake_fd;
     pthread_t thread;
     pthread_mutex_t lock;

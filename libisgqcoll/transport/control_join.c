@@ -47,6 +47,8 @@ static arrival_t wait_frame(iq_conn_t *conn, uint64_t deadline_ns, iq_control_fr
         int ready = poll(&poll_fd, 1, iq_poll_ms(deadline_ns));
         if (ready == 0)
             return ARRIVAL_TIMEOUT;
+        if (ready < 0 && errno != EINTR)
+            return ARRIVAL_CLOSED;
         if (ready > 0)
             state = iq_conn_read(conn);
     }

@@ -23,11 +23,13 @@
 #define GUEST_SAFE_NS (1 * IQ_SECOND)  /* and is not pushed out by newer ones before */
 #define TELL_NS (100 * IQ_MILLISECOND) /* how often waiting ranks hear who is missing */
 #define AFTERMATH_NS (3 * IQ_SECOND)   /* how long late ranks are told of a failed meeting */
+#define POLL_BROKEN_MS 100             /* between turns if poll fails */
 
 typedef struct guest {
     iq_conn_t conn; /* fd -1: free */
     uint64_t since_ns;
     bool greeted;
+    bool ready; /* what the last poll said */
     iq_hello_t theirs, ours;
 } guest_t;
 
@@ -38,7 +40,8 @@ typedef struct meeting {
     uint64_t end_ns;
     guest_t guests[GUESTS];
     bool *present;        /* [nranks] */
-    struct pollfd *polls; /* [1 + GUESTS + nranks] */
+    struct pollfd *polls; /* room for 1 + GUESTS + nranks */
+    bool knocking;        /* what the last poll said of the listener */
     int joined;           /* members, rank 0 included */
     int told, must_tell;  /* of a failure */
     bool changed;         /* since the ranks were last told who is missing */
@@ -257,27 +260,63 @@ static void tell_who_is_missing(meeting_t *meeting, uint64_t now_ns)
     meeting->tell_ns = now_ns + TELL_NS;
 }
 
-static void wait_for_events(meeting_t *meeting)
+static uint64_t next_wake_ns(meeting_t *meeting, bool has_room)
 {
-    uint64_t wake_ns = meeting->end_ns;
-    bool has_room = find_slot(meeting, iq_now_ns()) != NULL;
-    struct pollfd *polls = meeting->polls;
+    uint64_t wake_ns = has_room ? meeting->end_ns : iq_now_ns() + TELL_NS;
 
-    polls[0] = (struct pollfd){.fd = has_room ? meeting->listen_fd : -1, .events = POLLIN};
-    if (!has_room)
-        wake_ns = iq_now_ns() + TELL_NS;
     for (int i = 0; i < GUESTS; i++) {
         const guest_t *guest = &meeting->guests[i];
-        polls[1 + i] = (struct pollfd){.fd = guest->conn.fd, .events = POLLIN};
         if (guest->conn.fd >= 0 && guest->since_ns + GUEST_NS < wake_ns)
             wake_ns = guest->since_ns + GUEST_NS;
     }
-    for (int rank = 0; rank < meeting->control->nranks; rank++)
-        polls[1 + GUESTS + rank] = (struct pollfd){.fd = meeting->control->members[rank].conn.fd, .events = POLLIN};
-    if (meeting->changed && meeting->tell_ns < wake_ns)
-        wake_ns = meeting->tell_ns;
-    if (poll(polls, (nfds_t)(1 + GUESTS + meeting->control->nranks), iq_poll_ms(wake_ns)) < 0)
-        memset(polls, 0, sizeof(*polls) * (size_t)(1 + GUESTS + meeting->control->nranks)); /* EINTR: nothing is ready */
+    return meeting->changed && meeting->tell_ns < wake_ns ? meeting->tell_ns : wake_ns;
+}
+
+/* Only what is open is listed: poll counts every entry against the limit on descriptors. */
+static nfds_t list_polls(const meeting_t *meeting, bool has_room)
+{
+    struct pollfd *next = meeting->polls;
+
+    *next++ = (struct pollfd){.fd = has_room ? meeting->listen_fd : -1, .events = POLLIN};
+    for (int i = 0; i < GUESTS; i++)
+        if (meeting->guests[i].conn.fd >= 0)
+            *next++ = (struct pollfd){.fd = meeting->guests[i].conn.fd, .events = POLLIN};
+    for (int rank = 1; rank < meeting->control->nranks; rank++)
+        if (meeting->control->members[rank].conn.fd >= 0)
+            *next++ = (struct pollfd){.fd = meeting->control->members[rank].conn.fd, .events = POLLIN};
+    return (nfds_t)(next - meeting->polls);
+}
+
+static void note_polls(meeting_t *meeting)
+{
+    const struct pollfd *next = meeting->polls;
+
+    meeting->knocking = next++->revents != 0;
+    for (int i = 0; i < GUESTS; i++)
+        meeting->guests[i].ready = meeting->guests[i].conn.fd >= 0 && next++->revents != 0;
+    for (int rank = 1; rank < meeting->control->nranks; rank++) {
+        iq_member_t *member = &meeting->control->members[rank];
+        member->ready = member->conn.fd >= 0 && next++->revents != 0;
+    }
+}
+
+static void wait_for_events(meeting_t *meeting)
+{
+    bool has_room = find_slot(meeting, iq_now_ns()) != NULL;
+    nfds_t polls = list_polls(meeting, has_room);
+    char text[IQ_ERROR_TEXT_BYTES];
+
+    if (poll(meeting->polls, polls, iq_poll_ms(next_wake_ns(meeting, has_room))) < 0) {
+        int error = errno;
+        memset(meeting->polls, 0, sizeof(*meeting->polls) * polls);
+        if (error != EINTR) {
+            snprintf(text, sizeof(text), "rank 0 cannot poll %zu descriptors while the ranks meet: %s", (size_t)polls,
+                     strerror(error));
+            fail_meeting(meeting, ISGQ_ERR_SYSTEM, 0, text);
+            poll(NULL, 0, POLL_BROKEN_MS); /* the aftermath must not spin */
+        }
+    }
+    note_polls(meeting);
 }
 
 static void serve_all(meeting_t *meeting)
@@ -285,16 +324,16 @@ static void serve_all(meeting_t *meeting)
     uint64_t now_ns = iq_now_ns();
 
     for (int rank = 1; rank < meeting->control->nranks; rank++)
-        if (meeting->polls[1 + GUESTS + rank].revents != 0)
+        if (meeting->control->members[rank].ready)
             serve_member(meeting, &meeting->control->members[rank]);
     for (int i = 0; i < GUESTS; i++) {
         guest_t *guest = &meeting->guests[i];
-        if (guest->conn.fd >= 0 && meeting->polls[1 + i].revents != 0)
+        if (guest->conn.fd >= 0 && guest->ready)
             serve_guest(meeting, guest);
         if (guest->conn.fd >= 0 && now_ns >= guest->since_ns + GUEST_NS)
             drop_guest(meeting, guest, "stayed silent");
     }
-    if (meeting->polls[0].revents != 0)
+    if (meeting->knocking)
         accept_guests(meeting);
     tell_who_is_missing(meeting, now_ns);
 }

@@ -68,11 +68,14 @@ static uint16_t get_port(const endpoint_t *endpoint)
     return ntohs(((const struct sockaddr_in *)&endpoint->address)->sin_port);
 }
 
-/* 0 or a code for gai_strerror. */
+/* 0 or a code for gai_strerror. A name takes the resolver's time, an address none. */
 static int tcp_endpoint(const char *text, uint16_t port, endpoint_t *endpoint)
 {
-    struct addrinfo hints = {.ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found;
+    struct addrinfo hints = {.ai_flags = AI_NUMERICHOST, .ai_family = AF_UNSPEC, .ai_socktype = SOCK_STREAM}, *found;
     int error = getaddrinfo(text, NULL, &hints, &found);
+    hints.ai_flags = 0;
+    if (error == EAI_NONAME)
+        error = getaddrinfo(text, NULL, &hints, &found);
     if (error != 0)
         return error;
     memcpy(&endpoint->address, found->ai_addr, found->ai_addrlen);
@@ -244,8 +247,8 @@ static int finish_connect(int fd, uint64_t deadline_ns)
     do {
         ready = poll(&poll_fd, 1, iq_poll_ms(deadline_ns));
     } while (ready < 0 && errno == EINTR);
-    if (ready == 0)
-        return ETIMEDOUT;
+    if (ready <= 0)
+        return ready == 0 ? ETIMEDOUT : errno;
     return getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &bytes) == 0 ? error : errno;
 }
 

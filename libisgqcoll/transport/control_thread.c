@@ -23,6 +23,7 @@
 #define PINGS_UNANSWERED 3  /* more would only fill the socket of a stopped rank */
 #define LINGER_NS IQ_SECOND /* for the last frames to leave at close */
 #define DEATH_CERTAIN_MS 50 /* between a process's end of file and its end */
+#define POLL_BROKEN_MS 100  /* between turns if poll fails */
 
 /* A process that can be watched from here: a member of another process that shares our process ids. */
 static pid_t watchable_pid(int fd, const iq_hello_t *theirs, const iq_hello_t *ours)
@@ -250,21 +251,51 @@ static int poll_timeout(const iq_control_t *control)
     return wake_ns == UINT64_MAX ? -1 : iq_poll_ms(wake_ns);
 }
 
-static void wait_for_events(iq_control_t *control)
+/* Only what is open is listed: poll counts every entry against the limit on descriptors. */
+static nfds_t list_polls(const iq_control_t *control)
 {
-    struct pollfd *polls = control->polls;
-    uint64_t count;
+    struct pollfd *next = control->polls;
 
-    polls[0] = (struct pollfd){.fd = control->wake_fd, .events = POLLIN};
+    *next++ = (struct pollfd){.fd = control->wake_fd, .events = POLLIN};
     for (int i = 0; i < control->nmembers; i++) {
         const iq_member_t *member = &control->members[i];
-        polls[1 + 2 * i] =
-            (struct pollfd){.fd = member->conn.fd, .events = (short)(iq_conn_pending(&member->conn) ? POLLIN | POLLOUT : POLLIN)};
-        polls[2 + 2 * i] = (struct pollfd){.fd = member->pidfd, .events = POLLIN};
+        short events = (short)(iq_conn_pending(&member->conn) ? POLLIN | POLLOUT : POLLIN);
+        if (member->conn.fd >= 0)
+            *next++ = (struct pollfd){.fd = member->conn.fd, .events = events};
+        if (member->pidfd >= 0)
+            *next++ = (struct pollfd){.fd = member->pidfd, .events = POLLIN};
     }
-    if (poll(polls, (nfds_t)(1 + 2 * control->nmembers), poll_timeout(control)) < 0)
-        memset(polls, 0, sizeof(*polls) * (size_t)(1 + 2 * control->nmembers));
-    if (polls[0].revents != 0) {
+    return (nfds_t)(next - control->polls);
+}
+
+static void note_polls(iq_control_t *control)
+{
+    const struct pollfd *next = control->polls + 1;
+
+    for (int i = 0; i < control->nmembers; i++) {
+        iq_member_t *member = &control->members[i];
+        member->ready = member->conn.fd >= 0 && next++->revents != 0;
+        member->ended = member->pidfd >= 0 && next++->revents != 0;
+    }
+}
+
+static void wait_for_events(iq_control_t *control)
+{
+    uint64_t count;
+    nfds_t polls = list_polls(control);
+
+    if (poll(control->polls, polls, poll_timeout(control)) < 0) {
+        int error = errno;
+        memset(control->polls, 0, sizeof(*control->polls) * polls);
+        if (error != EINTR) {
+            iq_control_fail(control, false, ISGQ_ERR_SYSTEM, control->rank,
+                            "rank %d: control channel: poll of %zu descriptors: %s", control->rank, (size_t)polls,
+                            strerror(error));
+            poll(NULL, 0, POLL_BROKEN_MS); /* there is still the failure to be told, but this must not spin */
+        }
+    }
+    note_polls(control);
+    if (control->polls[0].revents != 0) {
         ssize_t got = read(control->wake_fd, &count, sizeof(count));
         (void)got; /* only resets the counter */
     }
@@ -275,9 +306,8 @@ static bool turn(iq_control_t *control)
     wait_for_events(control);
     for (int i = 0; i < control->nmembers; i++) {
         iq_member_t *member = &control->members[i];
-        bool ended = control->polls[2 + 2 * i].revents != 0;
-        if (member->conn.fd >= 0 && (ended || control->polls[1 + 2 * i].revents != 0))
-            serve_member(control, member, ended);
+        if (member->conn.fd >= 0 && (member->ended || member->ready))
+            serve_member(control, member, member->ended);
     }
     serve_requests(control);
     uint64_t now_ns = iq_now_ns();

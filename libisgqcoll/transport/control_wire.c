@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Frames over non-blocking stream sockets. Input is read into one buffer that holds the longest frame allowed, so a sender can
- * make us neither wait nor allocate; output is queued and leaves when the socket takes it.
+ * make us neither wait nor allocate; output is queued and leaves when the socket takes it. A forked child keeps none of them.
  */
 #include "transport/control_internal.h"
 
@@ -101,17 +101,68 @@ void iq_unpack_text(iq_unpack_t *unpack, char *text, size_t room)
     text[kept] = '\0';
 }
 
+/* ---- forks ---- */
+
+/*
+ * While a forked child (a data loader, say) holds a copy of a connection, its end is not seen, even if this process is killed. So
+ * a child closes its copies at once. Descriptors are noted and closed under a lock that a fork takes too: what is noted is ours.
+ */
+#define NOTED_FDS 65536 /* higher ones would only be seen later, when their child ends */
+
+static pthread_once_t forks_once = PTHREAD_ONCE_INIT;
+static pthread_mutex_t noted_lock = PTHREAD_MUTEX_INITIALIZER;
+static uint64_t noted[NOTED_FDS / 64];
+
+static void before_fork(void) { pthread_mutex_lock(&noted_lock); }
+
+static void after_fork(void) { pthread_mutex_unlock(&noted_lock); }
+
+/* Closes, no more: a shutdown would end the parent's connection too. */
+static void after_fork_in_child(void)
+{
+    for (int i = 0; i < NOTED_FDS / 64; i++)
+        for (; noted[i] != 0; noted[i] &= noted[i] - 1)
+            close(64 * i + __builtin_ctzll(noted[i]));
+    after_fork();
+}
+
+static void watch_forks(void) { pthread_atfork(before_fork, after_fork, after_fork_in_child); }
+
+static void note_fd(int fd)
+{
+    pthread_once(&forks_once, watch_forks);
+    pthread_mutex_lock(&noted_lock);
+    if (fd >= 0 && fd < NOTED_FDS)
+        noted[fd / 64] |= UINT64_C(1) << fd % 64;
+    pthread_mutex_unlock(&noted_lock);
+}
+
+/* Not what after_fork_in_child has closed: its number may be another file by now. */
+static void close_noted_fd(int fd)
+{
+    pthread_mutex_lock(&noted_lock);
+    if (fd >= NOTED_FDS) {
+        close(fd);
+    } else if (fd >= 0 && (noted[fd / 64] >> fd % 64 & 1) != 0) {
+        noted[fd / 64] &= ~(UINT64_C(1) << fd % 64);
+        close(fd);
+    }
+    pthread_mutex_unlock(&noted_lock);
+}
+
+/* ---- connections ---- */
+
 void iq_conn_open(iq_conn_t *conn, int fd, size_t frame_limit)
 {
     memset(conn, 0, sizeof(*conn));
     conn->fd = fd;
     conn->frame_limit = frame_limit;
+    note_fd(fd);
 }
 
 void iq_conn_close(iq_conn_t *conn)
 {
-    if (conn->fd >= 0)
-        close(conn->fd);
+    close_noted_fd(conn->fd);
     free(conn->in);
     free(conn->out);
     memset(conn, 0, sizeof(*conn));

@@ -140,6 +140,13 @@ static int take_listener(const isgq_unique_id_t *id)
     return fd;
 }
 
+void iq_rendezvous_drop_id(const isgq_unique_id_t *id)
+{
+    int fd = take_listener(id);
+    if (fd >= 0)
+        close(fd);
+}
+
 isgq_result_t iq_rendezvous_from_id(const isgq_unique_id_t *id, int rank, iq_rendezvous_t *rendezvous)
 {
     iq_rendezvous_t decoded;

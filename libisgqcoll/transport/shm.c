@@ -214,7 +214,10 @@ static isgq_result_t serve_clients(const setup_t *setup, struct pollfd *clients,
     clients[0] = (struct pollfd){.fd = setup->listen_fd};
     while (missing_count > 0 && result == ISGQ_SUCCESS && iq_now_ns() < setup->deadline_ns) {
         clients[0].events = count < room ? POLLIN : 0;
-        if (poll(clients, count, milliseconds_left(setup->deadline_ns)) <= 0)
+        int ready = poll(clients, count, milliseconds_left(setup->deadline_ns));
+        if (ready < 0 && errno != EINTR)
+            result = IQ_FAIL(ISGQ_ERR_SYSTEM, "shm: poll of %zu connections: %s", (size_t)count, strerror(errno));
+        if (ready <= 0)
             continue;
         for (nfds_t i = count; i-- > 1 && result == ISGQ_SUCCESS;) {
             if (clients[i].revents == 0)

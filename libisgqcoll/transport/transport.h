@@ -84,7 +84,8 @@ typedef struct iq_transport_ops {
     iq_link_t *(*link)(iq_transport_t *transport, int peer); /* NULL for peers that are not `mine` */
 
     /* Move what can be moved; called often. With `settle`: ISGQ_IN_PROGRESS while a committed message has not left this rank (it would need more
-     * progress calls to arrive); without, ISGQ_SUCCESS. ISGQ_ERR_REMOTE with the peer in the text; *failed_peer names it or -1. */
+     * progress calls to arrive); without, ISGQ_SUCCESS. ISGQ_ERR_REMOTE with the peer in the text. *failed_peer is the peer at fault or awaited
+     * (any of them if that is not known closer), -1 with ISGQ_SUCCESS. */
     isgq_result_t (*progress)(iq_transport_t *transport, bool settle, int *failed_peer);
 
     /* Sleep until something may have arrived or room may have come free, or for `ns`. May return early. */

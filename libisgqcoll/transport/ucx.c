@@ -156,14 +156,15 @@ static isgq_result_t create(ucx_t *self, const iq_transport_params_t *params, vo
     return self->module->get_address(self->inner, address, bytes);
 }
 
-static isgq_result_t join(ucx_t *self, const iq_transport_params_t *params)
+/* `own` is an error if this rank takes part only to tell the others. */
+static isgq_result_t join(ucx_t *self, const iq_transport_params_t *params, isgq_result_t own)
 {
     uint64_t now = iq_now_ns(), left = params->deadline_ns > now ? params->deadline_ns - now : 0;
     uint64_t deadline = now + left - iq_min(left / 4, 1000000000u); /* the rest is for telling the others */
     void *address = NULL;
     unsigned char *addresses = NULL;
     size_t bytes = 0, longest = 0, stride = 0;
-    isgq_result_t created = create(self, params, &address, &bytes);
+    isgq_result_t created = own == ISGQ_SUCCESS ? create(self, params, &address, &bytes) : own;
     isgq_result_t result = exchange_lengths(params, created == ISGQ_SUCCESS ? (uint32_t)bytes : NO_ADDRESS, &longest);
     if (created != ISGQ_SUCCESS)
         result = created;
@@ -171,7 +172,7 @@ static isgq_result_t join(ucx_t *self, const iq_transport_params_t *params)
         result = gather_addresses(params, address, bytes, longest, &addresses, &stride);
     if (result == ISGQ_SUCCESS)
         result = self->module->connect(self->inner, params, addresses, stride, deadline);
-    if (result != ISGQ_SUCCESS && self->inner != NULL) {
+    if (result != ISGQ_SUCCESS && self != NULL && self->inner != NULL) {
         self->module->close(self->inner); /* now, so that peers who wait for this rank see its end */
         self->inner = NULL;
     }
@@ -190,19 +191,20 @@ static void ucx_close(iq_transport_t *transport)
 
 static isgq_result_t ucx_open(const iq_transport_params_t *params, iq_transport_t **transport)
 {
-    isgq_result_t result;
     bool used = false;
     ucx_t *self = calloc(1, sizeof(*self));
-    if (self == NULL)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "ucx: %zu bytes", sizeof(*self));
+    isgq_result_t result = self != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "ucx: %zu bytes", sizeof(*self));
     for (int peer = 0; peer < params->nranks; peer++)
         used |= params->mine[peer];
-    self->base.ops = &iq_transport_ucx;
-    result = iq_transport_agree(params, "ucx", used ? join(self, params) : ISGQ_SUCCESS);
+    if (used)
+        result = join(self, params, result);
+    result = iq_transport_agree(params, "ucx", result);
     if (result != ISGQ_SUCCESS) {
-        ucx_close(&self->base);
+        if (self != NULL)
+            ucx_close(&self->base);
         return result;
     }
+    self->base.ops = &iq_transport_ucx;
     *transport = &self->base;
     return ISGQ_SUCCESS;
 }

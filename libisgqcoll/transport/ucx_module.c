@@ -249,21 +249,21 @@ static bool all_sent(ucx_link_t *link)
     return all;
 }
 
-/* Has everything left? A send that is complete may still lie in UCX's buffers; the flush afterwards covers those. */
-static bool settled(iq_ucx_t *self)
+/* -1 if everything has left. A send that is complete may still lie in UCX's buffers; the flush afterwards covers those, of all links. */
+static int awaited_peer(iq_ucx_t *self)
 {
     for (int i = 0; i < self->nlinks; i++)
         if (!all_sent(&self->links[i]))
-            return false;
+            return self->links[i].base.peer;
     if (self->flush == NULL && self->unflushed) {
         ucs_status_ptr_t flush = ucp_worker_flush_nbx(self->worker, &(ucp_request_param_t){.op_attr_mask = 0});
         self->flush = UCS_PTR_IS_PTR(flush) ? flush : NULL; /* if it fails then so has a connection, which is reported */
         self->unflushed = false;
     }
     if (pending(self->flush))
-        return false;
+        return self->links[0].base.peer;
     free_request(&self->flush);
-    return !self->unflushed;
+    return self->unflushed ? self->links[0].base.peer : -1;
 }
 
 static isgq_result_t ucx_progress(iq_ucx_t *self, bool settle, int *failed_peer)
@@ -272,11 +272,11 @@ static isgq_result_t ucx_progress(iq_ucx_t *self, bool settle, int *failed_peer)
         self->news = true;
     for (int i = 0; i < self->nlinks && self->failed_peer < 0; i++)
         return_credits(&self->links[i]);
-    bool done = !settle || settled(self);
-    *failed_peer = self->failed_peer;
+    int awaited = settle ? awaited_peer(self) : -1;
+    *failed_peer = self->failed_peer >= 0 ? self->failed_peer : awaited;
     if (self->failed_peer >= 0)
         return report_failure(self);
-    return done ? ISGQ_SUCCESS : ISGQ_IN_PROGRESS;
+    return awaited < 0 ? ISGQ_SUCCESS : ISGQ_IN_PROGRESS;
 }
 
 /* Arming fails while there is something to do; otherwise the descriptor becomes readable when there is. */
@@ -307,9 +307,10 @@ static isgq_result_t create_context(iq_ucx_t *self, const char *device, int nran
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK)
         return IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: read the configuration: %s", ucs_status_string(status));
-    /* Without everything that works inside a host only: two namespaces of one host must talk over their network. */
+    /* Without everything that works inside a host only: two namespaces of one host must talk over their network. Without questions whether
+     * silent peers live: the control channel knows, and a rank that computes for long need not answer. What breaks is reported all the same. */
     if (ucp_config_modify(config, "TLS", "^sm,self") != UCS_OK ||
-        ucp_config_modify(config, "KEEPALIVE_INTERVAL", "1s") != UCS_OK ||
+        ucp_config_modify(config, "KEEPALIVE_INTERVAL", "inf") != UCS_OK ||
         (device[0] != '\0' && ucp_config_modify(config, "NET_DEVICES", device) != UCS_OK))
         result = IQ_FAIL(ISGQ_ERR_INTERNAL, "ucx: this UCX does not accept our settings");
     else if ((status = ucp_init(&params, config, &self->context)) != UCS_OK)

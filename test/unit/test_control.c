@@ -3,10 +3,14 @@
 #include "support/check_main.h"
 #include "support/control_ranks.h"
 
+#include "transport/auth.h"
+
 #include <errno.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -71,6 +75,66 @@ START_TEST(communicators_do_not_disturb_each_other)
         control_rank_close(&ranks[i]);
         ck_assert_int_eq(ranks[i].failures, i < 4);
     }
+}
+END_TEST
+
+/* A fork takes nothing away from the parent; what the child opens under an old number stays open. */
+START_TEST(forked_child_keeps_no_connection)
+{
+    static control_rank_t ranks[2];
+
+    control_ranks_init(ranks, 2, IQ_ADDRESS_UNIX);
+    control_ranks_each(ranks, 2, control_rank_open);
+    int fd = ranks[0].control->members[1].conn.fd;
+    pid_t pid = fork();
+    if (pid == 0) {
+        bool closed = fcntl(fd, F_GETFD) == -1 && dup2(STDERR_FILENO, fd) == fd;
+        iq_conn_close(&ranks[0].control->members[1].conn);
+        _exit(closed && fcntl(fd, F_GETFD) != -1 ? 0 : 1);
+    }
+    ck_assert(control_rank_reap(pid));
+    control_ranks_each(ranks, 2, gather_rounds);
+    control_ranks_each(ranks, 2, control_rank_goodbye);
+    for (int i = 0; i < 2; i++) {
+        control_rank_close(&ranks[i]);
+        ck_assert_int_eq(ranks[i].failures, 0);
+    }
+}
+END_TEST
+
+static void limit_descriptors(rlim_t limit)
+{
+    struct rlimit limits;
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &limits), 0);
+    limits.rlim_cur = limit;
+    ck_assert_int_eq(setrlimit(RLIMIT_NOFILE, &limits), 0);
+}
+
+/* poll counts its entries against the limit, those without a descriptor too. */
+START_TEST(few_descriptors_are_enough)
+{
+    static control_rank_t ranks[MAX_RANKS];
+    struct rlimit before;
+
+    ck_assert_int_eq(getrlimit(RLIMIT_NOFILE, &before), 0);
+    control_ranks_init(ranks, MAX_RANKS, IQ_ADDRESS_TCP);
+    limit_descriptors(60); /* less than the guests that rank 0 has room for */
+    control_ranks_each(ranks, MAX_RANKS, control_rank_open);
+    for (int i = 0; i < MAX_RANKS; i++)
+        ck_assert_msg(ranks[i].result == ISGQ_SUCCESS, "%s", ranks[i].error);
+    limit_descriptors(MAX_RANKS + 1); /* rank 0 has as many connections; what is open stays open */
+    control_ranks_each(ranks, MAX_RANKS, gather_rounds);
+    limit_descriptors(3);
+    control_ranks_each(ranks, MAX_RANKS, control_rank_barrier); /* wakes rank 0 */
+    for (int i = 0; i < MAX_RANKS; i++) {
+        ck_assert(control_rank_wait_failed(&ranks[i], SOON_NS));
+        ck_assert_int_eq(ranks[i].failure, ISGQ_ERR_SYSTEM);
+        ck_assert_int_eq(ranks[i].culprit, 0);
+        ck_assert_msg(strstr(ranks[i].text, "rank 0: control channel: poll") != NULL, "%s", ranks[i].text);
+    }
+    limit_descriptors(before.rlim_cur);
+    for (int i = 0; i < MAX_RANKS; i++)
+        control_rank_close(&ranks[i]);
 }
 END_TEST
 
@@ -241,6 +305,55 @@ START_TEST(missing_ranks_are_named)
 }
 END_TEST
 
+static void next_frame(iq_conn_t *conn, iq_frame_type_t type, iq_control_frame_t *frame)
+{
+    while (iq_conn_next(conn, frame) != IQ_NEXT_FRAME) {
+        struct pollfd poll_fd = {.fd = conn->fd, .events = POLLIN};
+        poll(&poll_fd, 1, 1000);
+        ck_assert_int_eq(iq_conn_read(conn), IQ_READ_EMPTY);
+    }
+    ck_assert_int_eq(frame->type, type);
+}
+
+/* Rank 1 joins as it should and is gone before rank 2 has come. */
+static void join_and_vanish(control_rank_t *rank)
+{
+    iq_pack_t hello = {.used = 0}, proof = {.used = IQ_PROOF_BYTES};
+    char reason[64];
+    iq_hello_t ours, theirs;
+    iq_control_frame_t frame;
+    iq_conn_t conn;
+
+    if (rank->rank == 0) {
+        control_rank_open(rank);
+        return;
+    }
+    iq_conn_open(&conn, iq_socket_connect(&rank->place, rank->deadline_ns, reason, sizeof(reason)), IQ_FRAME_BYTES);
+    iq_hello_init(&ours, rank->rank, rank->nranks, rank->version);
+    iq_hello_pack(&hello, &ours);
+    iq_conn_send(&conn, IQ_FRAME_HELLO, &hello, NULL, 0);
+    iq_conn_flush(&conn);
+    next_frame(&conn, IQ_FRAME_CHALLENGE, &frame);
+    ck_assert(iq_hello_unpack(&frame, &theirs));
+    iq_hello_prove(&rank->place, "rank", &ours, &theirs, proof.data);
+    iq_conn_send(&conn, IQ_FRAME_PROOF, &proof, NULL, 0);
+    iq_conn_flush(&conn);
+    next_frame(&conn, IQ_FRAME_WELCOME, &frame);
+    iq_conn_close(&conn);
+}
+
+START_TEST(death_before_the_start)
+{
+    static control_rank_t ranks[3];
+
+    control_ranks_init(ranks, 3, IQ_ADDRESS_TCP);
+    ranks[0].nranks = 3;
+    control_ranks_each(ranks, 2, join_and_vanish);
+    ck_assert_int_eq(ranks[0].result, ISGQ_ERR_REMOTE);
+    ck_assert_msg(strstr(ranks[0].error, "died before all ranks had met") != NULL, "%s", ranks[0].error);
+}
+END_TEST
+
 /* ---- disagreement ---- */
 
 static void expect_on_all(control_rank_t *ranks, int nranks, isgq_result_t result, const char *text)
@@ -316,6 +429,8 @@ Suite *iq_suite(void)
     tcase_set_timeout(meet, 60);
     tcase_add_test(meet, ranks_meet_and_gather);
     tcase_add_test(meet, communicators_do_not_disturb_each_other);
+    tcase_add_test(meet, forked_child_keeps_no_connection);
+    tcase_add_test(meet, few_descriptors_are_enough);
     suite_add_tcase(suite, meet);
     tcase_set_timeout(strangers, 60);
     tcase_add_test(strangers, strangers_do_no_harm);
@@ -325,6 +440,7 @@ Suite *iq_suite(void)
     tcase_set_timeout(missing, 60);
     tcase_add_test(missing, ranks_that_come_first_wait_for_rank_0);
     tcase_add_test(missing, missing_ranks_are_named);
+    tcase_add_test(missing, death_before_the_start);
     suite_add_tcase(suite, missing);
     tcase_set_timeout(disagree, 60);
     tcase_add_test(disagree, disagreement_is_told_to_all);

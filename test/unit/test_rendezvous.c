@@ -39,6 +39,27 @@ START_TEST(id_round_trip)
 }
 END_TEST
 
+START_TEST(id_that_is_not_used)
+{
+    int before = count_descriptors();
+    isgq_unique_id_t id, other;
+    iq_rendezvous_t place;
+    char reason[64];
+
+    ck_assert_int_eq(iq_rendezvous_new_id(&id), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_rendezvous_new_id(&other), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_rendezvous_from_id(&id, 1, &place), ISGQ_SUCCESS);
+    iq_rendezvous_drop_id(&id);
+    ck_assert_int_eq(iq_socket_connect(&place, iq_now_ns() + SOON_NS, reason, sizeof(reason)), -1); /* nobody listens any more */
+    ck_assert_int_eq(iq_rendezvous_from_id(&id, 0, &place), ISGQ_ERR_INVALID_USAGE);
+    iq_rendezvous_drop_id(&id); /* not there: nothing happens, nor to others */
+    ck_assert_int_eq(iq_rendezvous_from_id(&other, 0, &place), ISGQ_SUCCESS);
+    close(place.listen_fd);
+    iq_rendezvous_drop_id(&other);
+    ck_assert_int_eq(count_descriptors(), before);
+}
+END_TEST
+
 START_TEST(id_is_bound_to_its_process)
 {
     isgq_unique_id_t id;
@@ -223,6 +244,7 @@ Suite *iq_suite(void)
     TCase *secret = tcase_create("secret");
 
     tcase_add_test(id, id_round_trip);
+    tcase_add_test(id, id_that_is_not_used);
     tcase_add_test(id, id_is_bound_to_its_process);
     tcase_add_test(id, damaged_ids_are_refused);
     tcase_add_test(id, interface_means_tcp);
