@@ -17,9 +17,6 @@
 
 enum { MAX_QUANTIZERS = 64, MAX_LIST = 16 };
 
-#define LEAST_BOUND_BYTES ((size_t)64 << 10)
-#define MOST_BOUND_BYTES ((size_t)64 << 20)
-
 const char *const iq_perf_collective_names[IQ_PERF_COLLECTIVES + 1] = {"allreduce", "factored",  "reduce_scatter",
                                                                        "allgather", "broadcast", NULL};
 
@@ -83,8 +80,7 @@ static void parse(command_t *c, int argc, char **argv)
         IQ_COUNT('n', "nranks", "RANKS", c->nranks, 1, 4096, NULL, "start so many local ranks [the launcher's environment]"),
         IQ_TEXT('c', "collective", "LIST", c->collectives, "allreduce",
                 "allreduce, factored, reduce_scatter, allgather, broadcast; all;\nseveral with commas"),
-        IQ_BYTES('b', "minbytes", "BYTES", c->first_bytes, "8",
-                 "smallest size in bytes of the larger buffer (k, m, g may follow)"),
+        IQ_BYTES('b', "minbytes", "BYTES", c->first_bytes, "8", "smallest size: bytes of a rank's input (k, m, g may follow)"),
         IQ_BYTES('e', "maxbytes", "BYTES", c->last_bytes, "16m", "largest size"),
         IQ_COUNT('f', "stepfactor", "FACTOR", c->factor, 2, 1e6, "8",
                  "each size is so many times the one before; 0 is followed by 4 bytes"),
@@ -297,15 +293,15 @@ static void run_factored(sweep_t *sweep, iq_perf_case_t *test)
     test->m = c->m;
     test->n = c->n;
     test->count = test->m * test->n;
-    test->bytes = test->count * test->type->bytes;
+    test->bytes = test->count * test->type->bytes; /* the gradient that the call stands for */
     run_case(sweep, test);
 }
 
+/* Sizes are bytes of a rank's input: of a reduce_scatter that is what all ranks receive together, of an allgather its own part. */
 static void run_sizes(sweep_t *sweep, iq_perf_case_t *test)
 {
     const command_t *c = sweep->command;
-    bool per_rank = test->collective == IQ_PERF_REDUCE_SCATTER || test->collective == IQ_PERF_ALLGATHER;
-    size_t parts = per_rank ? (size_t)sweep->setup.nranks : 1;
+    size_t parts = test->collective == IQ_PERF_REDUCE_SCATTER ? (size_t)sweep->setup.nranks : 1;
 
     for (size_t bytes = c->first_bytes; bytes <= c->last_bytes; bytes = bytes == 0 ? 4 : bytes * c->factor) {
         test->count = bytes / test->type->bytes / parts;
@@ -352,12 +348,8 @@ static void run_all(sweep_t *sweep)
 static int run_ranks(sweep_t *sweep)
 {
     iq_perf_setup_t *setup = &sweep->setup;
-    size_t largest = sweep->command->last_bytes;
 
     join(sweep);
-    setup->bound_bytes = largest < LEAST_BOUND_BYTES  ? LEAST_BOUND_BYTES
-                         : largest > MOST_BOUND_BYTES ? MOST_BOUND_BYTES
-                                                      : largest;
     setup->bound_gbs = iq_perf_copy_bound(setup);
     iq_json_open(&sweep->json, setup->rank == 0 ? sweep->command->json : NULL);
     run_all(sweep);
@@ -384,6 +376,7 @@ int main(int argc, char **argv)
         return list_algorithms();
     sweep.command = &command;
     sweep.algorithm = strcmp(command.algorithm, "auto") == 0 ? NULL : command.algorithm;
+    iq_transports_or_die(command.transport, command.local ? command.nranks : 0);
     list_collectives(&sweep);
     list_types(&sweep);
     list_ops(&sweep);

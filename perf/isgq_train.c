@@ -64,7 +64,7 @@ static void parse(command_t *c, int argc, char **argv)
             'g', "grad", "LIST", c->grad, "exact,dense,factored,coarse",
             "gradient modes, with commas; mode:quantizer overrides -q,\nas in exact,factored:isgq:bits=2,factored:isgq:bits=4"),
         IQ_TEXT('q', "quantizer", "TEXT", c->quantizer, "isgq:bits=4", "quantizer of dense and factored"),
-        IQ_TEXT(0, "coarse", "TEXT", c->coarse, "uniform:bits=1", "quantizer of coarse"),
+        IQ_TEXT(0, "coarse", "TEXT", c->coarse, "uniform:bits=2", "quantizer of coarse"),
         IQ_TEXT(0, "layers", "LIST", c->layers, "784,1000,300,100,10", "units: input, hidden layers, output"),
         IQ_COUNT('e', "epochs", "NUMBER", c->epochs, 1, 1e6, "3", "passes over the training images"),
         IQ_COUNT('b', "batch", "ROWS", c->batch, 1, 1e6, "32", "images of one step on each rank"),
@@ -364,6 +364,7 @@ int main(int argc, char **argv)
 
     parse(&command, argc, argv);
     state.command = &command;
+    iq_transports_or_die(command.transport, command.local ? command.nranks : 0);
     list_modes(&state);
     list_layers(&state);
     iq_train_data_open(&state.data, command.data, state.sizes[state.nlayers]);

@@ -38,7 +38,6 @@ typedef struct iq_perf_setup {
     uint64_t seed;
     isgq_quantizer_t none; /* for the program's own exchanges */
     double bound_gbs;      /* B, GB/s */
-    size_t bound_bytes;    /* of each copy */
 } iq_perf_setup_t;
 
 /* One row of the table. */
@@ -52,7 +51,7 @@ typedef struct iq_perf_case {
     const char *quantizer_text;  /* canonical */
     const char *algorithm;       /* NULL: the library's choice */
     size_t count;                /* the call's count argument */
-    size_t bytes;                /* the larger buffer, nccl-tests' size */
+    size_t bytes;                /* a rank's input; factored: the gradient that the call stands for */
     size_t rows, m, n;           /* factored */
     bool lossless;               /* the result is the exact one */
 } iq_perf_case_t;
@@ -93,30 +92,92 @@ void iq_perf_load(isgq_data_type_t type, const void *elements, size_t count, dou
 /* Round values to what the type can hold. */
 void iq_perf_round(isgq_data_type_t type, double *values, size_t count);
 
-/* ---- perf_bound.c ---- */
+/* A number in [0, 1): a function of both arguments. */
+double iq_perf_uniform(uint64_t seed, uint64_t number);
+
+/* ---- perf_promise.c ---- */
+
+/* A uniform grid for each bucket, as docs/numerics.md defines it. */
+typedef struct iq_perf_grid {
+    unsigned bits; /* 0: no grid */
+    size_t bucket; /* 0: the tensor */
+    bool nearest, shared;
+    bool again; /* the sum is rounded once more */
+} iq_perf_grid_t;
 
 /*
- * What a dense quantizer promises, element by element, where `parts` values x_r with |x_r| <= max are added (perf/README.md has
- * the derivation):   |result - exact| <= relative * sum |x_r| + step * max + absolute
+ * What a quantizer promises of every element where `parts` values x_r with |x_r| <= max are added (perf/README.md has the
+ * derivation):   |result - exact| <= relative * sum |x_r| + step * max + absolute
  */
-typedef struct iq_perf_bound {
+typedef struct iq_perf_promise {
+    int parts;
     double relative, step, absolute;
-} iq_perf_bound_t;
+    iq_perf_grid_t grid;
+} iq_perf_promise_t;
 
-iq_perf_bound_t iq_perf_bound(const char *quantizer_text, isgq_data_type_t type, int parts, int nranks);
+/* A factored case: of the dense call on the ranks' own products. `algorithm` is the one that ran. */
+iq_perf_promise_t iq_perf_promise(const iq_perf_case_t *test, const char *algorithm, int nranks);
+
+/* One value on the grid of a bucket with that maximum; random in [0, 1). */
+double iq_perf_round_to(const iq_perf_grid_t *grid, double value, double max, double random);
+
+/* The recipe for one kind ("dense=", "factored=") of call, or the whole text; a number in it. */
+void iq_perf_recipe(const char *text, const char *kind, char *recipe, size_t bytes);
+double iq_perf_setting(const char *recipe, const char *key, double otherwise);
 
 /* Half the spacing of the type's values around 1. */
 double iq_perf_unit_roundoff(isgq_data_type_t type);
 
-/* What a factored quantizer's text says: code widths, and the probability to keep a row (1 with fixed widths). */
-typedef struct iq_perf_factor_promise {
-    double levels_x, levels_delta, keep;
-} iq_perf_factor_promise_t;
+/* ---- perf_tally.c ---- */
 
-iq_perf_factor_promise_t iq_perf_factor_promise(const char *quantizer_text, size_t m, size_t n);
+typedef struct iq_perf_sums {
+    double wrong, error, norm, shift, elements; /* shift: sum of error * exact */
+    double model_error, model_shift, model_spread;
+} iq_perf_sums_t;
 
-/* The bound B: every rank copies a buffer of its own at the same time; slowest rank, median. GB/s. Reads setup->bound_bytes. */
+typedef struct iq_perf_tally {
+    iq_perf_promise_t promise;
+    uint64_t seed, draws;
+    iq_perf_sums_t sums;
+} iq_perf_tally_t;
+
+/* Elements of a tensor: what was summed and what came out. */
+typedef struct iq_perf_block {
+    double *values; /* [parts][stride], the model works in place */
+    size_t stride, count;
+    const double *got;
+    double divisor;   /* of the sum */
+    double max;       /* of |values| */
+    double least_max; /* of every bucket: what else may be in it */
+} iq_perf_block_t;
+
+iq_perf_tally_t iq_perf_tally_open(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const char *algorithm);
+
+/* A good size for blocks: scales of whole tensors are taken from one block. */
+size_t iq_perf_block_elements(int parts);
+
+void iq_perf_tally_add(iq_perf_tally_t *tally, const iq_perf_block_t *block);
+
+/* All ranks' tallies together: how much is wrong. */
+uint64_t iq_perf_tally_close(const iq_perf_setup_t *setup, iq_perf_tally_t *tally, isgq_data_type_t type, double *nmse);
+
+/* ---- perf_bound.c ---- */
+
+#define IQ_PERF_BOUND_BYTES ((size_t)64 << 20)
+
+/* The bound B: every rank copies a buffer of its own at the same time; slowest rank, median. GB/s. */
 double iq_perf_copy_bound(const iq_perf_setup_t *setup);
+
+/* ---- perf_noise.c: what error a factored quantizer's definition makes expected ---- */
+
+typedef struct iq_perf_noise {
+    double gradient, bias; /* expected squared error, at most */
+    double draws;          /* of about so many independent decisions */
+    bool only_rounding;    /* all rows are sent */
+} iq_perf_noise_t;
+
+/* Add one rank's factors, x [rows x m] and delta [rows x n]. */
+void iq_perf_noise_add(iq_perf_noise_t *noise, const iq_perf_case_t *test, bool bias, const double *x, const double *delta);
 
 /* ---- perf_run.c ---- */
 

@@ -6,8 +6,10 @@
  * part.
  */
 #include "perf/perf.h"
+#include "tools/common/options.h"
 
 #include <math.h>
+#include <stdlib.h>
 #include <string.h>
 
 enum { BLOCK = 2048 };
@@ -24,9 +26,8 @@ typedef struct checker {
     const iq_perf_setup_t *setup;
     const iq_perf_case_t *test;
     iq_perf_source_t source;
-    iq_perf_bound_t bound;
     const char *delivered;
-    double wrong, error, norm; /* sums so far; numbers of elements stay exact in a double */
+    iq_perf_tally_t tally;
 } checker_t;
 
 iq_perf_source_t iq_perf_case_source(const iq_perf_setup_t *setup, const iq_perf_case_t *test)
@@ -53,56 +54,79 @@ static void reduce(isgq_red_op_t op, double *sum, const double *values, size_t c
     }
 }
 
-static void compare(checker_t *checker, const double *got, const double *exact, const double *magnitude, size_t count)
+static const char *delivered_at(const checker_t *checker, const stretch_t *s, size_t offset)
 {
-    double parts = checker->source.op == ISGQ_AVG ? checker->setup->nranks : 1.0;
-    iq_perf_bound_t bound = checker->bound;
-
-    for (size_t i = 0; i < count; i++) {
-        double error = got[i] - exact[i];
-        double allowed = checker->test->lossless
-                             ? 0.0
-                             : (bound.relative * magnitude[i] + bound.step * IQ_PERF_REAL_MAX) / parts + bound.absolute;
-        checker->wrong += !(fabs(error) <= allowed); /* a NaN is wrong too */
-        checker->error += error * error;
-        checker->norm += exact[i] * exact[i];
-    }
+    return checker->delivered + (s->result_first + offset) * checker->test->type->bytes;
 }
 
-static void check_block(checker_t *checker, const stretch_t *s, size_t offset, size_t count)
+/* Lossless: the result is the exact one, rounded to the type where an average needs it. */
+static void check_exact(checker_t *checker, const stretch_t *s, size_t offset, size_t count)
 {
-    double values[BLOCK], exact[BLOCK], magnitude[BLOCK];
+    double values[BLOCK], exact[BLOCK];
     isgq_data_type_t type = checker->test->type->type;
 
     for (int rank = s->from; rank < s->to; rank++) {
         iq_perf_values(&checker->source, rank, s->input_first + offset, count, values);
-        if (rank == s->from) {
+        if (rank == s->from)
             memcpy(exact, values, count * sizeof(double));
-            memset(magnitude, 0, count * sizeof(double));
-        } else {
+        else
             reduce(checker->source.op, exact, values, count);
-        }
-        for (size_t i = 0; i < count; i++)
-            magnitude[i] += fabs(values[i]);
     }
     if (checker->source.op == ISGQ_AVG)
         for (size_t i = 0; i < count; i++)
             exact[i] /= checker->setup->nranks;
-    if (checker->test->lossless)
-        iq_perf_round(type, exact, count);
-    iq_perf_load(type, checker->delivered + (s->result_first + offset) * checker->test->type->bytes, count, values);
-    compare(checker, values, exact, magnitude, count);
+    iq_perf_round(type, exact, count);
+    iq_perf_load(type, delivered_at(checker, s, offset), count, values);
+    for (size_t i = 0; i < count; i++) {
+        double error = values[i] - exact[i];
+        checker->tally.sums.wrong += !(error == 0.0); /* a NaN is wrong too */
+        checker->tally.sums.error += error * error;
+        checker->tally.sums.norm += exact[i] * exact[i];
+    }
+}
+
+static void check_lossy(checker_t *checker, const stretch_t *s, size_t offset, size_t count, double *values)
+{
+    size_t parts = (size_t)(s->to - s->from);
+    double *got = values + parts * count;
+    iq_perf_block_t block = {.values = values,
+                             .stride = count,
+                             .count = count,
+                             .got = got,
+                             .divisor = checker->source.op == ISGQ_AVG ? checker->setup->nranks : 1.0,
+                             .max = IQ_PERF_REAL_MAX};
+
+    for (size_t part = 0; part < parts; part++)
+        iq_perf_values(&checker->source, s->from + (int)part, s->input_first + offset, count, values + part * count);
+    iq_perf_load(checker->test->type->type, delivered_at(checker, s, offset), count, got);
+    iq_perf_tally_add(&checker->tally, &block);
 }
 
 static void check_stretch(checker_t *checker, const stretch_t *s)
 {
-    for (size_t offset = 0; offset < s->count; offset += BLOCK)
-        check_block(checker, s, offset, s->count - offset < BLOCK ? s->count - offset : BLOCK);
+    int parts = s->to - s->from;
+    size_t step = checker->test->lossless ? BLOCK : iq_perf_block_elements(parts);
+    double *values = checker->test->lossless ? NULL : malloc(((size_t)parts + 1) * step * sizeof(double));
+
+    if (values == NULL && !checker->test->lossless)
+        iq_die(IQ_EXIT_FAILED, "rank %d: no memory for %zu doubles", checker->setup->rank, ((size_t)parts + 1) * step);
+    for (size_t offset = 0; offset < s->count; offset += step) {
+        size_t count = s->count - offset < step ? s->count - offset : step;
+        if (checker->test->lossless)
+            check_exact(checker, s, offset, count);
+        else
+            check_lossy(checker, s, offset, count, values);
+    }
+    free(values);
 }
 
-/* This rank's n-th of `count` elements. */
+enum { LEAST_SHARE = 4096 };
+
+/* This rank's n-th of `count` elements; few are all rank 0's, so that a model of buckets has whole ones. */
 static size_t share_start(size_t count, int rank, int nranks)
 {
+    if (count < LEAST_SHARE * (size_t)nranks)
+        return rank == 0 ? 0 : count;
     size_t whole = count / (size_t)nranks, rest = count % (size_t)nranks;
 
     return whole * (size_t)rank + (rest < (size_t)rank ? rest : (size_t)rank);
@@ -136,17 +160,9 @@ static void check_share(checker_t *checker)
 
 void iq_perf_check(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *delivered, iq_perf_result_t *result)
 {
-    bool reduces = test->collective == IQ_PERF_ALLREDUCE || test->collective == IQ_PERF_REDUCE_SCATTER;
-    checker_t checker = {.setup = setup,
-                         .test = test,
-                         .source = iq_perf_case_source(setup, test),
-                         .bound =
-                             iq_perf_bound(test->quantizer_text, test->type->type, reduces ? setup->nranks : 1, setup->nranks),
-                         .delivered = delivered};
+    checker_t checker = {.setup = setup, .test = test, .source = iq_perf_case_source(setup, test), .delivered = delivered};
 
+    checker.tally = iq_perf_tally_open(setup, test, result->record.algorithm);
     check_share(&checker);
-    double sums[3] = {checker.wrong, checker.error, checker.norm};
-    iq_perf_combine(setup, ISGQ_SUM, sums, 3);
-    result->wrong = (uint64_t)sums[0];
-    result->nmse = sums[1] == 0.0 ? 0.0 : sums[1] / sums[2];
+    result->wrong = iq_perf_tally_close(setup, &checker.tally, test->type->type, &result->nmse);
 }

@@ -23,7 +23,12 @@ static uint64_t mix(uint64_t x)
 
 static uint64_t stream_key(uint64_t seed, int rank) { return mix(seed * 0x9e3779b97f4a7c15u + (uint64_t)rank + 1u); }
 
-static uint64_t draw(uint64_t key, size_t element) { return mix(key + (uint64_t)element * 0x9e3779b97f4a7c15u); }
+static uint64_t draw(uint64_t key, uint64_t element) { return mix(key + element * 0x9e3779b97f4a7c15u); }
+
+double iq_perf_uniform(uint64_t seed, uint64_t number)
+{
+    return (double)(draw(mix(seed ^ 0x6a09e667f3bcc909u), number) >> 11) * 0x1p-53;
+}
 
 /* Largest integer up to which sums stay exact. */
 static double exact_limit(isgq_data_type_t type)

@@ -4,8 +4,8 @@
  * product.
  *
  * A factored quantizer promises no bound for a single element (a budget may drop rows, without bias), so the whole gradient's
- * squared error is held against what the definition makes expected; perf/README.md has the formula. Each rank checks its n-th of
- * the rows of the gradient.
+ * squared error and its shift along the exact gradient are held against what the definition makes expected; perf/README.md has the
+ * formulas. A call that went dense is checked like any dense one. Each rank checks its n-th of the rows of the gradient.
  */
 #include "perf/perf.h"
 #include "tools/common/options.h"
@@ -16,20 +16,34 @@
 
 enum { LIGHTEST_ROW = 5 }; /* rows of Delta weigh 1, 1/2, ... 1/32 */
 
-/* Grid of row weights: rounding up makes a step at most so much larger. */
-#define STEP_GROWTH 1.125
+/* Slack above an expectation: most of the energy is in a sixth of the rows. */
+#define MOST_EXCESS 1.2
+#define EXCESS_OF_FEW 6.0
+#define EXCESS_OF_VERY_FEW 12.0
+#define MOST_SIGMAS 6.0
+
+/* Errors of rounding to nearest need not cancel over rows. */
+#define NOT_RANDOM 4.0
+
+#define HEAVY_ROWS 6.0
+
+/* Rounding is spread over columns and rows, leaving out rows over rows alone: along the exact gradient lies one of so many parts. */
+#define MOST_ROW_SHARES 8.0
+
+/* fp32 products of so many rows, relative to the largest terms. */
+#define PRODUCT_ROUNDOFF 0x1p-22
 
 typedef struct product {
+    const iq_perf_setup_t *setup;
+    const iq_perf_case_t *test;
     size_t first, rows, n; /* rows first..first+rows-1 of the gradient [m x n] */
-    double *sum;           /* [rows x n], all ranks */
-    double *local;         /* [rows x n], one rank */
-    double largest_local;
+    double *exact;         /* [rows x n], all ranks; what is delivered of it */
+    double *bias;          /* [n], or NULL */
+    double *parts;         /* dense way: [nranks][rows x n]; NULL otherwise */
+    double *bias_parts;    /* [nranks][n] */
+    double largest, divisor;
+    iq_perf_noise_t noise;
 } product_t;
-
-/* What the sums over all rows of all ranks say: the expected squared error of gradient and bias. */
-typedef struct noise {
-    double gradient, bias;
-} noise_t;
 
 static double *numbers(size_t count)
 {
@@ -54,158 +68,165 @@ void iq_perf_factors(const iq_perf_setup_t *setup, const iq_perf_case_t *test, i
     iq_perf_round(test->type->type, delta, ndelta);
 }
 
-/* Add this rank's part of one rank's product: rows product->first.. of transpose(x) * delta. */
-static void add_product(product_t *product, const iq_perf_case_t *test, const double *x, const double *delta)
+/* This rank's part of one rank's product: rows product->first.. of transpose(x) * delta. */
+static void multiply(const product_t *product, const double *x, const double *delta, double *to)
 {
-    size_t elements = product->rows * product->n;
+    const iq_perf_case_t *test = product->test;
 
-    memset(product->local, 0, elements * sizeof(double));
     for (size_t row = 0; row < test->rows; row++)
         for (size_t i = 0; i < product->rows; i++) {
             double factor = x[row * test->m + product->first + i];
-            double *to = product->local + i * product->n;
             const double *from = delta + row * product->n;
             for (size_t j = 0; factor != 0.0 && j < product->n; j++)
-                to[j] += factor * from[j];
+                to[i * product->n + j] += factor * from[j];
         }
-    for (size_t i = 0; i < elements; i++) {
-        product->sum[i] += product->local[i];
-        product->largest_local = fmax(product->largest_local, fabs(product->local[i]));
-    }
 }
 
-static void measure_row(const double *row, size_t count, double *largest, double *squares)
+static void sum_rows(const iq_perf_case_t *test, const double *delta, double *to)
 {
-    *largest = *squares = 0.0;
-    for (size_t i = 0; i < count; i++) {
-        *largest = fmax(*largest, fabs(row[i]));
-        *squares += row[i] * row[i];
-    }
+    for (size_t row = 0; row < test->rows; row++)
+        for (size_t j = 0; j < test->n; j++)
+            to[j] += delta[row * test->n + j];
 }
 
-/* Expected squared error of one rank's rows: rounding with steps a, b adds at most a^2 / 4, b^2 / 4 an element, dropping
- * rows the rest. */
-static void add_noise(noise_t *noise, const iq_perf_factor_promise_t *promise, const iq_perf_case_t *test, const double *x,
-                      const double *delta)
+/* Every rank's factors: exact sums, or the parts of the dense way, and the expected noise. */
+static void make_exact(product_t *product, bool want_bias)
 {
-    double m = (double)test->m, n = (double)test->n, p = promise->keep;
-
-    for (size_t row = 0; row < test->rows; row++) {
-        double max_x, max_delta, x2, delta2;
-        measure_row(x + row * test->m, test->m, &max_x, &x2);
-        measure_row(delta + row * test->n, test->n, &max_delta, &delta2);
-        double a = STEP_GROWTH * max_x / promise->levels_x, b = STEP_GROWTH * max_delta / promise->levels_delta;
-        double va = m * a * a / 4.0, vb = n * b * b / 4.0;
-        noise->gradient += x2 * delta2 * (1.0 / p - 1.0) + (x2 * vb + delta2 * va + va * vb) / p;
-        noise->bias += delta2 * (1.0 / p - 1.0) + vb / p;
-    }
-}
-
-/* sums: squared error, squared norm of this part. */
-static void compare(const double *exact, const void *delivered, const iq_perf_case_t *test, size_t first, size_t count,
-                    double divisor, double *error, double *norm)
-{
-    double got;
-
-    for (size_t i = 0; i < count; i++) {
-        iq_perf_load(test->type->type, (const char *)delivered + (first + i) * test->type->bytes, 1, &got);
-        double want = exact[i] / divisor;
-        *error += (got - want) * (got - want);
-        *norm += want * want;
-    }
-}
-
-/* Squared error that a dense quantizer may add to the sum of the ranks' own products. */
-static double dense_allowance(const iq_perf_setup_t *setup, const iq_perf_case_t *test, double largest_local, double elements)
-{
-    iq_perf_bound_t bound = iq_perf_bound(test->quantizer_text, test->type->type, setup->nranks, setup->nranks);
-    double element = (bound.relative * setup->nranks + bound.step) * largest_local + bound.absolute;
-
-    return elements * element * element;
-}
-
-/* How far a squared error of `elements` numbers may lie above its expectation: one element much, many hardly. */
-static double slack(const iq_perf_case_t *test, double elements)
-{
-    double nearest = strstr(test->quantizer_text, "nearest") != NULL ? 4.0 : 1.0; /* errors of rows do not cancel */
-
-    return nearest * (4.0 + 12.0 / sqrt(elements));
-}
-
-typedef struct verdict {
-    const iq_perf_setup_t *setup;
-    const iq_perf_case_t *test;
-    bool dense;
-    double divisor, largest_local;
-} verdict_t;
-
-static bool acceptable(const verdict_t *v, double error, double norm, double expected, double elements)
-{
-    double u = iq_perf_unit_roundoff(v->test->type->type);
-    double allowed = (4.0 * u * u + 1e-9) * norm + elements * 0x1p-48 * (v->test->type->bytes == 2 ? 1.0 : 0.0);
-
-    if (v->dense)
-        allowed += dense_allowance(v->setup, v->test, v->largest_local, elements) / (v->divisor * v->divisor);
-    else
-        allowed += slack(v->test, elements) * expected / (v->divisor * v->divisor);
-    return error <= allowed;
-}
-
-/* Add one rank's bias gradient; a dense call quantizes it together with the product. */
-static void add_bias(product_t *product, const iq_perf_case_t *test, const double *delta, double *bias)
-{
-    for (size_t j = 0; j < test->n; j++) {
-        double local = 0.0;
-        for (size_t row = 0; row < test->rows; row++)
-            local += delta[row * test->n + j];
-        bias[j] += local;
-        product->largest_local = fmax(product->largest_local, fabs(local));
-    }
-}
-
-/* Every rank's factors: the exact part of the gradient, the exact bias [n] if there is one, the expected noise. */
-static void gather_exact(const iq_perf_setup_t *setup, const iq_perf_case_t *test, product_t *product, double *bias,
-                         noise_t *noise)
-{
-    iq_perf_factor_promise_t promise = iq_perf_factor_promise(test->quantizer_text, test->m, test->n);
+    const iq_perf_case_t *test = product->test;
     double *x = numbers(test->rows * test->m), *delta = numbers(test->rows * test->n);
+    size_t elements = product->rows * product->n;
 
-    for (int rank = 0; rank < setup->nranks; rank++) {
-        iq_perf_factors(setup, test, rank, x, delta);
-        add_product(product, test, x, delta);
-        add_noise(noise, &promise, test, x, delta);
-        if (bias != NULL)
-            add_bias(product, test, delta, bias);
+    for (int rank = 0; rank < product->setup->nranks; rank++) {
+        bool dense = product->parts != NULL;
+        iq_perf_factors(product->setup, test, rank, x, delta);
+        multiply(product, x, delta, dense ? product->parts + (size_t)rank * elements : product->exact);
+        if (want_bias)
+            sum_rows(test, delta, dense ? product->bias_parts + (size_t)rank * test->n : product->bias);
+        if (!dense)
+            iq_perf_noise_add(&product->noise, test, want_bias, x, delta);
     }
     free(x);
     free(delta);
 }
 
+/* ---- factors travelled ---- */
+
+static bool is_expected(const product_t *product, const double sums[3], double expected, double elements)
+{
+    const iq_perf_case_t *test = product->test;
+    bool nearest = strstr(test->quantizer_text, "nearest") != NULL;
+    double u = iq_perf_unit_roundoff(test->type->type), norm = sums[1], rows = (double)test->rows * product->setup->nranks;
+    double noise = (nearest ? NOT_RANDOM : 1.0) * expected / (product->divisor * product->divisor);
+    double base = (4.0 * u * u + 1e-9) * norm + elements * (test->type->bytes == 2 ? 0x1p-48 : 0.0);
+    double draws = fmin(elements, product->noise.draws / HEAVY_ROWS);
+    double slack = MOST_EXCESS + EXCESS_OF_FEW / sqrt(draws) + EXCESS_OF_VERY_FEW / draws;
+    double columns = fmin((double)test->m, (double)test->n), shares = rows / HEAVY_ROWS;
+    double directions =
+        product->noise.only_rounding ? columns * fmax(1.0, fmin(MOST_ROW_SHARES, shares / 4.0)) : fmin(columns, 2.0 * shares);
+    double sigma = sqrt(noise * norm / fmax(1.0, fmin(directions, elements / 2.0)));
+    double shift = MOST_SIGMAS * sigma + (nearest ? sqrt(noise * norm) : 0.0) + (u + 1e-5) * norm;
+
+    return sums[0] <= slack * noise + base && fabs(sums[2]) <= shift;
+}
+
+/* Sums of squared error, squared norm, error * exact. */
+static void compare(const product_t *product, const double *exact, const void *delivered, size_t first, size_t count,
+                    double sums[3])
+{
+    const iq_perf_case_t *test = product->test;
+    double got;
+
+    for (size_t i = 0; i < count; i++) {
+        iq_perf_load(test->type->type, (const char *)delivered + (first + i) * test->type->bytes, 1, &got);
+        double want = exact[i] / product->divisor;
+        sums[0] += (got - want) * (got - want);
+        sums[1] += want * want;
+        sums[2] += (got - want) * want;
+    }
+}
+
+static void check_gathered(product_t *product, const void *grad, const void *bias, iq_perf_result_t *result)
+{
+    const iq_perf_case_t *test = product->test;
+    double sums[3] = {0}, bias_sums[3] = {0};
+
+    compare(product, product->exact, grad, product->first * product->n, product->rows * product->n, sums);
+    iq_perf_combine(product->setup, ISGQ_SUM, sums, 3);
+    result->nmse = sums[0] == 0.0 ? 0.0 : sums[0] / sums[1];
+    result->wrong = !is_expected(product, sums, product->noise.gradient, (double)test->m * (double)test->n);
+    if (bias == NULL)
+        return;
+    compare(product, product->bias, bias, 0, product->n, bias_sums);
+    result->wrong += !is_expected(product, bias_sums, product->noise.bias, (double)product->n);
+}
+
+/* ---- products travelled ---- */
+
+static double largest(const double *values, size_t count, double least)
+{
+    for (size_t i = 0; i < count; i++)
+        least = fmax(least, fabs(values[i]));
+    return least;
+}
+
+static uint64_t tally_part(const product_t *product, double *parts, size_t count, const void *delivered, size_t first,
+                           double least_max, double *nmse)
+{
+    const iq_perf_case_t *test = product->test;
+    size_t step = iq_perf_block_elements(product->setup->nranks);
+    iq_perf_tally_t tally = iq_perf_tally_open(product->setup, test, "dense");
+    double *got = numbers(count);
+
+    tally.promise.absolute += PRODUCT_ROUNDOFF * (double)test->rows * IQ_PERF_REAL_MAX * IQ_PERF_REAL_MAX;
+    iq_perf_load(test->type->type, (const char *)delivered + first * test->type->bytes, count, got);
+    for (size_t at = 0; at < count; at += step) {
+        iq_perf_block_t block = {.values = parts + at,
+                                 .stride = count,
+                                 .count = count - at < step ? count - at : step,
+                                 .got = got + at,
+                                 .divisor = product->divisor,
+                                 .max = product->largest,
+                                 .least_max = least_max};
+        iq_perf_tally_add(&tally, &block);
+    }
+    free(got);
+    return iq_perf_tally_close(product->setup, &tally, test->type->type, nmse);
+}
+
+/* Gradient and bias are one tensor then: every rank checks its n-th of the one, and all of the other. */
+static void check_dense(product_t *product, const void *grad, const void *bias, iq_perf_result_t *result)
+{
+    size_t elements = product->rows * product->n, nranks = (size_t)product->setup->nranks;
+    double ignored;
+
+    product->largest = largest(product->parts, nranks * elements, 0.0);
+    if (bias != NULL)
+        product->largest = largest(product->bias_parts, nranks * product->n, product->largest);
+    iq_perf_combine(product->setup, ISGQ_MAX, &product->largest, 1);
+    result->wrong = tally_part(product, product->parts, elements, grad, product->first * product->n, 0.0, &result->nmse);
+    if (bias != NULL)
+        result->wrong += tally_part(product, product->bias_parts, product->n, bias, 0, product->largest, &ignored);
+}
+
 void iq_perf_check_factored(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *grad, const void *bias,
                             iq_perf_result_t *result)
 {
-    size_t first = test->m * (size_t)setup->rank / (size_t)setup->nranks;
-    size_t end = test->m * ((size_t)setup->rank + 1) / (size_t)setup->nranks;
-    product_t product = {.first = first, .rows = end - first, .n = test->n};
-    verdict_t v = {.setup = setup, .test = test, .dense = strcmp(result->record.algorithm, "dense") == 0 || test->lossless};
-    double *exact_bias = bias != NULL ? numbers(test->n) : NULL, sums[2] = {0}, bias_error = 0, bias_norm = 0;
-    noise_t noise = {0};
+    size_t n = (size_t)setup->nranks, first = test->m * (size_t)setup->rank / n, end = test->m * ((size_t)setup->rank + 1) / n;
+    bool dense = strcmp(result->record.algorithm, "dense") == 0;
+    product_t product = {.setup = setup, .test = test, .first = first, .rows = end - first, .n = test->n};
 
-    product.sum = numbers(product.rows * product.n);
-    product.local = numbers(product.rows * product.n);
-    gather_exact(setup, test, &product, exact_bias, &noise);
-    v.divisor = test->op == ISGQ_AVG ? setup->nranks : 1.0;
-    v.largest_local = product.largest_local;
-    iq_perf_combine(setup, ISGQ_MAX, &v.largest_local, 1);
-    compare(product.sum, grad, test, first * test->n, product.rows * test->n, v.divisor, &sums[0], &sums[1]);
-    iq_perf_combine(setup, ISGQ_SUM, sums, 2);
-    result->nmse = sums[0] == 0.0 ? 0.0 : sums[0] / sums[1];
-    result->wrong = !acceptable(&v, sums[0], sums[1], noise.gradient, (double)test->m * (double)test->n);
-    if (bias != NULL) {
-        compare(exact_bias, bias, test, 0, test->n, v.divisor, &bias_error, &bias_norm);
-        result->wrong += !acceptable(&v, bias_error, bias_norm, noise.bias, (double)test->n);
-    }
-    free(product.sum);
-    free(product.local);
-    free(exact_bias);
+    product.divisor = test->op == ISGQ_AVG ? setup->nranks : 1.0;
+    product.exact = numbers(dense ? 0 : product.rows * product.n);
+    product.bias = numbers(product.n);
+    product.parts = dense ? numbers(n * product.rows * product.n) : NULL;
+    product.bias_parts = numbers(n * product.n);
+    make_exact(&product, bias != NULL);
+    if (dense)
+        check_dense(&product, grad, bias, result);
+    else
+        check_gathered(&product, grad, bias, result);
+    free(product.exact);
+    free(product.bias);
+    free(product.parts);
+    free(product.bias_parts);
 }

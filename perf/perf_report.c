@@ -23,8 +23,8 @@ static double bus_factor(const iq_perf_case_t *test, int nranks)
     switch (test->collective) {
     case IQ_PERF_ALLREDUCE:
     case IQ_PERF_FACTORED: return 2.0 * (n - 1.0) / n;
-    case IQ_PERF_REDUCE_SCATTER:
-    case IQ_PERF_ALLGATHER: return (n - 1.0) / n;
+    case IQ_PERF_REDUCE_SCATTER: return (n - 1.0) / n;
+    case IQ_PERF_ALLGATHER: return n - 1.0; /* nccl-tests counts the output: (n - 1) / n of n times the input */
     default: return 1.0;
     }
 }
@@ -37,8 +37,8 @@ static double ring_bytes(const iq_perf_setup_t *setup, const iq_perf_case_t *tes
     if (test->collective == IQ_PERF_FACTORED && setup->bias)
         elements += test->n;
     switch (test->collective) {
-    case IQ_PERF_REDUCE_SCATTER:
-    case IQ_PERF_ALLGATHER: return isgqx_fp32_ring_bytes(elements, setup->nranks) / 2.0;
+    case IQ_PERF_REDUCE_SCATTER: return isgqx_fp32_ring_bytes(elements, setup->nranks) / 2.0;
+    case IQ_PERF_ALLGATHER: return isgqx_fp32_ring_bytes(elements * (size_t)setup->nranks, setup->nranks) / 2.0;
     case IQ_PERF_BROADCAST: return setup->nranks > 1 ? 4.0 * (double)elements : 0.0;
     default: return isgqx_fp32_ring_bytes(elements, setup->nranks);
     }
@@ -54,7 +54,7 @@ void iq_perf_report_head(iq_table_t *table, const iq_perf_setup_t *setup, FILE *
             "# isgq_perf: %d ranks, %zu timed iterations of %zu calls after %zu, %s, misalignment %zu B, seed %" PRIu64 "\n",
             setup->nranks, setup->iterations, setup->calls, setup->warmup, setup->in_place ? "in place" : "out of place",
             setup->misalign, setup->seed);
-    fprintf(file, "# bound B: every rank copies its own %zu B at once: %.3f GB/s\n", setup->bound_bytes, setup->bound_gbs);
+    fprintf(file, "# bound B: every rank copies its own %zu B at once: %.3f GB/s\n", IQ_PERF_BOUND_BYTES, setup->bound_gbs);
     iq_table_head(table);
 }
 

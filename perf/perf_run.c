@@ -101,7 +101,8 @@ static void open_dense(bench_t *bench)
     bench->send_bytes = test->collective == IQ_PERF_REDUCE_SCATTER ? whole : part;
     bench->receive_bytes = test->collective == IQ_PERF_ALLGATHER ? whole : part;
     buffer_open(setup, &bench->pristine, bench->send_bytes, false);
-    buffer_open(setup, &bench->output, setup->in_place ? test->bytes : bench->receive_bytes, true);
+    buffer_open(setup, &bench->output,
+                setup->in_place && bench->send_bytes > bench->receive_bytes ? bench->send_bytes : bench->receive_bytes, true);
     bench->send = bench->receive = bench->output.data;
     if (!setup->in_place) {
         buffer_open(setup, &bench->input, bench->send_bytes, true);

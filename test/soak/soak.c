@@ -5,13 +5,12 @@
  *     isgq_soak [--calls N] [--seed S] [-n RANKS] [--processes]
  *
  * All ranks draw call i from (seed, i) alone, so they agree without talking. Lossless calls are compared with exact
- * references; lossy ones must have the same bits on all ranks and errors within a bound. What is resident after a tenth of the
+ * references; lossy ones must have the same bits on all ranks and the errors that their quantizers promise (soak_check.c). What is resident after a tenth of the
  * calls may hardly grow until the end.
  */
-#include "support/samples.h"
+#include "soak/soak_check.h"
 
 #include <getopt.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -31,29 +30,10 @@ typedef struct dice {
 
 static size_t below(dice_t *dice, size_t limit) { return (size_t)(iq_mix(dice->seed, dice->call, dice->throws++) % limit); }
 
-static const char *const dense_texts[] = {"fp16",
-                                          "bf16",
-                                          "uniform:bits=1",
-                                          "uniform:bits=3,bucket=64",
-                                          "uniform:bits=4,rounding=nearest",
-                                          "uniform:bits=6,sum=requantized",
-                                          "uniform:bits=8,scale=local,bucket=tensor",
-                                          "uniform:bits=2,sum=exact,bucket=tensor",
-                                          "isgq:bits=4",
-                                          "isgq:bits=2.5"};
-static const char *const factor_texts[] = {"factor:width=4/4",
-                                           "factor:width=2/8,rounding=nearest",
-                                           "isgq:bits=4",
-                                           "isgq:bits=2",
-                                           "none",
-                                           "dense=uniform:bits=4;factored=factor:width=3"};
-#define DENSE_TEXTS 10
-#define FACTOR_TEXTS 6
-
 typedef struct workplace {
     iq_rank_t *rank;
     unsigned char *in, *out, *due; /* MOST elements of 8 bytes */
-    isgq_quantizer_t dense[DENSE_TEXTS], factored[FACTOR_TEXTS], none;
+    isgq_quantizer_t dense[SOAK_DENSE_TEXTS], factored[SOAK_FACTOR_TEXTS], none;
 } workplace_t;
 
 /* Small most of the time, odd, sometimes large, sometimes nothing. */
@@ -159,21 +139,15 @@ static isgq_data_type_t draw_float(dice_t *dice)
     return types[below(dice, 3)];
 }
 
-/* Samples are below 2: one rank's code is off by less than 4 at 1 bit, and the sum may be rounded once more. */
-static void check_lossy(const workplace_t *place, isgq_data_type_t type, isgq_red_op_t op, size_t count, uint64_t salt,
-                        const char *text)
+/* The same bits on all ranks; one of them, each in turn, has a look at what they are. */
+static bool is_my_turn(const workplace_t *place, uint64_t call)
 {
-    double nranks = place->rank->nranks, allowed = 4.1 * nranks + 4.1 * nranks * 3;
-    for (size_t i = 0; i < count; i += 1 + count / 64) {
-        double due = iq_samples_sum(type, op, salt, place->rank->nranks, i), found = iq_numbers_get(type, place->out, i);
-        RANK_CHECK(place->rank, fabs(found - due) <= allowed, "%s: element %zu is %g, not %g", text, i, found, due);
-    }
-    iq_rank_agree(place->rank, isgqx_hash(place->out, count * iq_types[type].bytes), text);
+    return call % (uint64_t)place->rank->nranks == (uint64_t)place->rank->rank;
 }
 
 static void lossy_allreduce(const workplace_t *place, dice_t *dice)
 {
-    size_t q = below(dice, DENSE_TEXTS), count = draw_count(dice, MOST);
+    size_t q = below(dice, SOAK_DENSE_TEXTS), count = draw_count(dice, MOST);
     isgq_data_type_t type = draw_float(dice);
     isgq_red_op_t op = below(dice, 2) ? ISGQ_SUM : ISGQ_AVG;
     isgq_call_options_t options = {.size = sizeof(options), .algorithm = draw_algorithm(dice, false)};
@@ -182,67 +156,35 @@ static void lossy_allreduce(const workplace_t *place, dice_t *dice)
     iq_samples_fill(type, dice->call, place->rank->rank, 0, count, send);
     RANK_OK(place->rank, isgq_allreduce(send, place->out, count, type, op, place->dense[q], place->rank->comm, NULL, &options));
     RANK_OK(place->rank, isgq_comm_synchronize(place->rank->comm));
-    check_lossy(place, type, op, count, dice->call, dense_texts[q]);
+    if (is_my_turn(place, dice->call))
+        soak_check_dense(place->rank, &soak_dense_texts[q], type, op, dice->call, count, place->out);
+    iq_rank_agree(place->rank, isgqx_hash(place->out, count * iq_types[type].bytes), soak_dense_texts[q].text);
 }
 
-static double factor_at(isgq_data_type_t type, uint64_t salt, size_t row, size_t column, int rank)
+static void fill_factors(const soak_layer_t *layer, int rank, unsigned char *x, unsigned char *delta)
 {
-    return iq_sample(type, salt + row * 1000, rank, column % 64);
-}
-
-typedef struct layer {
-    isgq_data_type_t type;
-    size_t m, n, max_batch;
-    uint64_t salt;
-} layer_t;
-
-static size_t batch_of(const layer_t *layer, int rank)
-{
-    return (size_t)(layer->salt + (uint64_t)rank * 5) % (layer->max_batch + 1);
-}
-
-static void fill_factors(const layer_t *layer, int rank, unsigned char *x, unsigned char *delta)
-{
-    for (size_t r = 0; r < batch_of(layer, rank); r++) {
+    for (size_t r = 0; r < soak_batch_of(layer, rank); r++) {
         for (size_t i = 0; i < layer->m; i++)
-            iq_numbers_set(layer->type, x, r * layer->m + i, factor_at(layer->type, layer->salt, r, i, rank));
+            iq_numbers_set(layer->type, x, r * layer->m + i, soak_factor_at(layer, 0, r, i, rank));
         for (size_t j = 0; j < layer->n; j++)
-            iq_numbers_set(layer->type, delta, r * layer->n + j, factor_at(layer->type, layer->salt + 1, r, j, rank));
-    }
-}
-
-/* Exact factors give the exact gradient; of quantized ones only so much is known here that they are numbers. */
-static void check_gradient(const workplace_t *place, const layer_t *layer, bool exact, const char *text)
-{
-    for (size_t i = 0; i < layer->m * layer->n; i += 1 + layer->m * layer->n / 16) {
-        double due = 0, size = 0, found = iq_numbers_get(layer->type, place->out, i);
-        for (int rank = 0; exact && rank < place->rank->nranks; rank++) {
-            for (size_t r = 0; r < batch_of(layer, rank); r++) {
-                double term = factor_at(layer->type, layer->salt, r, i / layer->n, rank) *
-                              factor_at(layer->type, layer->salt + 1, r, i % layer->n, rank);
-                due += term;
-                size += fabs(term);
-            }
-        }
-        double allowed = exact ? 0.005 * size + 1e-6 : INFINITY; /* bf16 rounds to 1 in 256 */
-        RANK_CHECK(place->rank, isfinite(found) && fabs(found - due) <= allowed, "%s: element %zu is %g, not %g", text, i, found,
-                   due);
+            iq_numbers_set(layer->type, delta, r * layer->n + j, soak_factor_at(layer, 1, r, j, rank));
     }
 }
 
 static void lossy_factored(const workplace_t *place, dice_t *dice)
 {
     static const char *const ways[] = {NULL, NULL, "gather", "reduce", "dense"};
-    size_t q = below(dice, FACTOR_TEXTS);
-    layer_t layer = {.type = draw_float(dice),
-                     .m = 1 + below(dice, 150),
-                     .n = 1 + below(dice, 60),
-                     .max_batch = below(dice, 17),
-                     .salt = dice->call};
+    size_t q = below(dice, SOAK_FACTOR_TEXTS);
+    soak_layer_t layer = {.type = draw_float(dice),
+                          .m = 1 + below(dice, 150),
+                          .n = 1 + below(dice, 60),
+                          .max_batch = below(dice, 17),
+                          .salt = dice->call};
+    isgqx_call_record_t record = {.size = sizeof(record)};
     const char *way = ways[below(dice, 5)];
     if (q == 4 || (way != NULL && strcmp(way, "dense") == 0 && q < 2)) /* no factored form; no dense form */
         way = NULL;
-    size_t bytes = iq_types[layer.type].bytes, batch = batch_of(&layer, place->rank->rank);
+    size_t bytes = iq_types[layer.type].bytes, batch = soak_batch_of(&layer, place->rank->rank);
     isgq_call_options_t options = {.size = sizeof(options), .algorithm = way};
     isgq_factors_t factors = {.size = sizeof(factors),
                               .x = place->in,
@@ -255,9 +197,11 @@ static void lossy_factored(const workplace_t *place, dice_t *dice)
     RANK_OK(place->rank, isgq_allreduce_factored(&factors, layer.max_batch, place->out, layer.type, ISGQ_SUM, place->factored[q],
                                                  place->rank->comm, NULL, &options));
     RANK_OK(place->rank, isgq_comm_synchronize(place->rank->comm));
-    check_gradient(place, &layer, q == 4, factor_texts[q]);
+    RANK_OK(place->rank, isgqx_last_call(place->rank->comm, &record));
+    if (is_my_turn(place, dice->call))
+        soak_check_gradient(place->rank, &soak_factor_texts[q], &layer, strcmp(record.algorithm, "dense") == 0, place->out);
     iq_rank_agree(place->rank, isgqx_hash(place->out, (layer.m * layer.n + (factors.bias != NULL ? layer.n : 0)) * bytes),
-                  factor_texts[q]);
+                  soak_factor_texts[q].text);
 }
 
 typedef void (*kind_fn)(const workplace_t *place, dice_t *dice);
@@ -288,10 +232,10 @@ static workplace_t workplace_new(iq_rank_t *rank)
     memset(place.in, 1, MOST * 8);
     memset(place.out, 1, MOST * 8);
     memset(place.due, 1, MOST * 8);
-    for (int q = 0; q < DENSE_TEXTS; q++)
-        place.dense[q] = iq_quantizer(rank, dense_texts[q]);
-    for (int q = 0; q < FACTOR_TEXTS; q++)
-        place.factored[q] = iq_quantizer(rank, factor_texts[q]);
+    for (int q = 0; q < SOAK_DENSE_TEXTS; q++)
+        place.dense[q] = iq_quantizer(rank, soak_dense_texts[q].text);
+    for (int q = 0; q < SOAK_FACTOR_TEXTS; q++)
+        place.factored[q] = iq_quantizer(rank, soak_factor_texts[q].text);
     return place;
 }
 
@@ -301,9 +245,9 @@ static void workplace_free(workplace_t *place)
     free(place->out);
     free(place->due);
     isgq_quantizer_destroy(place->none);
-    for (int q = 0; q < DENSE_TEXTS; q++)
+    for (int q = 0; q < SOAK_DENSE_TEXTS; q++)
         isgq_quantizer_destroy(place->dense[q]);
-    for (int q = 0; q < FACTOR_TEXTS; q++)
+    for (int q = 0; q < SOAK_FACTOR_TEXTS; q++)
         isgq_quantizer_destroy(place->factored[q]);
 }
 
@@ -334,15 +278,23 @@ static long number(const char *text)
     return value;
 }
 
+static const char help[] =
+    "usage: isgq_soak [--calls N] [--seed S] [-n RANKS] [--processes]\n\n"
+    "Many calls of random shapes, types, quantizers and collectives, each checked; memory must stay flat.\n\n"
+    "      --calls N      calls on each rank [10000]\n"
+    "      --seed S       of what is called and with which data [1]\n"
+    "  -n, --ranks RANKS  1 to %d [4]\n"
+    "      --processes    ranks are processes [threads]\n"
+    "  -h, --help         this text\n\n"
+    "Exit status: 0 if every result was right and memory flat, 1 if not, 2 for a wrong command line.\n";
+
 static void parse(int argc, char **argv, soak_t *soak, iq_ranks_t *ranks)
 {
-    static const struct option options[] = {{"calls", required_argument, NULL, 'c'},
-                                            {"seed", required_argument, NULL, 's'},
-                                            {"ranks", required_argument, NULL, 'n'},
-                                            {"processes", no_argument, NULL, 'p'},
-                                            {0}};
+    static const struct option options[] = {{"calls", required_argument, NULL, 'c'}, {"seed", required_argument, NULL, 's'},
+                                            {"ranks", required_argument, NULL, 'n'}, {"processes", no_argument, NULL, 'p'},
+                                            {"help", no_argument, NULL, 'h'},        {0}};
     int option;
-    while ((option = getopt_long(argc, argv, "n:", options, NULL)) != -1) {
+    while ((option = getopt_long(argc, argv, "n:h", options, NULL)) != -1) {
         if (option == 'c')
             soak->calls = number(optarg);
         else if (option == 's')
@@ -351,8 +303,12 @@ static void parse(int argc, char **argv, soak_t *soak, iq_ranks_t *ranks)
             ranks->nranks = (int)number(optarg);
         else if (option == 'p')
             ranks->kind = IQ_RANKS_PROCESSES;
-        else
+        else if (option == 'h') {
+            printf(help, IQ_RANKS_MOST);
+            exit(0);
+        } else {
             exit(2);
+        }
     }
     if (optind < argc || ranks->nranks < 1 || ranks->nranks > IQ_RANKS_MOST) {
         fprintf(stderr, "usage: isgq_soak [--calls N] [--seed S] [-n RANKS, 1 to %d] [--processes]\n", IQ_RANKS_MOST);

@@ -6,6 +6,10 @@
 
 #include "tools/common/options.h"
 
+#include "isgqcoll_ext.h"
+
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 const iq_type_name_t iq_type_names[] = {
@@ -40,8 +44,52 @@ isgq_quantizer_t iq_quantizer_or_die(const char *text)
     isgq_quantizer_t quantizer = NULL;
 
     if (isgq_quantizer_create(&quantizer, text) != ISGQ_SUCCESS)
-        iq_die(IQ_EXIT_USAGE, "quantizer '%s': %s", text, isgq_get_last_error());
+        iq_die(IQ_EXIT_USAGE, "%s", isgq_get_last_error());
     return quantizer;
+}
+
+/* What isgqx_info_print says about transports: lines "transport   shm". */
+typedef struct transports {
+    char names[128]; /* "local, shm, ucx" */
+    const char *word;
+    size_t length;
+    bool found;
+} transports_t;
+
+static void one_transport(void *context, const char *line)
+{
+    transports_t *transports = context;
+    static const char head[] = "transport ";
+    size_t used = strlen(transports->names);
+
+    if (strncmp(line, head, sizeof(head) - 1) != 0)
+        return;
+    const char *name = line + sizeof(head) - 1;
+    name += strspn(name, " ");
+    size_t length = strcspn(name, " ");
+    snprintf(transports->names + used, sizeof(transports->names) - used, "%s%.*s", used > 0 ? ", " : "", (int)length, name);
+    transports->found |= length == transports->length && memcmp(name, transports->word, length) == 0;
+}
+
+void iq_transports_or_die(const char *list, size_t local_ranks)
+{
+    const char *items[16];
+    char *copy;
+    bool shared_memory = false;
+
+    if (strcmp(list, "auto") == 0)
+        return;
+    size_t count = iq_split("--transport", list, ",", &copy, items, 16);
+    for (size_t i = 0; i < count; i++) {
+        transports_t transports = {.word = items[i], .length = strlen(items[i])};
+        isgqx_info_print(one_transport, &transports);
+        if (!transports.found)
+            iq_die(IQ_EXIT_USAGE, "--transport: this build has no '%s'; it has %s", items[i], transports.names);
+        shared_memory |= strcmp(items[i], "shm") == 0;
+    }
+    if (local_ranks > 1 && !shared_memory)
+        iq_die(IQ_EXIT_USAGE, "--transport: '%s' does not connect processes of one host; add shm", list);
+    free(copy);
 }
 
 void iq_check(isgq_result_t result, int rank, const char *what)

@@ -32,6 +32,10 @@ const iq_op_name_t *iq_op_by_name(const char *name);
 /* A quantizer, or the end of the program (status 2) with the library's sentence. */
 isgq_quantizer_t iq_quantizer_or_die(const char *text);
 
+/* End the program (status 2) unless this build has every transport in the list, and one of them connects so many ranks that were
+ * started here (0: a launcher's). */
+void iq_transports_or_die(const char *list, size_t local_ranks);
+
 /* End the program with status 1 and one line unless the call succeeded: "rank 2: allreduce: <the library's text>".
  * A rank below 0 is not known yet and not named. */
 void iq_check(isgq_result_t result, int rank, const char *what);
