@@ -49,6 +49,8 @@ static void add_halves(isgq_data_type_t datatype, const iq_f32_any_t *values, si
 
 void iq_store_f32(isgq_data_type_t datatype, const iq_f32_any_t *values, size_t count, bool accumulate, void *dst, size_t offset)
 {
+    if (count == 0)
+        return; /* dst may be NULL */
     if (datatype == ISGQ_FLOAT32 && accumulate) {
         add_to((iq_f32_any_t *)dst + offset, values, count);
     } else if (datatype == ISGQ_FLOAT32) {
