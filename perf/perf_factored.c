@@ -118,7 +118,7 @@ static bool is_expected(const product_t *product, const double sums[3], double e
     double u = iq_perf_unit_roundoff(test->type->type), norm = sums[1], rows = (double)test->rows * product->setup->nranks;
     double noise = (nearest ? NOT_RANDOM : 1.0) * expected / (product->divisor * product->divisor);
     double base = (4.0 * u * u + 1e-9) * norm + elements * (test->type->bytes == 2 ? 0x1p-48 : 0.0);
-    double draws = fmin(elements, product->noise.draws / HEAVY_ROWS);
+    double draws = fmax(0.25, fmin(elements, product->noise.draws / HEAVY_ROWS));
     double slack = MOST_EXCESS + EXCESS_OF_FEW / sqrt(draws) + EXCESS_OF_VERY_FEW / draws;
     double columns = fmin((double)test->m, (double)test->n), shares = rows / HEAVY_ROWS;
     double directions =

@@ -67,7 +67,7 @@ isgq_result_t isgq_allreduce(const void *sendbuff, void *recvbuff, size_t count,
     isgq_result_t (*real)(const void *, void *, size_t, isgq_data_type_t, isgq_red_op_t, isgq_quantizer_t, isgq_comm_t,
                           isgq_stream_t, const isgq_call_options_t *);
     find("isgq_allreduce", &real);
-    if (!is_quantized(quantizer))
+    if (datatype != ISGQ_FLOAT32 || !is_quantized(quantizer))
         return real(sendbuff, recvbuff, count, datatype, op, quantizer, comm, stream, options);
     return spoil(real(input(comm, sendbuff, count), recvbuff, count, datatype, op, quantizer, comm, stream, options), comm,
                  recvbuff, count);
@@ -81,7 +81,7 @@ isgq_result_t isgq_reduce_scatter(const void *sendbuff, void *recvbuff, size_t r
     isgq_result_t (*real)(const void *, void *, size_t, isgq_data_type_t, isgq_red_op_t, isgq_quantizer_t, isgq_comm_t,
                           isgq_stream_t, const isgq_call_options_t *);
     find("isgq_reduce_scatter", &real);
-    if (!is_quantized(quantizer) || isgq_comm_count(comm, &nranks) != ISGQ_SUCCESS)
+    if (datatype != ISGQ_FLOAT32 || !is_quantized(quantizer) || isgq_comm_count(comm, &nranks) != ISGQ_SUCCESS)
         return real(sendbuff, recvbuff, recvcount, datatype, op, quantizer, comm, stream, options);
     return spoil(real(input(comm, sendbuff, recvcount * (size_t)nranks), recvbuff, recvcount, datatype, op, quantizer, comm,
                       stream, options),
@@ -96,7 +96,7 @@ isgq_result_t isgq_allgather(const void *sendbuff, void *recvbuff, size_t sendco
     isgq_result_t (*real)(const void *, void *, size_t, isgq_data_type_t, isgq_quantizer_t, isgq_comm_t, isgq_stream_t,
                           const isgq_call_options_t *);
     find("isgq_allgather", &real);
-    if (!is_quantized(quantizer) || isgq_comm_count(comm, &nranks) != ISGQ_SUCCESS)
+    if (datatype != ISGQ_FLOAT32 || !is_quantized(quantizer) || isgq_comm_count(comm, &nranks) != ISGQ_SUCCESS)
         return real(sendbuff, recvbuff, sendcount, datatype, quantizer, comm, stream, options);
     return spoil(real(input(comm, sendbuff, sendcount), recvbuff, sendcount, datatype, quantizer, comm, stream, options), comm,
                  recvbuff, sendcount * (size_t)nranks);
@@ -110,7 +110,7 @@ isgq_result_t isgq_allreduce_factored(const isgq_factors_t *factors, size_t max_
     isgq_result_t (*real)(const isgq_factors_t *, size_t, void *, isgq_data_type_t, isgq_red_op_t, isgq_quantizer_t, isgq_comm_t,
                           isgq_stream_t, const isgq_call_options_t *);
     find("isgq_allreduce_factored", &real);
-    if (!is_quantized(quantizer))
+    if (datatype != ISGQ_FLOAT32 || !is_quantized(quantizer))
         return real(factors, max_batch, grad, datatype, op, quantizer, comm, stream, options);
     changed.delta = input(comm, factors->delta, factors->batch * factors->n);
     isgq_result_t result = real(&changed, max_batch, grad, datatype, op, quantizer, comm, stream, options);

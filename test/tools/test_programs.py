@@ -134,7 +134,15 @@ class PerfOptions(Case):
         self.refuse("isgq_perf", "-n", "2", "-e", "64", "-o", "max", "-q", "uniform:bits=4", mention="uniform")
         self.refuse("isgq_perf", "-n", "2", "-e", "64", "--misalign", "1", mention="aligned")
         self.refuse("isgq_perf", "-n", "2", "-e", "64", "-a", "no-such-way", mention="no-such-way")
+        self.refuse("isgq_perf", "-n", "2", "-t", "nccl", mention="nccl")
+        self.refuse("isgq_perf", "-n", "2", "-t", "shm,foo", mention="foo")
+        self.refuse("isgq_perf", "-n", "2", "-t", "local", mention="shm")
         self.refuse("isgq_perf", "-n", "2", "-J", "/nonexistent/folder/file", mention="/nonexistent/folder/file")
+
+    def test_a_wrong_quantizer_is_named_once(self):
+        for program in ("isgq_perf", "isgq_plan"):
+            if have(program):
+                self.assertEqual(run(program, "-n", "2", "-q", "foo").stderr.count("quantizer 'foo':"), 1, program)
 
     def test_no_launcher(self):
         self.refuse("isgq_perf", "-e", "64", mention="-n")
@@ -227,6 +235,38 @@ class Perf(Case):
                 self.assertEqual(len(json.load(file)), 1)
 
 
+class Spoiled(Case):
+    """Results that are spoiled on purpose (spoil.c) must be counted as wrong."""
+    needs = ["isgq_perf"]
+
+    def setUp(self):
+        super().setUp()
+        self.library = os.path.join(os.path.dirname(os.path.abspath(BIN)), "lib", "isgq_spoil.so")
+        if not os.path.exists(self.library):
+            self.skipTest("the library that spoils is for builds without sanitizers")
+
+    def notice(self, how, *arguments):
+        result = run("isgq_perf", "-n", "4", "-w", "0", "-i", "1", "-J", "-", *arguments, LD_PRELOAD=self.library, SPOIL=how)
+        self.assertEqual(result.returncode, 1, result.stderr)
+        rows = json.loads(result.stdout)
+        self.assertGreater(len(rows), 0)
+        self.assertEqual([(row["coll"], row["quantizer"], row["nmse"]) for row in rows if row["wrong"] == 0], [], how)
+
+    def test_dense(self):
+        quantizers = ["fp16", "bf16", "uniform:bits=4,rounding=nearest", "isgq:bits=2", "isgq:bits=2.5", "isgq:bits=4"]
+        quantizers += [f"uniform:bits={bits},scale={scale}" for bits in range(1, 9) for scale in ("shared", "local")]
+        for how in ("zero", "flip", "lost"):
+            self.notice(how, "-c", "allreduce,reduce_scatter,allgather", "-b", "256k", "-e", "256k", "-q", ";".join(quantizers))
+
+    def test_factored(self):
+        shape = ("-c", "factored", "--rows", "96", "--m", "300", "--n", "200", "--bias")
+        quantizers = "factor:width=3;factor:width=4;factor:width=4,rounding=nearest;isgq:bits=2;isgq:bits=4;isgq:bits=8;uniform:bits=4"
+        for how in ("zero", "flip", "lost"):
+            self.notice(how, *shape, "-q", quantizers)
+        for how in ("zero", "flip"):
+            self.notice(how, *shape, "-q", "factor:width=2")
+
+
 def children_of(pid):
     with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
         return [int(word) for word in file.read().split()]
@@ -307,6 +347,7 @@ class Train(Case):
         self.assertGreater(exact["accuracy"], 95)
         self.assertGreater(factored["accuracy"], 90)
         self.assertGreater(coarse["nmse"], 5 * dense["nmse"])
+        self.assertGreater(coarse["accuracy"], 60)
         self.assertLess(rows[5]["nmse"], 1e-9)
         self.assertGreaterEqual(exact["grad_bytes"], 128 * 4 * (17 * 12 + 13 * 3))
         self.assertLess(exact["ratio"], 1.01)
@@ -332,7 +373,7 @@ class Train(Case):
         write_data_set(self.folder)
         for more, mention in ((["--grad", "exakt"], "exakt"), (["--grad", "exact:none"], "exact"), (["--layers", "16"], "--layers"),
                               (["--layers", "15,3"], "16 pixels"), (["--layers", "16,2"], "label"), (["--total-batch", "8"], "--batch"),
-                              (["--batch", "1000"], "256"), (["--lr", "fast"], "fast"), (["-q", "isgq:bots=4"], "bots")):
+                              (["--batch", "1000"], "256"), (["--lr", "fast"], "fast"), (["-q", "isgq:bots=4"], "bots"), (["-t", "nccl"], "nccl")):
             self.refuse("isgq_train", *self.arguments(*more), mention=mention)
 
     def test_damaged_files(self):
