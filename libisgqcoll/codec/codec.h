@@ -98,6 +98,14 @@ extern const iq_codec_ops_t *const iq_codecs[];
 /* The lossless codec, used for scales, integers and broadcasts. */
 extern const iq_codec_t iq_codec_none;
 
+/* Scales of a tensor of `count` elements: one a bucket. */
+static inline size_t iq_codec_scales(const iq_codec_t *codec, size_t count)
+{
+    if (count == 0)
+        return 0;
+    return codec->bucket == 0 ? 1 : (count - 1) / codec->bucket + 1;
+}
+
 /* Bytes of one element; 0 for an unknown type. */
 size_t iq_datatype_bytes(isgq_data_type_t datatype);
 const char *iq_datatype_name(isgq_data_type_t datatype); /* "f32", "i8", ...: what programs print and accept */

@@ -62,7 +62,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
 static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_t count, size_t other)
 {
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;
-    size_t scales = call->codec.shared && count > 0 ? (call->codec.bucket == 0 ? 1 : iq_ceil_div(count, call->codec.bucket)) * sizeof(float) : 0;
+    size_t scales = call->codec.shared ? iq_codec_scales(&call->codec, count) * sizeof(float) : 0;
     if (other > limit || scales + 4 * IQ_CACHE_LINE > limit - other)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%s of %zu elements needs %zu bytes of scratch; ISGQ_SCRATCH_BYTES is %zu",
                        iq_call_kind_name(call->kind), count, other + scales, comm->scratch.bytes);

@@ -113,7 +113,7 @@ isgq_result_t isgqx_plan_print(const char *collective, const char *algorithm, co
     snprintf(text, sizeof(text), "%s %s, rank %d of %d, %zu elements: %s", collective, chosen->name, rank, nranks, count, why);
     line(context, text);
     if (codec.ops->needs_scales(&codec) && (kind == IQ_ALLREDUCE || kind == IQ_REDUCE_SCATTER)) {
-        size_t scales = codec.bucket == 0 ? 1 : iq_ceil_div(count, codec.bucket);
+        size_t scales = iq_codec_scales(&codec, count);
         snprintf(text, sizeof(text), "before it: an allreduce (max) of %zu shared scales, f32; print it with -q none --count %zu", scales, scales);
         line(context, text);
     }

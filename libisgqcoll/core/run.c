@@ -135,7 +135,7 @@ static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
 
 static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
 {
-    size_t nscales = codec->bucket == 0 ? 1 : iq_ceil_div(count, codec->bucket);
+    size_t nscales = iq_codec_scales(codec, count);
     run->scales = iq_scratch_take(comm, nscales * sizeof(float));
     if (run->scales == NULL)
         return ISGQ_ERR_NO_MEMORY;
