@@ -96,4 +96,26 @@ IQ_DEVICE int32_t iq_round_nearest(float y, int32_t low, int32_t high)
     return whole + (y - (float)whole >= 0.5f);
 }
 
+/* ---- grids: codes 0..top between -scale and +scale; a code c means (2 c - top) * iq_half_step. top 1: -scale or +scale. ---- */
+
+/* Smaller scales count as this, so that 1 / step stays finite. */
+#define IQ_SMALLEST_SCALE 0x1p-120f
+
+/* What a value is multiplied with before it is rounded; 0 for a scale of 0, NaN or Inf. */
+IQ_DEVICE float iq_inverse_step(uint32_t top, float scale)
+{
+    float half = top == 1 ? 0.5f : (float)(top / 2);
+    if (iq_not_finite(scale) || scale == 0.0f)
+        return 0.0f;
+    return half / (scale < IQ_SMALLEST_SCALE ? IQ_SMALLEST_SCALE : scale);
+}
+
+/* NaN for a scale of NaN or Inf. */
+IQ_DEVICE float iq_half_step(uint32_t top, float scale)
+{
+    if (iq_not_finite(scale))
+        return iq_bits_float(0x7fc00000u); /* the quiet NaN */
+    return scale == 0.0f ? 0.0f : (scale < IQ_SMALLEST_SCALE ? IQ_SMALLEST_SCALE : scale) / (float)top;
+}
+
 #endif

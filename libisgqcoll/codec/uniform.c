@@ -22,9 +22,6 @@
 /* Above this many ranks widening sums cost more than a second rounding. */
 #define EXACT_MAX_RANKS 8
 
-/* Smaller maxima count as this, so that 1 / step stays finite. */
-#define SMALLEST_SCALE 0x1p-120f
-
 /* ---- shapes ---- */
 
 static uint32_t top_code(const iq_codec_t *codec) { return codec->bits == 1 ? 1u : (1u << codec->bits) - 2u; }
@@ -63,22 +60,6 @@ static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t 
 
 /* ---- scales ---- */
 
-/* What the scales of a span's buckets mean. */
-static float inverse_step(const iq_codec_t *codec, float scale)
-{
-    float half = codec->bits == 1 ? 0.5f : (float)(top_code(codec) / 2);
-    if (iq_not_finite(scale) || scale == 0.0f)
-        return 0.0f;
-    return half / (scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale);
-}
-
-static float half_step(const iq_codec_t *codec, float scale)
-{
-    if (iq_not_finite(scale))
-        return iq_bits_float(0x7fc00000u); /* the quiet NaN */
-    return scale == 0.0f ? 0.0f : (scale < SMALLEST_SCALE ? SMALLEST_SCALE : scale) / (float)top_code(codec);
-}
-
 static const iq_f32_any_t *shared_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     return call->scales + (bucket_of(codec, span.first) - call->first_bucket);
@@ -113,7 +94,7 @@ static void load_code_sums(const values_t *values, const iq_u32_any_t *sums, siz
     int32_t zero = (int32_t)((uint32_t)values->call->nranks * top_code(codec));
     run_t run = {.offset = offset};
     while (next_run(codec, values->span, offset + count, &run))
-        iq_kernels()->dequantize(sums + (run.offset - offset), run.count, zero, half_step(codec, scales[run.bucket]),
+        iq_kernels()->dequantize(sums + (run.offset - offset), run.count, zero, iq_half_step(top_code(codec), scales[run.bucket]),
                                  divisor_of(values->call), tile + (run.offset - offset));
 }
 
@@ -166,7 +147,7 @@ static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t 
     };
     run_t run = {.offset = offset};
     while (next_run(codec, values->span, offset + count, &run)) {
-        grid.inverse = inverse_step(codec, scales[run.bucket]);
+        grid.inverse = iq_inverse_step(top_code(codec), scales[run.bucket]);
         iq_kernels()->quantize(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count,
                                codes + (run.offset - offset));
     }
@@ -241,7 +222,7 @@ static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const i
         run_t run = {.offset = i};
         IQ_TRY(unpack(packed, span, i, end - i, codes, true, codes));
         while (next_run(codec, span, end, &run))
-            iq_kernels()->dequantize(codes + (run.offset - i), run.count, zero, half_step(codec, scales[run.bucket]), divisor,
+            iq_kernels()->dequantize(codes + (run.offset - i), run.count, zero, iq_half_step(top_code(codec), scales[run.bucket]), divisor,
                                      tile + (run.offset - i));
         iq_store_f32(target->datatype, tile, end - i, target->accumulate, target->dst, i);
     }
@@ -330,7 +311,7 @@ static void add_own_local(const values_t *values, iq_f32_any_t *sums, bool first
             size_t n = iq_min(run.count - i, IQ_CODEC_TILE);
             quantize(&part, &scale, i, n, codes);
             iq_kernels()->add8(codes, n, true, wide);
-            iq_kernels()->dequantize(wide, n, (int32_t)top_code(codec), half_step(codec, scale), 1.0f, tile);
+            iq_kernels()->dequantize(wide, n, (int32_t)top_code(codec), iq_half_step(top_code(codec), scale), 1.0f, tile);
             iq_store_f32(ISGQ_FLOAT32, tile, n, !first, sums, run.offset + i);
         }
     }

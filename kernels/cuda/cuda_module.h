@@ -1,0 +1,175 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * The table of module "cuda": memory, order and arithmetic on GPUs. Everything that knows CUDA lies behind it; the library itself
+ * links nothing of CUDA and runs where neither driver nor toolkit is installed.
+ *
+ * Every function takes the device it works on and leaves the caller's current device as it was. Functions that take a stream only
+ * enqueue. Nothing allocates but `alloc`, `pin` and the create functions. A failure is one sentence by the services' `fail`: ISGQ_ERR_CUDA with
+ * CUDA's own text, ISGQ_ERR_NO_MEMORY, or ISGQ_ERR_UNSUPPORTED. Any thread may call anything.
+ *
+ * Arithmetic: three kernels work on runs of elements, as kernels/kernels.h does on CPUs, with the same bits. `measure` finds scales, `map`
+ * turns values, codes and sums of codes into one another, `reduce` and `divide` work on all types for sums without loss.
+ * Packed codes have the layout of kernels.h. Device pointers to elements are aligned to their element, packed codes and scales to 4
+ * bytes. Elements of a run are numbered first, first + 1, ...; element e lies in bucket e / bucket, and scales[0] belongs to the
+ * bucket of element `first`. Only the bits of a NaN may differ from a CPU's.
+ */
+#ifndef ISGQ_KERNELS_CUDA_CUDA_MODULE_H
+#define ISGQ_KERNELS_CUDA_CUDA_MODULE_H
+
+#include "base/module.h"
+#include "isgqcoll.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+typedef struct CUevent_st *iq_cuda_event_t; /* a cudaEvent_t */
+
+typedef struct iq_cuda_device {
+    char name[64];
+    char pci[24]; /* "0000:01:00.0" */
+    int major, minor, processors;
+    size_t bytes;      /* of device memory */
+    bool awaits_words; /* `await` works: without it there are no device communicators */
+} iq_cuda_device_t;
+
+typedef enum iq_cuda_place {
+    IQ_CUDA_HOST,    /* memory that CUDA does not know */
+    IQ_CUDA_PINNED,  /* host memory that kernels may use */
+    IQ_CUDA_DEVICE,  /* memory of `device` */
+    IQ_CUDA_MANAGED, /* migrates; kernels of any device may use it */
+} iq_cuda_place_t;
+
+/* What a run of elements is made of. */
+typedef enum iq_cuda_form {
+    IQ_CUDA_VALUES, /* elements of `type`: f32, f16 or bf16 */
+    IQ_CUDA_SUMS,   /* uint32_t sums of codes */
+    IQ_CUDA_CODES,  /* packed codes of `width` bits */
+} iq_cuda_form_t;
+
+typedef struct iq_cuda_source {
+    iq_cuda_form_t form;
+    isgq_data_type_t type; /* VALUES */
+    const void *data;
+    unsigned width;        /* CODES: 1..32 */
+    uint32_t most;         /* CODES: a larger one, or bits set after the last one, is a fault */
+    /* SUMS and CODES as values: (float)(2 * code - zero) * iq_half_step(top, scale of its bucket) */
+    const float *scales;
+    bool foreign_scales;   /* they came in a message: negative or NaN is a fault */
+    uint32_t top;
+    int32_t zero;
+    float divisor;         /* VALUES, SUMS and CODES as values are divided by it; 1 divides nothing */
+} iq_cuda_source_t;
+
+typedef struct iq_cuda_target {
+    iq_cuda_form_t form;
+    isgq_data_type_t type; /* VALUES */
+    void *data;
+    unsigned width;        /* CODES: 1..32; the bits after the last code are cleared */
+    bool accumulate;       /* VALUES: rounded to `type`, then added in `type`; SUMS: integers are added */
+} iq_cuda_target_t;
+
+/* How values become codes: iq_round_stochastic or iq_round_nearest of value * iq_inverse_step(top, scale) + shift, minus `low`. */
+typedef struct iq_cuda_grid {
+    bool used;
+    bool stochastic;
+    uint32_t top;
+    const float *scales; /* f32, as for sources */
+    uint32_t stream, rank; /* where the random bits are (iq_draw), 24 upper bits of word (element mod 4) */
+    uint64_t seed, call;
+} iq_cuda_grid_t;
+
+/* Faults that kernels write to the fault word; the last one written stays. */
+typedef enum iq_cuda_fault { IQ_CUDA_NO_FAULT, IQ_CUDA_BAD_CODE, IQ_CUDA_BAD_PADDING, IQ_CUDA_BAD_SCALE } iq_cuda_fault_t;
+
+/*
+ * One run of elements from one form to another:
+ *     CODES -> SUMS, SUMS -> CODES           integers as they are; no scales, no grid
+ *     anything -> VALUES                     as values; with a grid, values become codes and values of those codes first
+ *     anything -> SUMS, CODES, with a grid   as values, which become codes
+ * `through` rounds values to f16 or bf16 before anything else is done with them; ISGQ_FLOAT32 does nothing.
+ */
+typedef struct iq_cuda_map {
+    iq_cuda_source_t source;
+    iq_cuda_target_t target;
+    iq_cuda_grid_t grid;
+    isgq_data_type_t through;
+    uint64_t first;
+    size_t bucket; /* elements per scale; 0: one scale for all */
+    size_t count;
+    uint32_t *fault; /* pinned or device memory */
+} iq_cuda_map_t;
+
+/* acc = acc op src; or acc = src if `first`. src may be f16 or bf16 where acc is f32. AVG sums. */
+typedef struct iq_cuda_reduce {
+    isgq_data_type_t acc_type, src_type;
+    isgq_red_op_t op;
+    const void *src;
+    void *acc;
+    bool first;
+    size_t count;
+} iq_cuda_reduce_t;
+
+/* dst = src / divisor, in src_type, then rounded to dst_type (equal, or f32 to f16 or bf16); with `accumulate` added to dst in dst_type. */
+typedef struct iq_cuda_divide {
+    isgq_data_type_t src_type, dst_type;
+    const void *src;
+    void *dst;
+    int divisor;
+    bool accumulate;
+    size_t count;
+} iq_cuda_divide_t;
+
+typedef struct iq_cuda_module {
+    iq_module_t module;
+
+    /* ---- devices ---- */
+
+    /* At least one; ISGQ_ERR_UNSUPPORTED with the reason if this machine has no usable GPU or driver. */
+    isgq_result_t (*devices)(int *count);
+    isgq_result_t (*describe)(int device, iq_cuda_device_t *description);
+    isgq_result_t (*current)(int *device);
+
+    /* Load every kernel now: a first launch that loads code could wait for streams that wait for this rank. Once per communicator. */
+    isgq_result_t (*warm_up)(int device);
+
+    /* Where memory lies; *device is -1 for host memory. */
+    isgq_result_t (*locate)(const void *pointer, iq_cuda_place_t *place, int *device);
+
+    /* ---- memory ---- */
+
+    isgq_result_t (*alloc)(int device, isgq_stream_t stream, size_t bytes, void **memory); /* 256-byte aligned; usable at once */
+    void (*release)(int device, isgq_stream_t stream, void *memory);                       /* when the stream gets there */
+    isgq_result_t (*pin)(int device, void *memory, size_t bytes); /* host memory: kernels use it under the same address */
+    void (*unpin)(void *memory);
+
+    /* ---- order ---- */
+
+    isgq_result_t (*stream_create)(int device, isgq_stream_t *stream); /* of the highest priority, apart from the default stream */
+    void (*stream_destroy)(int device, isgq_stream_t stream);          /* after what is enqueued */
+    isgq_result_t (*stream_capturing)(isgq_stream_t stream, bool *capturing);
+    isgq_result_t (*event_create)(int device, iq_cuda_event_t *event);
+    void (*event_destroy)(int device, iq_cuda_event_t event);
+    isgq_result_t (*event_record)(int device, iq_cuda_event_t event, isgq_stream_t stream);
+    isgq_result_t (*event_poll)(int device, iq_cuda_event_t event); /* ISGQ_SUCCESS, ISGQ_IN_PROGRESS or a failure of earlier work */
+
+    /* What is enqueued on `stream` later starts after the event; or after (int32_t)(*word - value) >= 0, `word` in pinned memory. */
+    isgq_result_t (*wait_event)(int device, isgq_stream_t stream, iq_cuda_event_t event);
+    isgq_result_t (*await)(int device, isgq_stream_t stream, uint32_t *word, uint32_t value);
+
+    /* ---- data: enqueued ---- */
+
+    isgq_result_t (*copy)(int device, isgq_stream_t stream, void *dst, const void *src, size_t bytes); /* any places */
+    isgq_result_t (*clear)(int device, isgq_stream_t stream, void *dst, size_t bytes);
+
+    /* ---- arithmetic: enqueued ---- */
+
+    /* scales[b] = max(scales[b], largest |value| in bucket b), +Inf for NaN and Inf. source: VALUES, or SUMS as values. */
+    isgq_result_t (*measure)(int device, isgq_stream_t stream, const iq_cuda_source_t *source, uint64_t first, size_t bucket, size_t count,
+                             float *scales);
+    isgq_result_t (*map)(int device, isgq_stream_t stream, const iq_cuda_map_t *map);
+    isgq_result_t (*reduce)(int device, isgq_stream_t stream, const iq_cuda_reduce_t *reduce);
+    isgq_result_t (*divide)(int device, isgq_stream_t stream, const iq_cuda_divide_t *divide);
+} iq_cuda_module_t;
+
+#endif
