@@ -37,7 +37,7 @@ typedef struct iq_codec_call {
     isgq_red_op_t op;
     int nranks;          /* contributions in the finished sum */
     int rank;            /* for independent random numbers */
-    uint64_t seed;
+    uint64_t seed;       /* the communicator's key: its seed and where it comes from */
     uint64_t call;       /* call number on the communicator */
     bool accumulate;     /* decode and deliver add to the output (in the output's type, by float or integer addition) */
     const float *scales; /* shared scale (max |x| over ranks) of bucket first_bucket, first_bucket + 1, ...; NULL if the codec shares none */

@@ -33,7 +33,7 @@ typedef struct iq_factor_spec {
 typedef struct iq_factor_call {
     isgq_data_type_t datatype; /* FLOAT32, FLOAT16, BFLOAT16: of x, delta, grad and bias */
     int nranks, rank;
-    uint64_t seed, call;
+    uint64_t seed, call; /* as in iq_codec_call_t */
     size_t max_batch, m, n; /* equal on every rank */
     size_t batch;           /* this rank's rows */
     bool want_bias;

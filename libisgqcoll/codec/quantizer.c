@@ -41,13 +41,10 @@ static text_part_t isgq_text(double bits)
     return part;
 }
 
-static text_part_t dense_text(const struct isgq_quantizer *quantizer)
+static text_part_t codec_text(const iq_codec_t *codec)
 {
     text_part_t part;
-    const iq_codec_t *codec = &quantizer->dense;
     char bucket[24] = "tensor";
-    if (quantizer->isgq)
-        return isgq_text(quantizer->budget_bits);
     if (codec->bucket != 0)
         snprintf(bucket, sizeof(bucket), "%zu", codec->bucket);
     if (codec->ops != &iq_codec_uniform_ops)
@@ -60,6 +57,13 @@ static text_part_t dense_text(const struct isgq_quantizer *quantizer)
                  : codec->exact == 0 ? ",sum=requantized"
                                      : ",sum=exact");
     return part;
+}
+
+void iq_codec_text(const iq_codec_t *codec, char *text, size_t bytes) { snprintf(text, bytes, "%s", codec_text(codec).text); }
+
+static text_part_t dense_text(const struct isgq_quantizer *quantizer)
+{
+    return quantizer->isgq ? isgq_text(quantizer->budget_bits) : codec_text(&quantizer->dense);
 }
 
 static text_part_t factored_text(const iq_factor_spec_t *spec)

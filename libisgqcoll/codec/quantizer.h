@@ -32,6 +32,9 @@ isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, iq_code
  * counts factor elements, 8-bit codes, which lose about as little as its factors; otherwise nothing is lost. */
 void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec);
 
+/* A codec's settings as a quantizer's text: "fp16", "uniform:bits=4,...". */
+void iq_codec_text(const iq_codec_t *codec, char *text, size_t bytes);
+
 /* Settings of a factored call; *dense_only is set for quantizers without a factored form (the call then quantizes the product). */
 isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, iq_factor_spec_t *spec, bool *dense_only);
 

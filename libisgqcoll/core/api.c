@@ -107,6 +107,20 @@ isgq_result_t isgq_allreduce(const void *sendbuff, void *recvbuff, size_t count,
     return iq_group_refuse(comm, result);
 }
 
+isgq_result_t iq_check_factored_shape(size_t m, size_t n, size_t max_batch, isgq_data_type_t datatype)
+{
+    size_t elements;
+    if (datatype != ISGQ_FLOAT32 && datatype != ISGQ_FLOAT16 && datatype != ISGQ_BFLOAT16)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce_factored: datatype is %s; factors are f32, f16 or bf16",
+                       iq_datatype_name(datatype));
+    if (m > MOST_COLUMNS || n > MOST_COLUMNS || max_batch > MOST_COLUMNS)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: m %zu, n %zu or max_batch %zu is beyond %zu", m, n,
+                       max_batch, (size_t)MOST_COLUMNS);
+    if (!iq_checked_mul(m, n, &elements) || elements > SIZE_MAX / 32) /* 64-bit sums, and scratch beside them */
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: m %zu times n %zu overflows", m, n);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t check_factors(const isgq_factors_t *factors, size_t max_batch, isgq_data_type_t datatype)
 {
     size_t bytes = iq_datatype_bytes(datatype), elements;
@@ -117,19 +131,13 @@ static isgq_result_t check_factors(const isgq_factors_t *factors, size_t max_bat
                        sizeof(*factors));
     if (factors->batch > max_batch)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu exceeds max_batch %zu", factors->batch, max_batch);
-    if (datatype != ISGQ_FLOAT32 && datatype != ISGQ_FLOAT16 && datatype != ISGQ_BFLOAT16)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce_factored: datatype is %s; factors are f32, f16 or bf16", iq_datatype_name(datatype));
-    if (factors->m > MOST_COLUMNS || factors->n > MOST_COLUMNS || max_batch > MOST_COLUMNS)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: m %zu, n %zu or max_batch %zu is beyond %zu", factors->m, factors->n,
-                       max_batch, (size_t)MOST_COLUMNS);
+    IQ_TRY(iq_check_factored_shape(factors->m, factors->n, max_batch, datatype));
     if (!iq_checked_mul(factors->batch, factors->m, &elements))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu times m %zu overflows", factors->batch, factors->m);
     IQ_TRY(check_buffer("allreduce_factored", "factors->x", factors->x, elements, bytes));
     if (!iq_checked_mul(factors->batch, factors->n, &elements))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu times n %zu overflows", factors->batch, factors->n);
     IQ_TRY(check_buffer("allreduce_factored", "factors->delta", factors->delta, elements, bytes));
-    if (!iq_checked_mul(factors->m, factors->n, &elements))
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: m %zu times n %zu overflows", factors->m, factors->n);
     return factors->bias == NULL ? ISGQ_SUCCESS : check_buffer("allreduce_factored", "factors->bias", factors->bias, factors->n, bytes);
 }
 

@@ -113,6 +113,7 @@ static const iq_config_t *copy_settings(isgq_comm_t comm, const isgq_comm_config
     const iq_config_t *global = iq_config();
     comm->config = *config;
     comm->seed = config->seed != 0 ? config->seed : global->seed;
+    comm->key = comm->seed ^ comm->lineage; /* lineages are as good as random: one key means one seed and one lineage */
     comm->chunk_bytes = config->chunk_bytes != 0 ? config->chunk_bytes : global->chunk_bytes;
     comm->timeout_ms = config->timeout_ms != 0 ? config->timeout_ms : global->timeout_ms;
     comm->scratch.bytes = iq_align_up(global->scratch_bytes, 4096);
@@ -142,7 +143,7 @@ static isgq_result_t check_chunk(size_t chunk_bytes)
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config, isgq_comm_t *out)
+isgq_result_t iq_comm_new(int nranks, int rank, uint64_t lineage, const isgq_comm_config_t *config, isgq_comm_t *out)
 {
     static const isgq_comm_config_t defaults = ISGQ_COMM_CONFIG_INIT;
     if (config == NULL)
@@ -155,6 +156,7 @@ isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator");
     comm->rank = rank;
     comm->nranks = nranks;
+    comm->lineage = lineage;
     comm->pid = getpid();
     atomic_store(&comm->awaited, -1);
     pthread_mutex_init(&comm->progress_lock, NULL);

@@ -75,7 +75,10 @@ typedef struct iq_scratch {
 struct isgq_comm {
     int rank, nranks, nhosts;
     pid_t pid;
-    uint64_t seed;
+    uint64_t seed;                    /* as the user gave it: what ranks compare */
+    uint64_t lineage;                 /* 0, or by which splits it came from a communicator that was joined by itself */
+    uint64_t key;                     /* seed and lineage: of every random decision, what codecs know as the seed */
+    uint64_t splits;                  /* of this communicator so far, equal on all ranks */
     size_t chunk_bytes, slot_bytes;
     uint32_t timeout_ms;
     int crowded;                      /* more ranks on this host than cores: yield instead of spinning */
@@ -135,7 +138,7 @@ isgq_result_t iq_comm_check(isgq_comm_t comm);
 isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation);
 
 /* Checked settings and memory, nobody met yet; and the opposite of everything, each part of which may be absent. */
-isgq_result_t iq_comm_new(int nranks, int rank, const isgq_comm_config_t *config, isgq_comm_t *comm);
+isgq_result_t iq_comm_new(int nranks, int rank, uint64_t lineage, const isgq_comm_config_t *config, isgq_comm_t *comm);
 void iq_comm_release(isgq_comm_t comm);
 
 /* ---- memory.c ---- */
@@ -144,7 +147,8 @@ void iq_memory_release(isgq_comm_t comm); /* all that was not freed */
 
 /* ---- join.c ---- */
 
-isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, const iq_rendezvous_t *rendezvous, const isgq_comm_config_t *config);
+isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, uint64_t lineage, const iq_rendezvous_t *rendezvous,
+                             const isgq_comm_config_t *config);
 
 /* ---- drive.c: who advances the work, and how to wait ---- */
 
@@ -154,6 +158,11 @@ void iq_progress_stop(isgq_comm_t comm);
 /* Wait until call `sequence` is complete; until all are, and the communicator is well. */
 isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence);
 isgq_result_t iq_progress_synchronize(isgq_comm_t comm);
+
+/* ---- api.c ---- */
+
+/* Types and sizes that factors may have. */
+isgq_result_t iq_check_factored_shape(size_t m, size_t n, size_t max_batch, isgq_data_type_t datatype);
 
 /* ---- decide.c ---- */
 

@@ -1,8 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* isgqcoll_ext.h: the inside of the library for its own programs. */
+/* isgqcoll_ext.h: the inside of the library for its own programs. Plans as text are explain.c. */
 #include "isgqcoll_ext.h"
 
-#include "base/config.h"
 #include "base/module.h"
 #include "base/util.h"
 #include "core/run.h"
@@ -53,71 +52,6 @@ isgq_result_t isgqx_algorithm(size_t index, isgqx_algorithm_t *algorithm)
     algorithm->collective = "factored";
     algorithm->name = iq_factored_ways[index - dense].name;
     algorithm->help = iq_factored_ways[index - dense].help;
-    return ISGQ_SUCCESS;
-}
-
-/* ---- plans as text ---- */
-
-static isgq_result_t find_collective(const char *name, iq_collective_t *collective)
-{
-    for (int c = 0; c < IQ_COLLECTIVE_COUNT; c++) {
-        if (strcmp(name, iq_collective_name((iq_collective_t)c)) == 0) {
-            *collective = (iq_collective_t)c;
-            return ISGQ_SUCCESS;
-        }
-    }
-    return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan: no collective '%s' has a plan; a factored call is an allgather of bytes, or an allreduce", name);
-}
-
-static isgq_result_t choose_for_print(iq_collective_t collective, const char *algorithm, const char *quantizer, int nranks, size_t count,
-                                      isgq_data_type_t datatype, iq_codec_t *codec, const iq_algorithm_t **chosen, char *why,
-                                      size_t why_bytes)
-{
-    isgq_quantizer_t parsed;
-    IQ_TRY(isgq_quantizer_create(&parsed, quantizer != NULL ? quantizer : "none"));
-    isgq_result_t result = iq_quantizer_dense(parsed, nranks, codec);
-    isgq_quantizer_destroy(parsed);
-    IQ_TRY(result);
-    IQ_TRY(codec->ops->supports(codec, datatype, ISGQ_SUM));
-    return iq_decide_algorithm(collective, nranks, 1, codec, datatype, ISGQ_SUM, count, algorithm, chosen, why, why_bytes);
-}
-
-static void print_steps(const iq_plan_t *plan, isgqx_line_fn line, void *context)
-{
-    iq_plan_cursor_t cursor = {0};
-    iq_action_t action;
-    char text[192];
-    while (iq_plan_next(plan, &cursor, &action)) {
-        iq_action_format(plan, &action, text, sizeof(text));
-        line(context, text);
-    }
-}
-
-isgq_result_t isgqx_plan_print(const char *collective, const char *algorithm, const char *quantizer, int nranks, int rank, size_t count,
-                               isgq_data_type_t datatype, isgqx_line_fn line, void *context)
-{
-    iq_collective_t kind = IQ_ALLREDUCE;
-    const iq_algorithm_t *chosen;
-    iq_codec_t codec = iq_codec_none;
-    iq_plan_t plan;
-    char why[96], text[256];
-    size_t bytes = iq_datatype_bytes(datatype);
-    if (collective == NULL || line == NULL || bytes == 0 || nranks < 1 || rank < 0 || rank >= nranks)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan: collective, line, datatype or rank %d of %d is invalid", rank, nranks);
-    IQ_TRY(find_collective(collective, &kind));
-    if (algorithm != NULL && strcmp(algorithm, "auto") == 0)
-        algorithm = NULL;
-    IQ_TRY(choose_for_print(kind, algorithm, quantizer, nranks, count, datatype, &codec, &chosen, why, sizeof(why)));
-    iq_plan_request_t request = iq_run_request(&codec, kind, rank, nranks, 0, count, bytes, iq_config()->chunk_bytes);
-    IQ_TRY(chosen->build(&request, &plan));
-    snprintf(text, sizeof(text), "%s %s, rank %d of %d, %zu elements: %s", collective, chosen->name, rank, nranks, count, why);
-    line(context, text);
-    if (codec.ops->needs_scales(&codec) && (kind == IQ_ALLREDUCE || kind == IQ_REDUCE_SCATTER)) {
-        size_t scales = iq_codec_scales(&codec, count);
-        snprintf(text, sizeof(text), "before it: an allreduce (max) of %zu shared scales, f32; print it with -q none --count %zu", scales, scales);
-        line(context, text);
-    }
-    print_steps(&plan, line, context);
     return ISGQ_SUCCESS;
 }
 

@@ -3,6 +3,7 @@
 #include "base/config.h"
 #include "base/util.h"
 #include "core/comm.h"
+#include "kernels/philox.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -23,7 +24,7 @@ isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, i
 {
     iq_rendezvous_t rendezvous;
     IQ_TRY(iq_rendezvous_from_id(&id, rank, &rendezvous));
-    return iq_comm_create(comm, nranks, rank, &rendezvous, config);
+    return iq_comm_create(comm, nranks, rank, 0, &rendezvous, config);
 }
 
 isgq_result_t isgq_get_unique_id(isgq_unique_id_t *id)
@@ -52,7 +53,7 @@ isgq_result_t isgq_comm_init_env(isgq_comm_t *comm, const isgq_comm_config_t *co
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_env: comm is NULL");
     IQ_TRY(iq_group_forbid("comm_init_env"));
     IQ_TRY(iq_rendezvous_from_environment(deadline, &rank, &nranks, &rendezvous));
-    return iq_comm_create(comm, nranks, rank, &rendezvous, config);
+    return iq_comm_create(comm, nranks, rank, 0, &rendezvous, config);
 }
 
 isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_oob_allgather_fn allgather, void *context,
@@ -118,14 +119,24 @@ static int select_members(membership_t *all, int nranks, int color)
     return members;
 }
 
+/* What every member knows: whose child, by which split, of which color. Philox, so that related lineages look unrelated. */
+static uint64_t lineage_of_child(isgq_comm_t parent, int color)
+{
+    iq_philox_block_t block = iq_philox((uint32_t)parent->splits, (uint32_t)(parent->splits >> 32), (uint32_t)color, 0,
+                                        (uint32_t)parent->lineage, (uint32_t)(parent->lineage >> 32));
+    return block.word[0] | (uint64_t)block.word[1] << 32;
+}
+
 static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_t *new_comm, const isgq_comm_config_t *config,
                                 membership_t *all, isgq_unique_id_t *ids)
 {
     membership_t mine = {.color = color < 0 ? -1 : color, .key = key, .rank = comm->rank};
     uint64_t deadline = iq_now_ns() + (uint64_t)iq_config()->init_timeout_ms * 1000000u;
     isgq_unique_id_t id = {{0}};
+    iq_rendezvous_t rendezvous;
     int new_rank = 0;
     IQ_TRY(iq_control_allgather(comm->control, &mine, all, sizeof(mine), deadline));
+    comm->splits++; /* whatever becomes of it: all ranks have come this far */
     int members = color < 0 ? 0 : select_members(all, comm->nranks, color);
     while (new_rank < members && all[new_rank].rank != comm->rank)
         new_rank++;
@@ -139,7 +150,8 @@ static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_
         *new_comm = NULL;
         return ISGQ_SUCCESS;
     }
-    return iq_comm_join(new_comm, members, ids[all[0].rank], new_rank, config);
+    IQ_TRY(iq_rendezvous_from_id(&ids[all[0].rank], new_rank, &rendezvous));
+    return iq_comm_create(new_comm, members, new_rank, lineage_of_child(comm, color), &rendezvous, config);
 }
 
 isgq_result_t isgq_comm_split(isgq_comm_t comm, int color, int key, isgq_comm_t *new_comm, const isgq_comm_config_t *config)

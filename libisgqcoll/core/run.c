@@ -55,25 +55,18 @@ static size_t block_unit(const iq_codec_t *codec, size_t count, int nranks)
     return codec->bucket > 32 && count / codec->bucket >= 4 * (size_t)nranks ? codec->bucket : 32;
 }
 
-iq_plan_request_t iq_run_request(const iq_codec_t *codec, iq_collective_t collective, int rank, int nranks, int root, size_t count,
-                                 size_t element_bytes, size_t chunk_bytes)
-{
-    return (iq_plan_request_t){.collective = collective,
-                               .rank = rank,
-                               .nranks = nranks,
-                               .root = root,
-                               .count = count,
-                               .block_unit = block_unit(codec, count, nranks),
-                               .chunk = chunk_elements(chunk_bytes, element_bytes),
-                               .slots = IQ_SLOTS};
-}
-
 static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
                               const iq_codec_call_t *codec_call, size_t count, iq_stage_t **stage)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
-    iq_plan_request_t request = iq_run_request(codec, algorithm->collective, comm->rank, comm->nranks, run->call->root, count, element_bytes,
-                                               comm->chunk_bytes);
+    iq_plan_request_t request = {.collective = algorithm->collective,
+                                 .rank = comm->rank,
+                                 .nranks = comm->nranks,
+                                 .root = run->call->root,
+                                 .count = count,
+                                 .block_unit = block_unit(codec, count, comm->nranks),
+                                 .chunk = chunk_elements(comm->chunk_bytes, element_bytes),
+                                 .slots = IQ_SLOTS};
     const iq_plan_t *plan;
     IQ_TRY(iq_plan_cache_get(&comm->plans, algorithm, &request, &plan));
     *stage = add_stage(run, name);
@@ -152,7 +145,7 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
                                   .op = sums ? op : ISGQ_SUM,
                                   .nranks = sums ? comm->nranks : 1,
                                   .rank = comm->rank,
-                                  .seed = comm->seed,
+                                  .seed = comm->key,
                                   .call = run->call->sequence,
                                   .accumulate = accumulate};
     iq_stage_t *stage;

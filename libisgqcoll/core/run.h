@@ -72,10 +72,6 @@ isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call);
 /* Do what can be done now: at most `actions` steps. *done: the call is complete. *moved: something happened. */
 isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, bool *done, bool *moved);
 
-/* The plan that a dense stage of `count` elements asks for. */
-iq_plan_request_t iq_run_request(const iq_codec_t *codec, iq_collective_t collective, int rank, int nranks, int root, size_t count,
-                                 size_t element_bytes, size_t chunk_bytes);
-
 /* ---- run_plan.c ---- */
 
 /* One action of a plan stage. *blocked_on: a rank if it could not be done yet, else -1. */

@@ -172,7 +172,7 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
     run->factored.call = (iq_factor_call_t){.datatype = call->datatype,
                                             .nranks = comm->nranks,
                                             .rank = comm->rank,
-                                            .seed = comm->seed,
+                                            .seed = comm->key,
                                             .call = call->sequence,
                                             .max_batch = call->max_batch,
                                             .m = call->factors.m,

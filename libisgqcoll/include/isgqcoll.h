@@ -142,7 +142,9 @@ typedef struct isgq_comm_config {
                                          retained, so the caller may destroy it */
     size_t chunk_bytes;             /**< pipeline chunk, bytes of input or 0: ISGQ_CHUNK_BYTES */
     uint32_t timeout_ms;            /**< a call without progress for so long fails; milliseconds or 0: ISGQ_TIMEOUT_MS */
-    uint64_t seed;                  /**< of every random decision or 0: ISGQ_SEED; equal on every rank */
+    uint64_t seed;                  /**< of every random decision or 0: ISGQ_SEED; equal on every rank. Splits of a
+                                         communicator draw numbers of their own; communicators made by isgq_comm_init_*
+                                         draw alike if their seeds are equal, so give them different ones */
 } isgq_comm_config_t;
 
 /* clang-format off */

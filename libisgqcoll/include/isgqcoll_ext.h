@@ -63,20 +63,47 @@ ISGQ_API isgq_result_t isgqx_algorithm(size_t index, isgqx_algorithm_t *algorith
 typedef void (*isgqx_line_fn)(void *context, const char *line);
 
 /**
- * Print the steps that one rank would run.
- * @param[in] collective  as in isgqx_algorithm_t
- * @param[in] algorithm   a name, or NULL for the library's choice
- * @param[in] quantizer   a quantizer's text
+ * Print what one rank would do in a collective call (a sum, where it reduces): the algorithm and why, the stages of the
+ * call, the steps of each and their bytes. Nothing is sent.
+ * @param[in] collective  as in isgqx_algorithm_t, but for "factored"
+ * @param[in] algorithm   a name, "auto", or NULL: ISGQ_ALGORITHM
+ * @param[in] quantizer   a quantizer's text, or NULL: ISGQ_QUANTIZER
  * @param[in] nranks      at least 1
  * @param[in] rank        0..nranks-1
- * @param[in] count       elements
+ * @param[in] count       elements of the whole tensor, all ranks' parts of an allgather or reduce_scatter
  * @param[in] datatype    element type
  * @param[in] line        called once for each line
  * @param[in] context     handed to @p line
- * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED
+ * @return ISGQ_SUCCESS, or what the call itself would return: ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED, ISGQ_ERR_NO_MEMORY
  */
 ISGQ_API isgq_result_t isgqx_plan_print(const char *collective, const char *algorithm, const char *quantizer, int nranks, int rank,
                                         size_t count, isgq_data_type_t datatype, isgqx_line_fn line, void *context);
+
+/** Sizes of a factored call. */
+typedef struct isgqx_factored_shape {
+    size_t size;      /**< sizeof(isgqx_factored_shape_t), set by the caller */
+    size_t max_batch; /**< rows on each rank, at most */
+    size_t m;         /**< columns of X */
+    size_t n;         /**< columns of Delta */
+    int bias;         /**< not 0: the bias gradient too */
+} isgqx_factored_shape_t;
+
+/**
+ * The same for isgq_allreduce_factored: the way and why, and what follows. Blobs are as long as the data makes them; their
+ * bytes are upper bounds.
+ * @param[in] shape      sizes
+ * @param[in] algorithm  "gather", "reduce", "dense", "auto", or NULL: ISGQ_ALGORITHM
+ * @param[in] quantizer  a quantizer's text, or NULL: ISGQ_QUANTIZER
+ * @param[in] nranks     at least 1
+ * @param[in] rank       0..nranks-1
+ * @param[in] datatype   element type of factors and gradient
+ * @param[in] line       called once for each line
+ * @param[in] context    handed to @p line
+ * @return as isgqx_plan_print
+ */
+ISGQ_API isgq_result_t isgqx_plan_print_factored(const isgqx_factored_shape_t *shape, const char *algorithm,
+                                                 const char *quantizer, int nranks, int rank, isgq_data_type_t datatype,
+                                                 isgqx_line_fn line, void *context);
 
 /**
  * Print build, transports, modules and topology.

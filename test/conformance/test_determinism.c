@@ -216,6 +216,64 @@ START_TEST(only_the_call_number_counts)
 }
 END_TEST
 
+/*
+ * Where a communicator comes from keys its numbers: the first calls of a parent, of its children and of theirs round apart,
+ * and all of that again gives the same bits. Communicators that were joined by themselves round alike if their seeds are equal.
+ */
+enum { PARENT, FIRST_SPLIT, SECOND_SPLIT, GRANDCHILD, OWN_SEED, RELATIVES };
+
+/* Every rank of every communicator has the same data, so only the random numbers tell results apart. */
+static uint64_t first_call(iq_rank_t *rank, isgq_comm_t comm, isgq_quantizer_t quantizer)
+{
+    float in[COUNT], out[COUNT];
+    for (size_t i = 0; i < COUNT; i++)
+        in[i] = iq_mix_unit(9, 0, i);
+    RANK_OK(rank, isgq_allreduce(in, out, COUNT, ISGQ_FLOAT32, ISGQ_SUM, quantizer, comm, NULL, NULL));
+    RANK_OK(rank, isgq_comm_synchronize(comm));
+    return isgqx_hash(out, sizeof(out));
+}
+
+static void lineage_body(iq_rank_t *rank)
+{
+    isgq_comm_t comms[RELATIVES] = {[PARENT] = rank->comm};
+    isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
+    isgq_quantizer_t quantizer = iq_quantizer(rank, "uniform:bits=2,bucket=tensor");
+    int half = rank->rank / 2, place = rank->rank;
+    config.seed = 43;
+    RANK_OK(rank, isgq_comm_split(rank->comm, 0, place, &comms[FIRST_SPLIT], NULL));
+    RANK_OK(rank, isgq_comm_split(rank->comm, 0, place, &comms[SECOND_SPLIT], NULL));
+    RANK_OK(rank, isgq_comm_split(comms[FIRST_SPLIT], half, place, &comms[GRANDCHILD], NULL));
+    RANK_OK(rank, isgq_comm_split(comms[SECOND_SPLIT], half, place, &comms[OWN_SEED], &config));
+    for (int c = 0; c < RELATIVES; c++) {
+        rank->values[c] = first_call(rank, comms[c], quantizer);
+        for (int other = 0; other < c; other++)
+            RANK_CHECK(rank, rank->values[other] != rank->values[c], "communicators %d and %d rounded alike", other, c);
+    }
+    for (int c = FIRST_SPLIT; c < RELATIVES; c++) {
+        RANK_OK(rank, isgq_comm_finalize(comms[c]));
+        RANK_OK(rank, isgq_comm_destroy(comms[c]));
+    }
+    isgq_quantizer_destroy(quantizer);
+}
+
+START_TEST(relatives_round_apart)
+{
+    isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
+    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES, .nranks = 4, .body = lineage_body, .config = &config};
+    config.seed = 42;
+    iq_ranks_run(&ranks, &first);
+    ranks.kind = IQ_RANKS_THREADS;
+    iq_ranks_run(&ranks, &second);
+    for (int r = 0; r < 4; r++) {
+        for (int c = 0; c < RELATIVES; c++) {
+            bool due_alike = c < GRANDCHILD || r / 2 == 0; /* below, the other half has another color */
+            ck_assert_msg(second.of[r][c] == first.of[r][c], "rank %d: communicator %d has other bits the second time", r, c);
+            ck_assert_msg((first.of[r][c] == first.of[0][c]) == due_alike, "rank %d, communicator %d: colors", r, c);
+        }
+    }
+}
+END_TEST
+
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("determinism");
@@ -224,5 +282,6 @@ Suite *iq_suite(void)
     iq_add_case(suite, tcase_create("streams"), calls_and_ranks_round_apart, 1);
     iq_add_case(suite, tcase_create("rounding_mode"), callers_rounding_mode, 1);
     iq_add_case(suite, tcase_create("history"), only_the_call_number_counts, 1);
+    iq_add_case(suite, tcase_create("lineage"), relatives_round_apart, 1);
     return suite;
 }

@@ -347,6 +347,32 @@ static void introspection_body(iq_rank_t *rank)
     RANK_CHECK(rank, lines > 1, "a plan of %d lines", lines);
 }
 
+static void factored_plans_body(iq_rank_t *rank)
+{
+    isgqx_factored_shape_t shape = {.size = sizeof(shape), .max_batch = 8, .m = 20, .n = 30, .bias = 1}, other = shape;
+    int lines = 0;
+    RANK_STATUS(rank, isgqx_plan_print_factored(NULL, NULL, "isgq", 4, 0, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    RANK_STATUS(rank, isgqx_plan_print_factored(&shape, NULL, "isgq", 4, 0, ISGQ_FLOAT32, NULL, NULL), BAD);
+    RANK_STATUS(rank, isgqx_plan_print_factored(&shape, NULL, "isgq", 4, -1, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    RANK_STATUS(rank, isgqx_plan_print_factored(&shape, NULL, "isqg", 4, 0, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    RANK_STATUS(rank, isgqx_plan_print_factored(&shape, "gahter", "isgq", 4, 0, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    RANK_STATUS(rank, isgqx_plan_print_factored(&shape, NULL, "isgq", 4, 0, ISGQ_INT32, ignore_line, &lines),
+                ISGQ_ERR_UNSUPPORTED);
+    RANK_STATUS(rank, isgqx_plan_print_factored(&shape, "gather", "none", 4, 0, ISGQ_FLOAT32, ignore_line, &lines),
+                ISGQ_ERR_UNSUPPORTED);
+    other.size--;
+    RANK_STATUS(rank, isgqx_plan_print_factored(&other, NULL, "isgq", 4, 0, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    other = shape;
+    other.m = other.n = (size_t)1 << 31;
+    RANK_STATUS(rank, isgqx_plan_print_factored(&other, NULL, "isgq", 4, 0, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    other.n = SIZE_MAX;
+    RANK_STATUS(rank, isgqx_plan_print_factored(&other, NULL, "isgq", 4, 0, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    RANK_STATUS(rank, isgqx_plan_print("factored", NULL, "isgq", 4, 0, 100, ISGQ_FLOAT32, ignore_line, &lines), BAD);
+    RANK_CHECK(rank, lines == 0, "%d lines of plans that do not exist", lines);
+    RANK_OK(rank, isgqx_plan_print_factored(&shape, NULL, "isgq", 4, 3, ISGQ_BFLOAT16, ignore_line, &lines));
+    RANK_CHECK(rank, lines > 7, "a plan of %d lines", lines);
+}
+
 /* ---- the cases ---- */
 
 static void run(iq_rank_fn body, int nranks, bool apart)
@@ -373,6 +399,7 @@ CASE(bad_memory, memory_body, 2, false)
 CASE(bad_quantizers, quantizers_body, 1, true)
 CASE(bad_tensors, tensors_body, 1, true)
 CASE(bad_introspection, introspection_body, 1, true)
+CASE(bad_factored_plans, factored_plans_body, 1, true)
 
 /* No launcher in the environment: a usage error that says what to do. */
 static void no_launcher_body(iq_rank_t *rank)
@@ -413,6 +440,7 @@ Suite *iq_suite(void)
     iq_add_case(suite, tcase_create("memory"), bad_memory, 1);
     iq_add_case(suite, tcase_create("quantizers"), bad_quantizers, 1);
     iq_add_case(suite, tcase_create("tensors"), bad_tensors, 1);
-    iq_add_case(suite, tcase_create("introspection"), bad_introspection, 1);
+    TCase *introspection = iq_add_case(suite, tcase_create("introspection"), bad_introspection, 1);
+    tcase_add_test(introspection, bad_factored_plans);
     return suite;
 }
