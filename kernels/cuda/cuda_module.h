@@ -120,6 +120,36 @@ typedef struct iq_cuda_divide {
     size_t count;
 } iq_cuda_divide_t;
 
+/* Where a double goes: as an INT32 or INT64 it is stored as it is. As a FLOAT32, FLOAT16 or BFLOAT16 it becomes (float)(it * scale / divisor), rounded
+ * to the type; with `accumulate` that is added in the type. */
+typedef struct iq_cuda_outcome {
+    isgq_data_type_t type;
+    void *data;
+    double scale;
+    int divisor;
+    bool accumulate;
+} iq_cuda_outcome_t;
+
+/* Output i * n + j: the sum over all rows r of weights[r] * q[r * m + i] * p[r * n + j]. Codes: every product and partial sum is an integer below 2^53
+ * in magnitude, and the sum is exact. Values: f32 from double sums in the order of rows. */
+typedef struct iq_cuda_product {
+    bool codes;             /* q and p are int16_t; else values of `type` */
+    isgq_data_type_t type;
+    const int64_t *weights; /* [rows]; NULL: all are 1 */
+    const void *q;          /* [rows x m]; NULL: all are 1 */
+    const void *p;          /* [rows x n] */
+    size_t rows, m, n;
+    iq_cuda_outcome_t outcome;
+} iq_cuda_product_t;
+
+/* INT32 or INT64 sums of products to values. */
+typedef struct iq_cuda_convert {
+    isgq_data_type_t type;
+    const void *src;
+    iq_cuda_outcome_t outcome;
+    size_t count;
+} iq_cuda_convert_t;
+
 typedef struct iq_cuda_module {
     iq_module_t module;
 
@@ -170,6 +200,8 @@ typedef struct iq_cuda_module {
     isgq_result_t (*map)(int device, isgq_stream_t stream, const iq_cuda_map_t *map);
     isgq_result_t (*reduce)(int device, isgq_stream_t stream, const iq_cuda_reduce_t *reduce);
     isgq_result_t (*divide)(int device, isgq_stream_t stream, const iq_cuda_divide_t *divide);
+    isgq_result_t (*product)(int device, isgq_stream_t stream, const iq_cuda_product_t *product);
+    isgq_result_t (*convert)(int device, isgq_stream_t stream, const iq_cuda_convert_t *convert);
 } iq_cuda_module_t;
 
 #endif

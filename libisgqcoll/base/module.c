@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Loading of modules: one slot per module, filled at the first request and kept for the life of the process, failures too, so that
- * every later request gives the same answer. ISGQ_BUILT_MODULES lists what this build has; the build system defines it.
+ * every later request gives the same answer. ISGQ_BUILT_MODULES lists what this build has; the build system defines it. A folder that
+ * the user names may hold others.
  */
 #include "base/module.h"
 
@@ -16,7 +17,7 @@
 #include <string.h>
 
 #ifndef ISGQ_BUILT_MODULES
-#define ISGQ_BUILT_MODULES "ucx hwloc blas"
+#define ISGQ_BUILT_MODULES "ucx hwloc blas cuda"
 #endif
 
 typedef struct slot {
@@ -31,6 +32,7 @@ static slot_t slots[] = {
     {.name = "ucx", .option = "ISGQ_WITH_UCX"},
     {.name = "hwloc", .option = "ISGQ_WITH_HWLOC"},
     {.name = "blas", .option = "ISGQ_WITH_BLAS"},
+    {.name = "cuda", .option = "ISGQ_WITH_CUDA"},
 };
 
 static slot_t *find_slot(const char *name)
@@ -80,7 +82,8 @@ static isgq_result_t load(slot_t *slot)
     char path[PATH_MAX], symbol[64];
     void *handle;
 
-    if (!was_built(name))
+    bool built = was_built(name);
+    if (!built && iq_config()->module_dir[0] == '\0')
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "module %s: this library was built without it (%s=OFF)", name, slot->option);
     if (!module_path(name, path))
         return IQ_FAIL(ISGQ_ERR_SYSTEM, "module %s: the library does not know where it lies; set ISGQ_MODULE_DIR", name);
@@ -93,6 +96,8 @@ static isgq_result_t load(slot_t *slot)
     }
 
     handle = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL && !built)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "module %s: %s; this library was built without it (%s=OFF)", name, dlerror(), slot->option);
     if (handle == NULL)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "module %s: %s", name, dlerror());
     snprintf(symbol, sizeof(symbol), "iq_module_%s", name);
@@ -125,4 +130,12 @@ const iq_module_t *iq_module_load(const char *name)
         iq_set_last_error(slot->error);
     pthread_mutex_unlock(&lock);
     return slot->module;
+}
+
+bool iq_library_in_use(const char *name)
+{
+    void *handle = dlopen(name, RTLD_LAZY | RTLD_NOLOAD);
+    if (handle != NULL)
+        dlclose(handle);
+    return handle != NULL;
 }

@@ -11,6 +11,8 @@
 #include "base/log.h"
 #include "base/status.h"
 
+#include <stdbool.h>
+
 typedef struct iq_services {
     isgq_result_t (*fail)(isgq_result_t code, const char *file, int line, const char *format, ...)
         __attribute__((format(printf, 4, 5)));
@@ -28,5 +30,8 @@ typedef struct iq_module {
 
 /* The table of module `name`, loading it at the first call; NULL with the reason as this thread's last error. Any thread. */
 const iq_module_t *iq_module_load(const char *name);
+
+/* Has this process loaded a library of that name, whoever did it? Loads nothing. */
+bool iq_library_in_use(const char *name);
 
 #endif

@@ -10,12 +10,13 @@
 
 #include <string.h>
 
-static isgq_data_type_t wire_type(const iq_codec_t *codec)
+isgq_data_type_t iq_cast_wire_type(const iq_codec_t *codec)
 {
-    return codec->ops == &iq_codec_fp16_ops ? ISGQ_FLOAT16 : ISGQ_BFLOAT16;
+    bool fp16 = codec->ops == &iq_codec_fp16_ops || codec->ops == &iq_codec_fp16_cuda_ops;
+    return fp16 ? ISGQ_FLOAT16 : ISGQ_BFLOAT16;
 }
 
-static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+isgq_result_t iq_cast_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     if (!iq_is_small_float(datatype))
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", codec->ops->name,
@@ -25,7 +26,7 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
     return ISGQ_SUCCESS;
 }
 
-static bool needs_scales(const iq_codec_t *codec)
+bool iq_cast_needs_scales(const iq_codec_t *codec)
 {
     (void)codec;
     return false;
@@ -36,27 +37,27 @@ static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, i
     (void)codec, (void)call, (void)span, (void)src, (void)scales; /* there are none */
 }
 
-static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+bool iq_cast_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return false;
 }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+size_t iq_cast_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return sizeof(float);
 }
 
-static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+size_t iq_cast_result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     (void)codec, (void)call;
     return span.count * sizeof(uint16_t);
 }
 
-static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+size_t iq_cast_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
 {
-    return parts == 1 ? result_bytes(codec, call, span) : span.count * sizeof(float);
+    return parts == 1 ? iq_cast_result_bytes(codec, call, span) : span.count * sizeof(float);
 }
 
 static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
@@ -64,7 +65,7 @@ static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span
     float tile[IQ_CODEC_TILE];
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
-        iq_store_f32(wire_type(codec), iq_load_f32(call->datatype, src, i, n, tile), n, false, message, i);
+        iq_store_f32(iq_cast_wire_type(codec), iq_load_f32(call->datatype, src, i, n, tile), n, false, message, i);
     }
 }
 
@@ -75,8 +76,8 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     uint16_t wire[IQ_CODEC_TILE];
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
-        iq_store_f32(wire_type(codec), iq_load_f32(call->datatype, src, i, n, tile), n, false, wire, 0);
-        iq_store_f32(ISGQ_FLOAT32, iq_load_f32(wire_type(codec), wire, 0, n, tile), n, !first, acc, i);
+        iq_store_f32(iq_cast_wire_type(codec), iq_load_f32(call->datatype, src, i, n, tile), n, false, wire, 0);
+        iq_store_f32(ISGQ_FLOAT32, iq_load_f32(iq_cast_wire_type(codec), wire, 0, n, tile), n, !first, acc, i);
     }
 }
 
@@ -84,7 +85,7 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
                          void *acc, bool first)
 {
     float tile[IQ_CODEC_TILE];
-    isgq_data_type_t type = parts == 1 ? wire_type(codec) : ISGQ_FLOAT32;
+    isgq_data_type_t type = parts == 1 ? iq_cast_wire_type(codec) : ISGQ_FLOAT32;
     (void)call;
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
@@ -96,7 +97,7 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
 static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, int parts, void *message)
 {
     (void)call;
-    iq_store_f32(parts == 1 ? wire_type(codec) : ISGQ_FLOAT32, acc, span.count, false, message, 0);
+    iq_store_f32(parts == 1 ? iq_cast_wire_type(codec) : ISGQ_FLOAT32, acc, span.count, false, message, 0);
 }
 
 /* The finished sum in f32 to any type. */
@@ -115,7 +116,7 @@ static void write_sum(const iq_codec_call_t *call, iq_span_t span, const iq_f32_
 
 static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
 {
-    write_sum(call, span, acc, wire_type(codec), false, message);
+    write_sum(call, span, acc, iq_cast_wire_type(codec), false, message);
 }
 
 static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
@@ -123,7 +124,7 @@ static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call
     float tile[IQ_CODEC_TILE];
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
-        iq_store_f32(call->datatype, iq_load_f32(wire_type(codec), message, i, n, tile), n, call->accumulate, dst, i);
+        iq_store_f32(call->datatype, iq_load_f32(iq_cast_wire_type(codec), message, i, n, tile), n, call->accumulate, dst, i);
     }
     return ISGQ_SUCCESS;
 }
@@ -135,12 +136,10 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 }
 
 /* Both codecs; the functions ask `codec->ops` which 16 bits travel. */
-#define CAST_OPS(wire_name)                                                                                               \
-    {                                                                                                                     \
-        .name = wire_name, .supports = supports, .needs_scales = needs_scales, .local_scales = local_scales,              \
-        .result_is_exact = result_is_exact, .acc_bytes = acc_bytes, .partial_bytes = partial_bytes,                       \
-        .result_bytes = result_bytes, .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish, \
-        .decode = decode, .deliver = deliver,                                                                             \
+#define CAST_OPS(wire_name)                                                                                                      \
+    {                                                                                                                            \
+        .name = wire_name, IQ_CODEC_SHAPE(cast), .local_scales = local_scales, .encode = encode, .add_own = add_own, .add = add, \
+        .store = store, .finish = finish, .decode = decode, .deliver = deliver,                                                  \
     }
 
 const iq_codec_ops_t iq_codec_fp16_ops = CAST_OPS("fp16");

@@ -42,6 +42,7 @@ typedef struct iq_codec_call {
     bool accumulate;     /* decode and deliver add to the output (in the output's type, by float or integer addition) */
     const float *scales; /* shared scale (max |x| over ranks) of bucket first_bucket, first_bucket + 1, ...; NULL if the codec shares none */
     size_t first_bucket;
+    struct iq_device *device; /* where data in device memory is worked on (codec/device.h); NULL: host memory */
 } iq_codec_call_t;
 
 typedef enum iq_rounding { IQ_ROUND_NEAREST, IQ_ROUND_STOCHASTIC } iq_rounding_t;
@@ -92,7 +93,8 @@ typedef struct iq_codec_ops {
     void (*deliver)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst);
 } iq_codec_ops_t;
 
-/* All dense codecs, ends with NULL. Adding one is one file and one row; tests pick it up. */
+/* All dense codecs, ends with NULL. Adding one is one file and one row, and the same for device memory (codec/device.h); tests pick
+ * it up. */
 extern const iq_codec_ops_t *const iq_codecs[];
 
 /* The lossless codec, used for scales, integers and broadcasts. */

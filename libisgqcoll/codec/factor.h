@@ -85,6 +85,9 @@ size_t iq_factor_product_tiles(const iq_factor_call_t *call);
 isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t tile,
                                 bool avg, bool accumulate, void *grad, void *bias, void *scratch);
 
+/* 2^E of the gradient's sums, or of the bias's; NaN if a shared peak is not finite. For products that are made elsewhere. */
+double iq_factor_scale(const iq_factor_call_t *call, const float peaks[2], bool bias);
+
 /* Product reduction: the integers themselves. INT32 if nranks * max_batch rows cannot overflow it, else INT64. The array holds
  * m * n sums, then n sums of the bias if it is wanted. */
 isgq_data_type_t iq_factor_sum_type(const iq_factor_spec_t *spec, const iq_factor_call_t *call);

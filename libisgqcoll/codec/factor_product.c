@@ -46,9 +46,7 @@ size_t iq_factor_product_scratch(const iq_factor_call_t *call, size_t rows)
 
 size_t iq_factor_product_tiles(const iq_factor_call_t *call)
 {
-    if (call->m == 0 || call->n == 0)
-        return 1;
-    return iq_ceil_div(call->m, TILE_M) * iq_ceil_div(call->n, TILE_N);
+    return iq_max(1, iq_ceil_div(call->m, TILE_M)) * iq_max(1, iq_ceil_div(call->n, TILE_N)); /* m 0 still has a bias */
 }
 
 /* panels.sums [tile.m x TILE_N] = the tile's integers. */
@@ -88,11 +86,15 @@ typedef struct finish {
     bool accumulate;
 } finish_t;
 
-static finish_t finish_of(const iq_factor_call_t *call, const float peaks[2], int which, bool avg, bool accumulate)
+double iq_factor_scale(const iq_factor_call_t *call, const float peaks[2], bool bias)
 {
     bool finite = !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
-    double scale = finite ? ldexp(1, iq_factor_grid(call, peaks[which]).exponent) : NAN;
-    return (finish_t){scale, avg ? call->nranks : 1, accumulate};
+    return finite ? ldexp(1, iq_factor_grid(call, peaks[bias ? 0 : 1]).exponent) : NAN;
+}
+
+static finish_t finish_of(const iq_factor_call_t *call, const float peaks[2], bool bias, bool avg, bool accumulate)
+{
+    return (finish_t){iq_factor_scale(call, peaks, bias), avg ? call->nranks : 1, accumulate};
 }
 
 static void deliver(const iq_factor_call_t *call, const finish_t *finish, const double *integers, size_t count, void *dst,
@@ -109,13 +111,13 @@ isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_ro
 {
     tile_t tile = tile_of(call, index);
     panels_t panels = panels_of(scratch);
-    finish_t finish = finish_of(call, peaks, 1, avg, accumulate);
+    finish_t finish = finish_of(call, peaks, false, avg, accumulate);
     sum_tile(call, rows, tile, panels);
     for (size_t i = 0; i < tile.m; i++)
         deliver(call, &finish, panels.sums + i * TILE_N, tile.n, grad, (tile.i + i) * call->n + tile.j);
     if (index != 0 || bias == NULL)
         return ISGQ_SUCCESS;
-    finish = finish_of(call, peaks, 0, avg, accumulate);
+    finish = finish_of(call, peaks, true, avg, accumulate);
     for (size_t j = 0; j < call->n; j += TILE_N) {
         size_t count = iq_min(TILE_N, call->n - j);
         sum_bias(call, rows, j, count, panels.sums);
@@ -172,7 +174,7 @@ void iq_factor_from_integers(const iq_factor_spec_t *spec, const iq_factor_call_
 {
     isgq_data_type_t type = iq_factor_sum_type(spec, call);
     tile_t tile = tile_of(call, index);
-    finish_t finish = finish_of(call, peaks, 1, avg, accumulate);
+    finish_t finish = finish_of(call, peaks, false, avg, accumulate);
     double integers[TILE_N];
     for (size_t i = 0; i < tile.m; i++) {
         size_t first = (tile.i + i) * call->n + tile.j;
@@ -181,7 +183,7 @@ void iq_factor_from_integers(const iq_factor_spec_t *spec, const iq_factor_call_
     }
     if (index != 0 || bias == NULL)
         return;
-    finish = finish_of(call, peaks, 0, avg, accumulate);
+    finish = finish_of(call, peaks, true, avg, accumulate);
     for (size_t j = 0; j < call->n; j += TILE_N) {
         size_t count = iq_min(TILE_N, call->n - j);
         load_integers(type, sums, call->m * call->n + j, count, integers);

@@ -89,21 +89,21 @@ static const arithmetic_t arithmetics[] = {
 
 static bool is_half(const iq_codec_call_t *call) { return call->datatype == ISGQ_FLOAT16 || call->datatype == ISGQ_BFLOAT16; }
 
-static isgq_data_type_t acc_type(const iq_codec_call_t *call) { return is_half(call) ? ISGQ_FLOAT32 : call->datatype; }
+isgq_data_type_t iq_none_acc_type(const iq_codec_call_t *call) { return is_half(call) ? ISGQ_FLOAT32 : call->datatype; }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+size_t iq_none_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec;
-    return iq_datatype_bytes(acc_type(call));
+    return iq_datatype_bytes(iq_none_acc_type(call));
 }
 
 /* acc op= values of the accumulator's type. */
 static void reduce_wide(const iq_codec_call_t *call, const void *src, size_t count, void *acc, bool first)
 {
     if (first)
-        memcpy(acc, src, count * iq_datatype_bytes(acc_type(call)));
+        memcpy(acc, src, count * iq_datatype_bytes(iq_none_acc_type(call)));
     else
-        arithmetics[acc_type(call)].reduce[call->op](acc, src, count);
+        arithmetics[iq_none_acc_type(call)].reduce[call->op](acc, src, count);
 }
 
 /* acc op= values of the tensor's type. */
@@ -125,7 +125,7 @@ static void reduce_native(const iq_codec_call_t *call, const void *src, size_t c
 static void narrow(const iq_codec_call_t *call, const void *acc, size_t count, int divisor, void *dst)
 {
     float tile[IQ_CODEC_TILE];
-    const arithmetic_t *arithmetic = &arithmetics[acc_type(call)];
+    const arithmetic_t *arithmetic = &arithmetics[iq_none_acc_type(call)];
     if (divisor == 1 && !is_half(call)) {
         memcpy(dst, acc, count * iq_datatype_bytes(call->datatype));
     } else if (!is_half(call)) {
@@ -140,7 +140,7 @@ static void narrow(const iq_codec_call_t *call, const void *acc, size_t count, i
 
 static void narrow_all(const iq_codec_call_t *call, const void *acc, size_t count, int divisor, void *dst)
 {
-    size_t from = iq_datatype_bytes(acc_type(call)), to = iq_datatype_bytes(call->datatype);
+    size_t from = iq_datatype_bytes(iq_none_acc_type(call)), to = iq_datatype_bytes(call->datatype);
     size_t step = is_half(call) ? IQ_CODEC_TILE : count;
     for (size_t i = 0; i < count; i += step)
         narrow(call, (const unsigned char *)acc + i * from, iq_min(count - i, step), divisor, (unsigned char *)dst + i * to);
@@ -165,7 +165,7 @@ static void accumulate_native(const iq_codec_call_t *call, const void *src, size
 
 /* ---- the codec ---- */
 
-static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+isgq_result_t iq_none_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     (void)codec;
     if (iq_datatype_bytes(datatype) == 0)
@@ -175,7 +175,7 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
     return ISGQ_SUCCESS;
 }
 
-static bool needs_scales(const iq_codec_t *codec)
+bool iq_none_needs_scales(const iq_codec_t *codec)
 {
     (void)codec;
     return false;
@@ -186,26 +186,26 @@ static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, i
     (void)codec, (void)call, (void)span, (void)src, (void)scales; /* there are none */
 }
 
-static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+bool iq_none_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return true;
 }
 
-static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+size_t iq_none_result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     (void)codec;
     return span.count * iq_datatype_bytes(call->datatype);
 }
 
-static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+size_t iq_none_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
 {
-    return parts == 1 ? result_bytes(codec, call, span) : span.count * acc_bytes(codec, call);
+    return parts == 1 ? iq_none_result_bytes(codec, call, span) : span.count * iq_none_acc_bytes(codec, call);
 }
 
 static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
 {
-    memcpy(message, src, result_bytes(codec, call, span));
+    memcpy(message, src, iq_none_result_bytes(codec, call, span));
 }
 
 static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *acc, bool first)
@@ -230,7 +230,7 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
     if (parts == 1)
         narrow_all(call, acc, span.count, 1, message);
     else
-        memcpy(message, acc, span.count * acc_bytes(codec, call));
+        memcpy(message, acc, span.count * iq_none_acc_bytes(codec, call));
 }
 
 static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
@@ -244,14 +244,14 @@ static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call
     if (call->accumulate)
         accumulate_native(call, message, span.count, dst);
     else
-        memcpy(dst, message, result_bytes(codec, call, span));
+        memcpy(dst, message, iq_none_result_bytes(codec, call, span));
     return ISGQ_SUCCESS;
 }
 
 static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst)
 {
     uint64_t tile[IQ_CODEC_TILE]; /* elements of any type */
-    size_t from = acc_bytes(codec, call), to = iq_datatype_bytes(call->datatype);
+    size_t from = iq_none_acc_bytes(codec, call), to = iq_datatype_bytes(call->datatype);
     if (!call->accumulate) {
         narrow_all(call, acc, span.count, divisor_of(call), dst);
         return;
@@ -265,13 +265,8 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 
 const iq_codec_ops_t iq_codec_none_ops = {
     .name = "none",
-    .supports = supports,
-    .needs_scales = needs_scales,
+    IQ_CODEC_SHAPE(none),
     .local_scales = local_scales,
-    .result_is_exact = result_is_exact,
-    .acc_bytes = acc_bytes,
-    .partial_bytes = partial_bytes,
-    .result_bytes = result_bytes,
     .encode = encode,
     .add_own = add_own,
     .add = add,

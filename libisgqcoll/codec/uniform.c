@@ -12,6 +12,8 @@
  *
  * [scales] has one f32 for each bucket that the span touches. A bucket with NaN or Inf has scale Inf and decodes to NaN.
  */
+#include "codec/uniform.h"
+
 #include "base/status.h"
 #include "base/util.h"
 #include "codec/convert.h"
@@ -22,23 +24,7 @@
 /* Above this many ranks widening sums cost more than a second rounding. */
 #define EXACT_MAX_RANKS 8
 
-/* ---- shapes ---- */
-
-static uint32_t top_code(const iq_codec_t *codec) { return codec->bits == 1 ? 1u : (1u << codec->bits) - 2u; }
-
-static unsigned sum_width(const iq_codec_t *codec, int parts) { return iq_bit_width((uint64_t)parts * top_code(codec)); }
-
-static bool is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
-{
-    return codec->shared && (codec->exact < 0 ? call->nranks <= EXACT_MAX_RANKS : codec->exact > 0);
-}
-
-static size_t bucket_of(const iq_codec_t *codec, size_t element) { return codec->bucket == 0 ? 0 : element / codec->bucket; }
-
-static size_t count_buckets(const iq_codec_t *codec, iq_span_t span)
-{
-    return span.count == 0 ? 0 : bucket_of(codec, span.first + span.count - 1) - bucket_of(codec, span.first) + 1;
-}
+/* ---- buckets ---- */
 
 /* A run of a span's elements within one bucket. Start with zeros and the first offset. */
 typedef struct run {
@@ -53,7 +39,7 @@ static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t 
     if (run->offset >= end)
         return false;
     size_t element = span.first + run->offset, left = end - run->offset;
-    run->bucket = bucket_of(codec, element) - bucket_of(codec, span.first);
+    run->bucket = iq_uniform_bucket_of(codec, element) - iq_uniform_bucket_of(codec, span.first);
     run->count = codec->bucket == 0 ? left : iq_min(left, codec->bucket - element % codec->bucket);
     return true;
 }
@@ -62,7 +48,7 @@ static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t 
 
 static const iq_f32_any_t *shared_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
-    return call->scales + (bucket_of(codec, span.first) - call->first_bucket);
+    return call->scales + iq_uniform_scale_at(codec, call, span);
 }
 
 static isgq_result_t check_scales(const iq_f32_any_t *scales, size_t count)
@@ -84,18 +70,17 @@ typedef struct values {
     bool is_sum; /* data is the accumulator */
 } values_t;
 
-static float divisor_of(const iq_codec_call_t *call) { return call->op == ISGQ_AVG ? (float)call->nranks : 1.0f; }
-
 /* The sum of shared codes as values. */
 static void load_code_sums(const values_t *values, const iq_u32_any_t *sums, size_t offset, size_t count, float *tile)
 {
     const iq_codec_t *codec = values->codec;
     const iq_f32_any_t *scales = shared_scales(codec, values->call, values->span);
-    int32_t zero = (int32_t)((uint32_t)values->call->nranks * top_code(codec));
+    int32_t zero = iq_uniform_zero(codec, values->call->nranks);
     run_t run = {.offset = offset};
     while (next_run(codec, values->span, offset + count, &run))
-        iq_kernels()->dequantize(sums + (run.offset - offset), run.count, zero, iq_half_step(top_code(codec), scales[run.bucket]),
-                                 divisor_of(values->call), tile + (run.offset - offset));
+        iq_kernels()->dequantize(sums + (run.offset - offset), run.count, zero,
+                                 iq_half_step(iq_uniform_top(codec), scales[run.bucket]), iq_uniform_divisor(values->call),
+                                 tile + (run.offset - offset));
 }
 
 /* At most a tile, starting at `offset` of the span. */
@@ -109,7 +94,7 @@ static const iq_f32_any_t *load(const values_t *values, size_t offset, size_t co
         return tile;
     }
     for (size_t i = 0; i < count; i++)
-        tile[i] = sums[offset + i] / divisor_of(values->call);
+        tile[i] = sums[offset + i] / iq_uniform_divisor(values->call);
     return tile;
 }
 
@@ -134,7 +119,7 @@ static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t 
     float tile[IQ_CODEC_TILE];
     const iq_codec_t *codec = values->codec;
     const iq_f32_any_t *from = load(values, offset, count, tile);
-    int32_t half = (int32_t)(top_code(codec) / 2);
+    int32_t half = (int32_t)(iq_uniform_top(codec) / 2);
     iq_grid_t grid = {
         .shift = codec->bits == 1 ? 0.5f : 0.0f,
         .low = -half,
@@ -147,7 +132,7 @@ static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t 
     };
     run_t run = {.offset = offset};
     while (next_run(codec, values->span, offset + count, &run)) {
-        grid.inverse = iq_inverse_step(top_code(codec), scales[run.bucket]);
+        grid.inverse = iq_inverse_step(iq_uniform_top(codec), scales[run.bucket]);
         iq_kernels()->quantize(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count,
                                codes + (run.offset - offset));
     }
@@ -168,7 +153,7 @@ static void write_codes(const values_t *values, const iq_f32_any_t *scales, unsi
 static void write_scaled(const values_t *values, void *message)
 {
     iq_f32_any_t *scales = message;
-    size_t nscales = count_buckets(values->codec, values->span);
+    size_t nscales = iq_uniform_buckets(values->codec, values->span);
     for (size_t i = 0; i < nscales; i++)
         scales[i] = 0.0f;
     measure(values, scales);
@@ -216,14 +201,14 @@ static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const i
 {
     uint32_t codes[IQ_CODEC_TILE];
     float tile[IQ_CODEC_TILE];
-    int32_t zero = (int32_t)((uint32_t)parts * top_code(codec));
+    int32_t zero = iq_uniform_zero(codec, parts);
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t end = iq_min(i + IQ_CODEC_TILE, span.count);
         run_t run = {.offset = i};
         IQ_TRY(unpack(packed, span, i, end - i, codes, true, codes));
         while (next_run(codec, span, end, &run))
-            iq_kernels()->dequantize(codes + (run.offset - i), run.count, zero, iq_half_step(top_code(codec), scales[run.bucket]), divisor,
-                                     tile + (run.offset - i));
+            iq_kernels()->dequantize(codes + (run.offset - i), run.count, zero,
+                                     iq_half_step(iq_uniform_top(codec), scales[run.bucket]), divisor, tile + (run.offset - i));
         iq_store_f32(target->datatype, tile, end - i, target->accumulate, target->dst, i);
     }
     return check_padding(packed, span);
@@ -233,15 +218,15 @@ static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const i
 static isgq_result_t read_scaled(const iq_codec_t *codec, iq_span_t span, const void *message, const target_t *target)
 {
     const iq_f32_any_t *scales = message;
-    size_t nscales = count_buckets(codec, span);
-    packed_t packed = {.bytes = (const unsigned char *)(scales + nscales), .width = codec->bits, .most = top_code(codec)};
+    size_t nscales = iq_uniform_buckets(codec, span);
+    packed_t packed = {.bytes = (const unsigned char *)(scales + nscales), .width = codec->bits, .most = iq_uniform_top(codec)};
     IQ_TRY(check_scales(scales, nscales));
     return read_codes(codec, span, scales, &packed, 1, 1.0f, target);
 }
 
 /* ---- the codec ---- */
 
-static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+isgq_result_t iq_uniform_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     (void)codec;
     if (!iq_is_small_float(datatype))
@@ -251,15 +236,15 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
     return ISGQ_SUCCESS;
 }
 
-static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
+bool iq_uniform_needs_scales(const iq_codec_t *codec) { return codec->shared; }
 
 static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
 {
     values_t values = {codec, call, span, src, false};
-    measure(&values, scales + (bucket_of(codec, span.first) - call->first_bucket));
+    measure(&values, scales + iq_uniform_scale_at(codec, call, span));
 }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+size_t iq_uniform_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return 4; /* uint32_t sums of codes, or float */
@@ -267,20 +252,26 @@ static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 
 static size_t scaled_bytes(const iq_codec_t *codec, iq_span_t span)
 {
-    return count_buckets(codec, span) * sizeof(float) + iq_packed_bytes(span.count, codec->bits);
+    return iq_uniform_codes_at(codec, span) + iq_packed_bytes(span.count, codec->bits);
 }
 
-static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+bool iq_uniform_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    return codec->shared && (codec->exact < 0 ? call->nranks <= EXACT_MAX_RANKS : codec->exact > 0);
+}
+
+size_t iq_uniform_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
 {
     (void)call;
     if (codec->shared)
-        return iq_packed_bytes(span.count, sum_width(codec, parts));
+        return iq_packed_bytes(span.count, iq_uniform_width(codec, parts));
     return parts == 1 ? scaled_bytes(codec, span) : span.count * sizeof(float);
 }
 
-static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+size_t iq_uniform_result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
-    return is_exact(codec, call) ? partial_bytes(codec, call, span, call->nranks) : scaled_bytes(codec, span);
+    return iq_uniform_result_is_exact(codec, call) ? iq_uniform_partial_bytes(codec, call, span, call->nranks)
+                                                   : scaled_bytes(codec, span);
 }
 
 static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
@@ -311,7 +302,8 @@ static void add_own_local(const values_t *values, iq_f32_any_t *sums, bool first
             size_t n = iq_min(run.count - i, IQ_CODEC_TILE);
             quantize(&part, &scale, i, n, codes);
             iq_kernels()->add8(codes, n, true, wide);
-            iq_kernels()->dequantize(wide, n, (int32_t)top_code(codec), iq_half_step(top_code(codec), scale), 1.0f, tile);
+            iq_kernels()->dequantize(wide, n, (int32_t)iq_uniform_top(codec), iq_half_step(iq_uniform_top(codec), scale), 1.0f,
+                                     tile);
             iq_store_f32(ISGQ_FLOAT32, tile, n, !first, sums, run.offset + i);
         }
     }
@@ -340,7 +332,7 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 static isgq_result_t add_shared(const iq_codec_t *codec, iq_span_t span, const void *message, int parts, void *acc, bool first)
 {
     uint32_t codes[IQ_CODEC_TILE];
-    packed_t packed = {.bytes = message, .width = sum_width(codec, parts), .most = (uint32_t)parts * top_code(codec)};
+    packed_t packed = {.bytes = message, .width = iq_uniform_width(codec, parts), .most = iq_uniform_most(codec, parts)};
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE)
         IQ_TRY(unpack(&packed, span, i, iq_min(span.count - i, IQ_CODEC_TILE), codes, first, (iq_u32_any_t *)acc + i));
     return check_padding(&packed, span);
@@ -366,7 +358,7 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
     as_input.datatype = ISGQ_FLOAT32;
     one.call = &as_input;
     if (codec->shared)
-        iq_kernels()->pack32(acc, span.count, sum_width(codec, parts), message);
+        iq_kernels()->pack32(acc, span.count, iq_uniform_width(codec, parts), message);
     else if (parts == 1)
         write_scaled(&one, message);
     else
@@ -376,7 +368,7 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
 static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
 {
     values_t sum = {codec, call, span, acc, true};
-    if (is_exact(codec, call))
+    if (iq_uniform_result_is_exact(codec, call))
         store(codec, call, span, acc, call->nranks, message);
     else
         write_scaled(&sum, message);
@@ -385,10 +377,11 @@ static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span
 static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
 {
     target_t output = {call->datatype, call->accumulate, dst};
-    packed_t sums = {.bytes = message, .width = sum_width(codec, call->nranks), .most = (uint32_t)call->nranks * top_code(codec)};
-    if (!is_exact(codec, call))
+    packed_t sums = {
+        .bytes = message, .width = iq_uniform_width(codec, call->nranks), .most = iq_uniform_most(codec, call->nranks)};
+    if (!iq_uniform_result_is_exact(codec, call))
         return read_scaled(codec, span, message, &output);
-    return read_codes(codec, span, shared_scales(codec, call, span), &sums, call->nranks, divisor_of(call), &output);
+    return read_codes(codec, span, shared_scales(codec, call, span), &sums, call->nranks, iq_uniform_divisor(call), &output);
 }
 
 static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst)
@@ -403,13 +396,8 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 
 const iq_codec_ops_t iq_codec_uniform_ops = {
     .name = "uniform",
-    .supports = supports,
-    .needs_scales = needs_scales,
+    IQ_CODEC_SHAPE(uniform),
     .local_scales = local_scales,
-    .result_is_exact = is_exact,
-    .acc_bytes = acc_bytes,
-    .partial_bytes = partial_bytes,
-    .result_bytes = result_bytes,
     .encode = encode,
     .add_own = add_own,
     .add = add,

@@ -1,0 +1,102 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/*
+ * What the device rows of all codecs share: which row belongs to which, launches, and faults that kernels find.
+ *
+ * Most functions of a row return nothing, because on the host they cannot fail. Launches can: the first failure is kept, and the
+ * work after it is dropped, since its inputs would be garbage.
+ */
+#include "base/status.h"
+#include "base/util.h"
+#include "codec/dense.h"
+#include "codec/device.h"
+
+static const struct {
+    const iq_codec_ops_t *host, *device;
+} rows[] = {
+    {&iq_codec_none_ops, &iq_codec_none_cuda_ops},
+    {&iq_codec_fp16_ops, &iq_codec_fp16_cuda_ops},
+    {&iq_codec_bf16_ops, &iq_codec_bf16_cuda_ops},
+    {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops},
+};
+
+const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host)
+{
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(rows); i++) {
+        if (host == rows[i].host || host == rows[i].device)
+            return rows[i].device;
+    }
+    return NULL;
+}
+
+/* ---- faults ---- */
+
+static const char *fault_text(uint32_t fault)
+{
+    switch (fault) {
+    case IQ_CUDA_BAD_CODE: return "a code of a message is above the largest one";
+    case IQ_CUDA_BAD_PADDING: return "bits set after the last code of a message";
+    case IQ_CUDA_BAD_SCALE: return "a scale of a message is negative or NaN";
+    default: return "a fault that this version does not know";
+    }
+}
+
+isgq_result_t iq_device_check(iq_device_t *device, const char *codec)
+{
+    uint32_t fault = __atomic_exchange_n(device->fault, IQ_CUDA_NO_FAULT, __ATOMIC_ACQUIRE);
+    if (device->result != ISGQ_SUCCESS)
+        return device->result;
+    return fault == IQ_CUDA_NO_FAULT ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_CORRUPT, "codec %s: %s", codec, fault_text(fault));
+}
+
+/* ---- launches ---- */
+
+static bool may_launch(const iq_device_t *device, size_t size) { return size > 0 && device->result == ISGQ_SUCCESS; }
+
+void iq_device_copy(iq_device_t *device, void *dst, const void *src, size_t bytes)
+{
+    if (may_launch(device, bytes))
+        device->result = device->cuda->copy(device->ordinal, device->stream, dst, src, bytes);
+}
+
+void iq_device_clear(iq_device_t *device, void *dst, size_t bytes)
+{
+    if (may_launch(device, bytes))
+        device->result = device->cuda->clear(device->ordinal, device->stream, dst, bytes);
+}
+
+void iq_device_reduce(iq_device_t *device, const iq_cuda_reduce_t *reduce)
+{
+    if (may_launch(device, reduce->count))
+        device->result = device->cuda->reduce(device->ordinal, device->stream, reduce);
+}
+
+void iq_device_divide(iq_device_t *device, const iq_cuda_divide_t *divide)
+{
+    if (may_launch(device, divide->count))
+        device->result = device->cuda->divide(device->ordinal, device->stream, divide);
+}
+
+void iq_device_map(iq_device_t *device, iq_cuda_map_t map)
+{
+    map.fault = device->fault;
+    if (may_launch(device, map.count))
+        device->result = device->cuda->map(device->ordinal, device->stream, &map);
+}
+
+void iq_device_product(iq_device_t *device, const iq_cuda_product_t *product)
+{
+    if (may_launch(device, product->m) && may_launch(device, product->n))
+        device->result = device->cuda->product(device->ordinal, device->stream, product);
+}
+
+void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert)
+{
+    if (may_launch(device, convert->count))
+        device->result = device->cuda->convert(device->ordinal, device->stream, convert);
+}
+
+void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_span_t span, size_t bucket, float *scales)
+{
+    if (may_launch(device, span.count))
+        device->result = device->cuda->measure(device->ordinal, device->stream, source, span.first, bucket, span.count, scales);
+}
