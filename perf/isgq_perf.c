@@ -31,9 +31,10 @@ static const iq_program_t program = {
 /* The command line. */
 typedef struct command {
     size_t nranks, first_bytes, last_bytes, factor, rows, m, n, warmup, iterations, calls, misalign, root, seed;
-    const char *collectives, *types, *ops, *quantizers, *algorithm, *transport, *memory, *json;
+    const char *collectives, *types, *ops, *quantizers, *algorithm, *transport, *device, *memory, *json;
     bool in_place, bias;
     bool local; /* -n was given */
+    bool cuda;  /* --device cuda */
 } command_t;
 
 /* The lists in it, looked up. */
@@ -72,6 +73,10 @@ static void check_together(const command_t *c, const iq_option_t *options)
         iq_die(IQ_EXIT_USAGE, "--root: there is no rank %zu among %zu ranks", c->root, c->nranks);
     if (strcmp(c->memory, "malloc") != 0 && strcmp(c->memory, "isgq") != 0)
         iq_die(IQ_EXIT_USAGE, "--memory: '%s' is neither malloc nor isgq", c->memory);
+    if (!c->cuda && strcmp(c->device, "host") != 0)
+        iq_die(IQ_EXIT_USAGE, "--device: '%s' is neither host nor cuda", c->device);
+    if (c->cuda && iq_options_given(options, "memory") && strcmp(c->memory, "isgq") != 0)
+        iq_die(IQ_EXIT_USAGE, "--memory %s is host memory; --device cuda takes isgq only", c->memory);
 }
 
 static void parse(command_t *c, int argc, char **argv)
@@ -99,7 +104,8 @@ static void parse(command_t *c, int argc, char **argv)
         IQ_FLAG('p', "inplace", c->in_place, "input and output are the same buffer"),
         IQ_BYTES(0, "misalign", "BYTES", c->misalign, "0",
                  "put buffers so many bytes behind a multiple of 64; must be\na multiple of the element"),
-        IQ_TEXT(0, "memory", "KIND", c->memory, "malloc", "malloc, or isgq for isgq_mem_alloc"),
+        IQ_TEXT(0, "device", "KIND", c->device, "host", "where calls work: host, or cuda for the current device"),
+        IQ_TEXT(0, "memory", "KIND", c->memory, "malloc", "malloc, or isgq for isgq_mem_alloc; on devices always isgq"),
         IQ_COUNT('r', "root", "RANK", c->root, 0, 65535, "0", "broadcast: the source"),
         IQ_COUNT('s', "seed", "NUMBER", c->seed, 1, 9e15, "1", "of the data and of every random decision"),
         IQ_TEXT('J', "json", "FILE", c->json, NULL, "write JSON to FILE; -: to stdout and nothing else there"),
@@ -108,6 +114,7 @@ static void parse(command_t *c, int argc, char **argv)
 
     iq_options_parse(&program, options, argc, argv);
     c->local = iq_options_given(options, "nranks");
+    c->cuda = strcmp(c->device, "cuda") == 0;
     check_together(c, options);
 }
 
@@ -206,7 +213,7 @@ static void join(sweep_t *sweep)
     iq_perf_setup_t *setup = &sweep->setup;
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
 
-    config.device_type = ISGQ_DEVICE_HOST;
+    config.device_type = c->cuda ? ISGQ_DEVICE_CUDA : ISGQ_DEVICE_HOST;
     config.transports = strcmp(c->transport, "auto") == 0 ? NULL : c->transport;
     config.seed = c->seed;
     isgq_result_t result = isgq_comm_init_env(&setup->comm, &config);
@@ -222,7 +229,9 @@ static void join(sweep_t *sweep)
     setup->calls = c->calls;
     setup->misalign = c->misalign;
     setup->in_place = c->in_place;
-    setup->library_memory = strcmp(c->memory, "isgq") == 0;
+    setup->device = c->cuda;
+    setup->library_memory = c->cuda || strcmp(c->memory, "isgq") == 0;
+    iq_check(isgqx_device_name(setup->comm, setup->device_name, sizeof(setup->device_name)), setup->rank, "device");
     setup->bias = c->bias;
     setup->root = (int)c->root;
     setup->seed = c->seed;
@@ -370,6 +379,7 @@ int main(int argc, char **argv)
 {
     static sweep_t sweep;
     command_t command = {0};
+    int devices;
 
     parse(&command, argc, argv);
     if (strcmp(command.algorithm, "help") == 0)
@@ -381,6 +391,8 @@ int main(int argc, char **argv)
     list_types(&sweep);
     list_ops(&sweep);
     list_quantizers(&sweep);
+    if (command.cuda) /* before there are ranks that would all say the same */
+        iq_check(isgqx_device_count(&devices), -1, "--device cuda");
     if (command.local && !iq_launch_is_rank()) {
         iq_json_probe(command.json);
         return iq_launch((int)command.nranks, argv);

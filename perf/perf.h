@@ -34,6 +34,8 @@ typedef struct iq_perf_setup {
     size_t warmup, iterations, calls; /* calls: back to back in one timed iteration */
     size_t misalign;                  /* bytes */
     bool in_place, library_memory, bias;
+    bool device; /* calls work on device memory; library_memory is set */
+    char device_name[128];
     int root;
     uint64_t seed;
     isgq_quantizer_t none; /* for the program's own exchanges */
@@ -165,7 +167,7 @@ uint64_t iq_perf_tally_close(const iq_perf_setup_t *setup, iq_perf_tally_t *tall
 
 #define IQ_PERF_BOUND_BYTES ((size_t)64 << 20)
 
-/* The bound B: every rank copies a buffer of its own at the same time; slowest rank, median. GB/s. */
+/* The bound B: every rank copies a buffer of its own, where calls work, at the same time; slowest rank, median. GB/s. */
 double iq_perf_copy_bound(const iq_perf_setup_t *setup);
 
 /* ---- perf_noise.c: what error a factored quantizer's definition makes expected ---- */
@@ -189,7 +191,13 @@ void iq_perf_synchronize(const iq_perf_setup_t *setup, const char *what);
 
 void iq_perf_barrier(const iq_perf_setup_t *setup);
 
-/* Gather `count` numbers of 8 bytes from every rank: all[nranks * count]. */
+/* A copy between host memory and where calls work, or within either; finished on return. */
+void iq_perf_copy(const iq_perf_setup_t *setup, void *to, const void *from, size_t bytes);
+
+/* Memory of the communicator (isgq_mem_free), or the end of the program. */
+void *iq_perf_memory(const iq_perf_setup_t *setup, size_t bytes);
+
+/* Gather `count` numbers of 8 bytes from every rank: all[nranks * count]. Here and below: in host memory. */
 void iq_perf_gather(const iq_perf_setup_t *setup, isgq_data_type_t type, const void *own, size_t count, void *all);
 
 /* Exact sum, or maximum, over ranks; in place. */
@@ -199,7 +207,7 @@ void iq_perf_combine(const iq_perf_setup_t *setup, isgq_red_op_t op, double *val
  * end the program. */
 isgq_result_t iq_perf_run(const iq_perf_setup_t *setup, const iq_perf_case_t *test, iq_perf_result_t *result);
 
-/* ---- perf_check.c, perf_factored.c: one delivered result against the exact one; fills nmse and wrong ---- */
+/* ---- perf_check.c, perf_factored.c: one delivered result, in host memory, against the exact one; fills nmse and wrong ---- */
 
 void iq_perf_check(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *delivered, iq_perf_result_t *result);
 

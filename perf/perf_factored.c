@@ -186,7 +186,7 @@ static uint64_t tally_part(const product_t *product, double *parts, size_t count
                                  .got = got + at,
                                  .divisor = product->divisor,
                                  .max = product->largest,
-                                 .least_max = least_max};
+                                 .least_max = tally.promise.grid.bucket == 0 ? product->largest : least_max}; /* one scale for all blocks */
         iq_perf_tally_add(&tally, &block);
     }
     free(got);

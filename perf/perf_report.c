@@ -54,6 +54,7 @@ void iq_perf_report_head(iq_table_t *table, const iq_perf_setup_t *setup, FILE *
             "# isgq_perf: %d ranks, %zu timed iterations of %zu calls after %zu, %s, misalignment %zu B, seed %" PRIu64 "\n",
             setup->nranks, setup->iterations, setup->calls, setup->warmup, setup->in_place ? "in place" : "out of place",
             setup->misalign, setup->seed);
+    fprintf(file, "# buffers: %s\n", setup->device_name);
     fprintf(file, "# bound B: every rank copies its own %zu B at once: %.3f GB/s\n", IQ_PERF_BOUND_BYTES, setup->bound_gbs);
     iq_table_head(table);
 }
@@ -98,6 +99,7 @@ static void put_json(iq_json_t *json, const iq_perf_setup_t *setup, const iq_per
     iq_json_text(json, "algorithm", result->record.algorithm);
     iq_json_text(json, "transport", result->record.transport);
     iq_json_text(json, "why", result->record.why);
+    iq_json_text(json, "device", setup->device_name);
     iq_json_count(json, "nranks", (uint64_t)setup->nranks);
     iq_json_count(json, "count", test->count);
     iq_json_count(json, "bytes", test->bytes);

@@ -2,7 +2,8 @@
 /*
  * Running one case: buffers, timed iterations, then one more that is checked.
  *
- * An iteration is: refill the input, barrier, clock, call, wait, clock. Its time is that of the slowest rank.
+ * An iteration is: refill the input, barrier, clock, call, wait, clock. Its time is that of the slowest rank. Calls work on host
+ * or device memory alike: everything else here reaches their buffers by iq_perf_copy only.
  */
 #include "perf/perf.h"
 #include "tools/common/options.h"
@@ -47,17 +48,63 @@ void iq_perf_barrier(const iq_perf_setup_t *setup)
     iq_perf_synchronize(setup, "barrier");
 }
 
+void iq_perf_copy(const iq_perf_setup_t *setup, void *to, const void *from, size_t bytes)
+{
+    iq_check(isgqx_copy(setup->comm, to, from, bytes), setup->rank, "copying");
+}
+
+void *iq_perf_memory(const iq_perf_setup_t *setup, size_t bytes)
+{
+    void *memory = NULL;
+
+    iq_check(isgq_mem_alloc(&memory, setup->comm, bytes), setup->rank, "isgq_mem_alloc");
+    return memory;
+}
+
+/* What a call exchanges for the program itself: `host`, or memory of the device that stands for it. */
+static char *stage(const iq_perf_setup_t *setup, void *host, size_t bytes)
+{
+    return setup->device ? iq_perf_memory(setup, bytes) : host;
+}
+
+static void unstage(const iq_perf_setup_t *setup, char *staged, void *host, size_t bytes)
+{
+    if (!setup->device)
+        return;
+    iq_perf_copy(setup, host, staged, bytes);
+    iq_check(isgq_mem_free(staged, setup->comm), setup->rank, "isgq_mem_free");
+}
+
 void iq_perf_gather(const iq_perf_setup_t *setup, isgq_data_type_t type, const void *own, size_t count, void *all)
 {
-    iq_check(isgq_allgather(own, all, count, type, setup->none, setup->comm, NULL, NULL), setup->rank, "gathering results");
+    size_t bytes = count * sizeof(uint64_t), total = bytes * (size_t)setup->nranks;
+    char *to = stage(setup, all, total), *from = to + bytes * (size_t)setup->rank;
+
+    iq_perf_copy(setup, from, own, bytes);
+    iq_check(isgq_allgather(from, to, count, type, setup->none, setup->comm, NULL, NULL), setup->rank, "gathering results");
     iq_perf_synchronize(setup, "gathering results");
+    unstage(setup, to, all, total);
 }
 
 void iq_perf_combine(const iq_perf_setup_t *setup, isgq_red_op_t op, double *values, size_t count)
 {
-    iq_check(isgq_allreduce(values, values, count, ISGQ_FLOAT64, op, setup->none, setup->comm, NULL, NULL), setup->rank,
+    size_t bytes = count * sizeof(double);
+    void *staged = stage(setup, values, bytes);
+
+    if (setup->device)
+        iq_perf_copy(setup, staged, values, bytes);
+    iq_check(isgq_allreduce(staged, staged, count, ISGQ_FLOAT64, op, setup->none, setup->comm, NULL, NULL), setup->rank,
              "combining results");
     iq_perf_synchronize(setup, "combining results");
+    unstage(setup, staged, values, bytes);
+}
+
+/* ---- buffers ---- */
+
+/* Inputs to refill from lie where calls work too, but are never the library's memory on hosts. */
+static bool is_library_memory(const iq_perf_setup_t *setup, bool may_share)
+{
+    return setup->device || (setup->library_memory && may_share);
 }
 
 static void buffer_open(const iq_perf_setup_t *setup, buffer_t *buffer, size_t bytes, bool may_share)
@@ -65,8 +112,8 @@ static void buffer_open(const iq_perf_setup_t *setup, buffer_t *buffer, size_t b
     size_t room = bytes + setup->misalign + 1;
     void *memory = NULL;
 
-    if (setup->library_memory && may_share)
-        iq_check(isgq_mem_alloc(&memory, setup->comm, room), setup->rank, "isgq_mem_alloc");
+    if (is_library_memory(setup, may_share))
+        memory = iq_perf_memory(setup, room);
     else if (posix_memalign(&memory, ALIGNMENT, room) != 0)
         iq_die(IQ_EXIT_FAILED, "rank %d: no memory for %zu bytes", setup->rank, room);
     *buffer = (buffer_t){.memory = memory, .data = (char *)memory + setup->misalign, .bytes = bytes};
@@ -74,10 +121,33 @@ static void buffer_open(const iq_perf_setup_t *setup, buffer_t *buffer, size_t b
 
 static void buffer_close(const iq_perf_setup_t *setup, buffer_t *buffer, bool may_share)
 {
-    if (setup->library_memory && may_share)
+    if (is_library_memory(setup, may_share))
         isgq_mem_free(buffer->memory, setup->comm);
     else
         free(buffer->memory);
+}
+
+/* Host memory of the size of a buffer, full of ones, and so is the buffer from now on. */
+static char *mirror_of(const iq_perf_setup_t *setup, const buffer_t *buffer)
+{
+    void *mirror = NULL;
+
+    if (posix_memalign(&mirror, ALIGNMENT, buffer->bytes + 1) != 0)
+        iq_die(IQ_EXIT_FAILED, "rank %d: no memory for %zu bytes", setup->rank, buffer->bytes);
+    memset(mirror, 0xff, buffer->bytes + 1);
+    iq_perf_copy(setup, buffer->data, mirror, buffer->bytes);
+    return mirror;
+}
+
+static void put_values(const iq_perf_setup_t *setup, const iq_type_name_t *type, const double *values, size_t count, char *to)
+{
+    _Alignas(ALIGNMENT) char elements[FILL_BLOCK * sizeof(double)];
+
+    for (size_t first = 0; first < count; first += FILL_BLOCK) {
+        size_t block = count - first < FILL_BLOCK ? count - first : FILL_BLOCK;
+        iq_perf_store(type->type, values + first, block, elements);
+        iq_perf_copy(setup, to + first * type->bytes, elements, block * type->bytes);
+    }
 }
 
 static void fill_dense(const iq_perf_setup_t *setup, const iq_perf_case_t *test, char *to, size_t count)
@@ -88,7 +158,7 @@ static void fill_dense(const iq_perf_setup_t *setup, const iq_perf_case_t *test,
     for (size_t first = 0; first < count; first += FILL_BLOCK) {
         size_t block = count - first < FILL_BLOCK ? count - first : FILL_BLOCK;
         iq_perf_values(&source, setup->rank, first, block, values);
-        iq_perf_store(test->type->type, values, block, to + first * test->type->bytes);
+        put_values(setup, test->type, values, block, to + first * test->type->bytes);
     }
 }
 
@@ -124,8 +194,8 @@ static void fill_factors(bench_t *bench)
     if (values == NULL)
         iq_die(IQ_EXIT_FAILED, "rank %d: no memory for %zu doubles", bench->setup->rank, nx + ndelta);
     iq_perf_factors(bench->setup, test, bench->setup->rank, values, values + nx);
-    iq_perf_store(test->type->type, values, nx, bench->pristine.data);
-    iq_perf_store(test->type->type, values + nx, ndelta, bench->pristine_delta.data);
+    put_values(bench->setup, test->type, values, nx, bench->pristine.data);
+    put_values(bench->setup, test->type, values + nx, ndelta, bench->pristine_delta.data);
     free(values);
 }
 
@@ -160,9 +230,9 @@ static void close_bench(bench_t *bench)
 
 static void refill(bench_t *bench)
 {
-    memcpy(bench->send, bench->pristine.data, bench->send_bytes);
+    iq_perf_copy(bench->setup, bench->send, bench->pristine.data, bench->send_bytes);
     if (bench->delta.data != NULL)
-        memcpy(bench->delta.data, bench->pristine_delta.data, bench->delta.bytes);
+        iq_perf_copy(bench->setup, bench->delta.data, bench->pristine_delta.data, bench->delta.bytes);
 }
 
 static isgq_result_t call(bench_t *bench)
@@ -241,18 +311,19 @@ static isgq_result_t measure(bench_t *bench, iq_perf_result_t *result)
     return status;
 }
 
-static void compare_hashes(bench_t *bench, iq_perf_result_t *result)
+/* What was delivered, in host memory; bias: NULL if there is none. */
+static void compare_hashes(bench_t *bench, const char *delivered, const char *bias, iq_perf_result_t *result)
 {
     const iq_perf_setup_t *setup = bench->setup;
     size_t nranks = (size_t)setup->nranks;
-    uint64_t own[2] = {isgqx_hash(bench->receive, bench->receive_bytes), result->record.wire_bytes};
+    uint64_t own[2] = {isgqx_hash(delivered, bench->receive_bytes), result->record.wire_bytes};
     uint64_t *all = malloc(2 * nranks * sizeof(uint64_t)), hashes[2] = {0};
 
     if (all == NULL)
         iq_die(IQ_EXIT_FAILED, "rank %d: out of memory", setup->rank);
-    if (bench->test->collective == IQ_PERF_FACTORED && setup->bias) {
+    if (bias != NULL) {
         hashes[0] = own[0];
-        hashes[1] = isgqx_hash(bench->bias.data, bench->bias.bytes);
+        hashes[1] = isgqx_hash(bias, bench->bias.bytes);
         own[0] = isgqx_hash(hashes, sizeof(hashes));
     }
     iq_perf_gather(setup, ISGQ_UINT64, own, 2, all);
@@ -270,26 +341,31 @@ static void compare_hashes(bench_t *bench, iq_perf_result_t *result)
     free(all);
 }
 
-/* One more call into an output full of ones, then the check of what it delivered. */
+/* One more call into outputs full of ones, then the check of what it delivered. */
 static isgq_result_t verify(bench_t *bench, iq_perf_result_t *result)
 {
     const iq_perf_setup_t *setup = bench->setup;
+    bool has_bias = bench->test->collective == IQ_PERF_FACTORED && setup->bias;
+    char *output = mirror_of(setup, &bench->output), *bias = has_bias ? mirror_of(setup, &bench->bias) : NULL;
+    const char *delivered = output + (bench->receive - bench->output.data);
     double ignored;
 
-    memset(bench->output.data, 0xff, bench->output.bytes);
-    if (bench->bias.data != NULL)
-        memset(bench->bias.data, 0xff, bench->bias.bytes);
     isgq_result_t status = iterate(bench, 1, &ignored);
-    if (status != ISGQ_SUCCESS)
-        return status;
-    result->record.size = sizeof(result->record);
-    iq_check(isgqx_last_call(setup->comm, &result->record), setup->rank, "isgqx_last_call");
-    compare_hashes(bench, result);
-    if (bench->test->collective == IQ_PERF_FACTORED)
-        iq_perf_check_factored(setup, bench->test, bench->receive, setup->bias ? bench->bias.data : NULL, result);
-    else
-        iq_perf_check(setup, bench->test, bench->receive, result);
-    return ISGQ_SUCCESS;
+    if (status == ISGQ_SUCCESS) {
+        result->record.size = sizeof(result->record);
+        iq_check(isgqx_last_call(setup->comm, &result->record), setup->rank, "isgqx_last_call");
+        iq_perf_copy(setup, output, bench->output.data, bench->output.bytes);
+        if (has_bias)
+            iq_perf_copy(setup, bias, bench->bias.data, bench->bias.bytes);
+        compare_hashes(bench, delivered, bias, result);
+        if (bench->test->collective == IQ_PERF_FACTORED)
+            iq_perf_check_factored(setup, bench->test, delivered, bias, result);
+        else
+            iq_perf_check(setup, bench->test, delivered, result);
+    }
+    free(output);
+    free(bias);
+    return status;
 }
 
 isgq_result_t iq_perf_run(const iq_perf_setup_t *setup, const iq_perf_case_t *test, iq_perf_result_t *result)

@@ -21,16 +21,13 @@ static const iq_program_t program = {
 
 typedef struct output {
     iq_json_t json;
-    bool text;         /* lines go to stdout */
-    bool said_devices; /* the library has said something about devices */
+    bool text; /* lines go to stdout */
 } output_t;
 
 static void one_line(void *context, const char *line)
 {
     output_t *output = context;
 
-    if (strncmp(line, "device", 6) == 0)
-        output->said_devices = true;
     if (output->text)
         printf("%s\n", line);
     iq_json_row_begin(&output->json);
@@ -45,8 +42,6 @@ static int print_info(output_t *output)
         iq_complain("%s", isgq_get_last_error());
         return IQ_EXIT_FAILED;
     }
-    if (!output->said_devices)
-        one_line(output, "devices: host only: this build has no CUDA path");
     return IQ_EXIT_OK;
 }
 

@@ -3,7 +3,7 @@
  * The collectives of isgqcoll.h: check every argument, say in one sentence what is wrong with the first bad one, decide, queue. Nothing else.
  */
 #include "base/util.h"
-#include "core/comm.h"
+#include "core/gpu.h"
 #include "core/tensor.h"
 
 #include <string.h>
@@ -22,15 +22,8 @@ static isgq_result_t check_types(const char *operation, isgq_data_type_t datatyp
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t check_stream(const char *operation, isgq_stream_t stream)
-{
-    if (stream != NULL)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: a communicator for host memory takes no stream; pass NULL", operation);
-    return ISGQ_SUCCESS;
-}
-
-/* A buffer of `count` elements: there if it must be, aligned to its elements, addressable. */
-static isgq_result_t check_buffer(const char *operation, const char *name, const void *buffer, size_t count, size_t element_bytes)
+/* A buffer of `count` elements: there if it must be, aligned to its elements, addressable, where the communicator works. */
+static isgq_result_t check_buffer(isgq_comm_t comm, const char *operation, const char *name, const void *buffer, size_t count, size_t element_bytes)
 {
     size_t bytes;
     if (!iq_checked_mul(count, element_bytes, &bytes) || bytes > SIZE_MAX / 4)
@@ -41,7 +34,7 @@ static isgq_result_t check_buffer(const char *operation, const char *name, const
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s is not aligned to its %zu-byte elements", operation, name, element_bytes);
     if ((uintptr_t)buffer > UINTPTR_MAX - bytes)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s and %zu bytes wrap around the address space", operation, name, bytes);
-    return ISGQ_SUCCESS;
+    return count == 0 ? ISGQ_SUCCESS : iq_gpu_check_buffer(comm, operation, name, buffer);
 }
 
 static bool overlap(const void *a, size_t a_bytes, const void *b, size_t b_bytes)
@@ -88,13 +81,13 @@ static isgq_result_t allreduce(const void *sendbuff, void *recvbuff, size_t coun
 {
     size_t bytes = iq_datatype_bytes(datatype);
     IQ_TRY(check_types("allreduce", datatype, op));
-    IQ_TRY(check_buffer("allreduce", "sendbuff", sendbuff, count, bytes));
-    IQ_TRY(check_buffer("allreduce", "recvbuff", recvbuff, count, bytes));
+    IQ_TRY(check_buffer(comm, "allreduce", "sendbuff", sendbuff, count, bytes));
+    IQ_TRY(check_buffer(comm, "allreduce", "recvbuff", recvbuff, count, bytes));
     IQ_TRY(check_overlap("allreduce", sendbuff, count * bytes, recvbuff, count * bytes, recvbuff));
-    IQ_TRY(check_stream("allreduce", stream));
+    IQ_TRY(iq_gpu_check_stream(comm, "allreduce", stream));
     IQ_TRY(check_options("allreduce", options));
     iq_call_t call = {.kind = IQ_CALL_ALLREDUCE, .datatype = datatype, .op = op, .send = sendbuff, .recv = recvbuff, .count = count,
-                      .input_bytes = count * bytes};
+                      .stream = stream, .input_bytes = count * bytes};
     return launch(comm, &call, quantizer, options);
 }
 
@@ -121,7 +114,7 @@ isgq_result_t iq_check_factored_shape(size_t m, size_t n, size_t max_batch, isgq
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t check_factors(const isgq_factors_t *factors, size_t max_batch, isgq_data_type_t datatype)
+static isgq_result_t check_factors(isgq_comm_t comm, const isgq_factors_t *factors, size_t max_batch, isgq_data_type_t datatype)
 {
     size_t bytes = iq_datatype_bytes(datatype), elements;
     if (factors == NULL)
@@ -134,11 +127,11 @@ static isgq_result_t check_factors(const isgq_factors_t *factors, size_t max_bat
     IQ_TRY(iq_check_factored_shape(factors->m, factors->n, max_batch, datatype));
     if (!iq_checked_mul(factors->batch, factors->m, &elements))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu times m %zu overflows", factors->batch, factors->m);
-    IQ_TRY(check_buffer("allreduce_factored", "factors->x", factors->x, elements, bytes));
+    IQ_TRY(check_buffer(comm, "allreduce_factored", "factors->x", factors->x, elements, bytes));
     if (!iq_checked_mul(factors->batch, factors->n, &elements))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce_factored: batch %zu times n %zu overflows", factors->batch, factors->n);
-    IQ_TRY(check_buffer("allreduce_factored", "factors->delta", factors->delta, elements, bytes));
-    return factors->bias == NULL ? ISGQ_SUCCESS : check_buffer("allreduce_factored", "factors->bias", factors->bias, factors->n, bytes);
+    IQ_TRY(check_buffer(comm, "allreduce_factored", "factors->delta", factors->delta, elements, bytes));
+    return factors->bias == NULL ? ISGQ_SUCCESS : check_buffer(comm, "allreduce_factored", "factors->bias", factors->bias, factors->n, bytes);
 }
 
 static isgq_result_t check_gradient(const isgq_factors_t *factors, const void *grad, size_t bytes)
@@ -160,15 +153,15 @@ static isgq_result_t allreduce_factored(const isgq_factors_t *factors, size_t ma
 {
     size_t bytes = iq_datatype_bytes(datatype);
     IQ_TRY(check_types("allreduce_factored", datatype, op));
-    IQ_TRY(check_factors(factors, max_batch, datatype));
-    IQ_TRY(check_buffer("allreduce_factored", "grad", grad, factors->m * factors->n, bytes));
+    IQ_TRY(check_factors(comm, factors, max_batch, datatype));
+    IQ_TRY(check_buffer(comm, "allreduce_factored", "grad", grad, factors->m * factors->n, bytes));
     IQ_TRY(check_gradient(factors, grad, bytes));
     if (op != ISGQ_SUM && op != ISGQ_AVG)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce_factored: op is %s; only sum and avg make a gradient", iq_red_op_name(op));
-    IQ_TRY(check_stream("allreduce_factored", stream));
+    IQ_TRY(iq_gpu_check_stream(comm, "allreduce_factored", stream));
     IQ_TRY(check_options("allreduce_factored", options));
     iq_call_t call = {.kind = IQ_CALL_FACTORED, .datatype = datatype, .op = op, .recv = grad, .count = factors->m * factors->n,
-                      .factors = *factors, .max_batch = max_batch, .input_bytes = factors->m * factors->n * bytes};
+                      .factors = *factors, .max_batch = max_batch, .stream = stream, .input_bytes = factors->m * factors->n * bytes};
     return launch(comm, &call, quantizer, options);
 }
 
@@ -196,14 +189,14 @@ static isgq_result_t reduce_scatter(const void *sendbuff, void *recvbuff, size_t
     size_t bytes = iq_datatype_bytes(datatype), total;
     IQ_TRY(check_types("reduce_scatter", datatype, op));
     IQ_TRY(check_total("reduce_scatter", comm, recvcount, bytes, &total));
-    IQ_TRY(check_buffer("reduce_scatter", "sendbuff", sendbuff, total, bytes));
-    IQ_TRY(check_buffer("reduce_scatter", "recvbuff", recvbuff, recvcount, bytes));
+    IQ_TRY(check_buffer(comm, "reduce_scatter", "sendbuff", sendbuff, total, bytes));
+    IQ_TRY(check_buffer(comm, "reduce_scatter", "recvbuff", recvbuff, recvcount, bytes));
     const char *own = (const char *)recvbuff - (size_t)comm->rank * recvcount * bytes;
     IQ_TRY(check_overlap("reduce_scatter", sendbuff, total * bytes, recvbuff, recvcount * bytes, own));
-    IQ_TRY(check_stream("reduce_scatter", stream));
+    IQ_TRY(iq_gpu_check_stream(comm, "reduce_scatter", stream));
     IQ_TRY(check_options("reduce_scatter", options));
     iq_call_t call = {.kind = IQ_CALL_REDUCE_SCATTER, .datatype = datatype, .op = op, .send = sendbuff, .recv = recvbuff, .count = total,
-                      .input_bytes = total * bytes};
+                      .stream = stream, .input_bytes = total * bytes};
     return launch(comm, &call, quantizer, options);
 }
 
@@ -222,14 +215,14 @@ static isgq_result_t allgather(const void *sendbuff, void *recvbuff, size_t send
     size_t bytes = iq_datatype_bytes(datatype), total;
     IQ_TRY(check_types("allgather", datatype, ISGQ_SUM));
     IQ_TRY(check_total("allgather", comm, sendcount, bytes, &total));
-    IQ_TRY(check_buffer("allgather", "sendbuff", sendbuff, sendcount, bytes));
-    IQ_TRY(check_buffer("allgather", "recvbuff", recvbuff, total, bytes));
+    IQ_TRY(check_buffer(comm, "allgather", "sendbuff", sendbuff, sendcount, bytes));
+    IQ_TRY(check_buffer(comm, "allgather", "recvbuff", recvbuff, total, bytes));
     const char *own = (const char *)recvbuff + (size_t)comm->rank * sendcount * bytes;
     IQ_TRY(check_overlap("allgather", sendbuff, sendcount * bytes, recvbuff, total * bytes, own));
-    IQ_TRY(check_stream("allgather", stream));
+    IQ_TRY(iq_gpu_check_stream(comm, "allgather", stream));
     IQ_TRY(check_options("allgather", options));
     iq_call_t call = {.kind = IQ_CALL_ALLGATHER, .datatype = datatype, .op = ISGQ_SUM, .send = sendbuff, .recv = recvbuff, .count = total,
-                      .input_bytes = sendcount * bytes};
+                      .stream = stream, .input_bytes = sendcount * bytes};
     return launch(comm, &call, quantizer, options);
 }
 
@@ -251,13 +244,13 @@ static isgq_result_t broadcast(const void *sendbuff, void *recvbuff, size_t coun
     if (root < 0 || root >= comm->nranks)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "broadcast: root is %d; it must be 0 to %d", root, comm->nranks - 1);
     if (is_root)
-        IQ_TRY(check_buffer("broadcast", "sendbuff", sendbuff, count, bytes));
-    IQ_TRY(check_buffer("broadcast", "recvbuff", recvbuff, count, bytes));
+        IQ_TRY(check_buffer(comm, "broadcast", "sendbuff", sendbuff, count, bytes));
+    IQ_TRY(check_buffer(comm, "broadcast", "recvbuff", recvbuff, count, bytes));
     if (is_root)
         IQ_TRY(check_overlap("broadcast", sendbuff, count * bytes, recvbuff, count * bytes, recvbuff));
-    IQ_TRY(check_stream("broadcast", stream));
+    IQ_TRY(iq_gpu_check_stream(comm, "broadcast", stream));
     iq_call_t call = {.kind = IQ_CALL_BROADCAST, .datatype = datatype, .op = ISGQ_SUM, .send = sendbuff, .recv = recvbuff, .count = count,
-                      .root = root, .input_bytes = is_root ? count * bytes : 0};
+                      .root = root, .stream = stream, .input_bytes = is_root ? count * bytes : 0};
     return launch(comm, &call, NULL, NULL);
 }
 
@@ -272,10 +265,10 @@ isgq_result_t isgq_broadcast(const void *sendbuff, void *recvbuff, size_t count,
 
 isgq_result_t isgq_barrier(isgq_comm_t comm, isgq_stream_t stream)
 {
-    iq_call_t call = {.kind = IQ_CALL_BARRIER, .datatype = ISGQ_UINT8};
+    iq_call_t call = {.kind = IQ_CALL_BARRIER, .datatype = ISGQ_UINT8, .stream = stream};
     isgq_result_t result = iq_comm_check_handle(comm, "barrier");
     if (result == ISGQ_SUCCESS)
-        result = check_stream("barrier", stream);
+        result = iq_gpu_check_stream(comm, "barrier", stream);
     if (result == ISGQ_SUCCESS)
         result = launch(comm, &call, NULL, NULL);
     return iq_group_refuse(comm, result);

@@ -7,6 +7,7 @@
 #include "base/config.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "core/gpu.h"
 #include "core/run.h"
 
 #include <errno.h>
@@ -31,6 +32,7 @@ void iq_comm_fail(isgq_comm_t comm, isgq_result_t result, const char *text)
     if (!first)
         return;
     IQ_ERROR("%s", text);
+    iq_gpu_let_go(comm);
     for (int i = 0; i < comm->ntransports; i++)
         comm->transports[i]->ops->wake(comm->transports[i]);
 }
@@ -55,10 +57,10 @@ isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation)
 
 /* ---- memory ---- */
 
-/* Accumulator (at most twice the input) and one result message come before everything else: see iq_run_begin. */
+/* Accumulator (at most twice the input), one result message and (on devices) one chunk's scales come before everything else: see iq_run_begin. */
 static size_t reserved_scratch(isgq_comm_t comm)
 {
-    return 4 * iq_max(comm->chunk_bytes, 1024) + comm->slot_bytes + 2 * IQ_CACHE_LINE;
+    return 4 * iq_max(comm->chunk_bytes, 1024) + comm->slot_bytes + comm->chunk_bytes / 4 + 4096;
 }
 
 static isgq_result_t take_memory(isgq_comm_t comm)
@@ -67,10 +69,14 @@ static isgq_result_t take_memory(isgq_comm_t comm)
     if (comm->scratch.bytes < comm->scratch_reserved + (1u << 20))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "ISGQ_SCRATCH_BYTES is %zu; chunks of %zu bytes need at least %zu", comm->scratch.bytes,
                        comm->chunk_bytes, comm->scratch_reserved + (1u << 20));
-    void *base = mmap(NULL, comm->scratch.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (base == MAP_FAILED)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "cannot reserve %zu bytes of scratch (ISGQ_SCRATCH_BYTES): %s", comm->scratch.bytes, strerror(errno));
-    comm->scratch.base = base;
+    if (comm->device_type == ISGQ_DEVICE_HOST) { /* else iq_gpu_open */
+        void *base = mmap(NULL, comm->scratch.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        if (base == MAP_FAILED)
+            return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "cannot reserve %zu bytes of scratch (ISGQ_SCRATCH_BYTES): %s", comm->scratch.bytes,
+                           strerror(errno));
+        comm->scratch.base = base;
+        comm->scratch.mapped = comm->scratch.bytes;
+    }
     comm->run = calloc(1, sizeof(*comm->run));
     comm->calls = calloc(IQ_QUEUE_CALLS, sizeof(*comm->calls));
     if (comm->run == NULL || comm->calls == NULL)
@@ -89,11 +95,12 @@ void iq_comm_release(isgq_comm_t comm)
         transport->ops->close(transport);
     }
     iq_memory_release(comm);
+    iq_gpu_close(comm);
     iq_plan_cache_fini(&comm->plans);
     for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++)
         isgq_quantizer_destroy(comm->calls[i].quantizer);
-    if (comm->scratch.base != NULL)
-        munmap(comm->scratch.base, comm->scratch.bytes);
+    if (comm->scratch.mapped != 0)
+        munmap(comm->scratch.base, comm->scratch.mapped);
     isgq_quantizer_destroy(comm->quantizer);
     free(comm->calls);
     free(comm->run);
@@ -117,7 +124,7 @@ static const iq_config_t *copy_settings(isgq_comm_t comm, const isgq_comm_config
     comm->chunk_bytes = config->chunk_bytes != 0 ? config->chunk_bytes : global->chunk_bytes;
     comm->timeout_ms = config->timeout_ms != 0 ? config->timeout_ms : global->timeout_ms;
     comm->scratch.bytes = iq_align_up(global->scratch_bytes, 4096);
-    comm->device_type = ISGQ_DEVICE_HOST;
+    comm->device_type = config->device_type == ISGQ_DEVICE_CUDA ? ISGQ_DEVICE_CUDA : ISGQ_DEVICE_HOST;
     snprintf(comm->transports_allowed, sizeof(comm->transports_allowed), "%s",
              config->transports != NULL ? config->transports : global->transports);
     snprintf(comm->algorithm, sizeof(comm->algorithm), "%s", global->algorithm);
@@ -129,9 +136,7 @@ static isgq_result_t check_config(const isgq_comm_config_t *config)
     if (config->size != sizeof(*config))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "config->size is %zu, this library's is %zu; start from ISGQ_COMM_CONFIG_INIT", config->size,
                        sizeof(*config));
-    if (config->device_type == ISGQ_DEVICE_CUDA)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "device memory is not supported: this build has no CUDA data path; use ISGQ_DEVICE_HOST");
-    if (config->device_type != ISGQ_DEVICE_AUTO && config->device_type != ISGQ_DEVICE_HOST)
+    if (config->device_type != ISGQ_DEVICE_AUTO && config->device_type != ISGQ_DEVICE_HOST && config->device_type != ISGQ_DEVICE_CUDA)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "config->device_type is %d", (int)config->device_type);
     return ISGQ_SUCCESS;
 }

@@ -52,6 +52,7 @@ typedef struct iq_call {
     isgq_factors_t factors;  /* factored only; recv is the gradient */
     size_t max_batch;
     bool accumulate;
+    isgq_stream_t stream;    /* device memory: where the call takes its turn */
     bool fallback;           /* sent uncompressed although a quantizer was asked for */
     uint32_t timeout_ms;
     isgq_quantizer_t quantizer; /* holds a reference while the call is remembered */
@@ -65,11 +66,14 @@ typedef struct iq_call {
 } iq_call_t;
 
 struct iq_run;    /* core/run.h */
+struct iq_gpu;    /* core/gpu.c */
+struct iq_cuda_module;
 struct iq_memory; /* core/memory.c */
 
 typedef struct iq_scratch {
-    unsigned char *base;
-    size_t bytes, used;
+    unsigned char *base; /* where the rank works */
+    size_t bytes, used;  /* `bytes` is the same on all ranks */
+    size_t mapped;       /* host memory behind it, 0 on a device */
 } iq_scratch_t;
 
 struct isgq_comm {
@@ -83,7 +87,10 @@ struct isgq_comm {
     uint32_t timeout_ms;
     int crowded;                      /* more ranks on this host than cores: yield instead of spinning */
     isgq_quantizer_t quantizer;       /* default */
-    isgq_device_type_t device_type;
+    isgq_device_type_t device_type;   /* of this rank */
+    bool devices;                     /* some rank works on device memory */
+    struct iq_gpu *gpu;               /* NULL: this rank works on host memory; scratch lies where it works */
+    const struct iq_cuda_module *watch; /* host memory, but the process uses CUDA: pointers are looked at */
     isgq_comm_config_t config;        /* as given, for split */
     uint64_t init_deadline_ns;
     char algorithm[32];               /* ISGQ_ALGORITHM */

@@ -9,6 +9,7 @@
  */
 #include "base/log.h"
 #include "base/util.h"
+#include "core/gpu.h"
 #include "core/run.h"
 
 #include <fenv.h>
@@ -20,6 +21,7 @@
 #define SPINS 300 /* turns of about 100 ns */
 #define YIELDS 100
 #define SLEEP_NS 1000000u
+#define GPU_NAP_NS 5000 /* nobody rings when a GPU is done */
 #define COURTESY_NS 20000
 #define GRACE_NS 2000000000u
 #define VERDICT_NS 5000000000u /* the control channel answers a stall or mismatch report within 3 s */
@@ -53,6 +55,7 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     run->call = NULL;
     atomic_store(&comm->current, 0);
     atomic_store(&comm->completed, sequence);
+    iq_gpu_complete(comm, sequence);
 }
 
 /* The next queued call, laid out; *idle if there is none. */
@@ -99,10 +102,15 @@ static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
 /* No step could be done: the `turn`th time in a row. */
 static void back_off(isgq_comm_t comm, unsigned turn)
 {
+    const struct timespec nap = {.tv_nsec = GPU_NAP_NS};
     unsigned spins = comm->crowded ? 0 : SPINS;
     if (turn < spins)
         cpu_pause();
-    else if (turn < spins + YIELDS || comm->ntransports == 0)
+    else if (turn < spins + YIELDS)
+        sched_yield();
+    else if (atomic_load_explicit(&comm->awaited, memory_order_relaxed) == comm->rank)
+        nanosleep(&nap, NULL);
+    else if (comm->ntransports == 0)
         sched_yield();
     else
         comm->transports[comm->ntransports - 1]->ops->sleep(comm->transports[comm->ntransports - 1], SLEEP_NS);

@@ -4,6 +4,7 @@
 
 #include "base/module.h"
 #include "base/util.h"
+#include "core/gpu.h"
 #include "core/run.h"
 #include "transport/topology.h"
 
@@ -55,17 +56,94 @@ isgq_result_t isgqx_algorithm(size_t index, isgqx_algorithm_t *algorithm)
     return ISGQ_SUCCESS;
 }
 
+/* ---- devices ---- */
+
+#define DESCRIPTION_BYTES 192
+
+static isgq_result_t load_cuda(const iq_cuda_module_t **cuda)
+{
+    *cuda = (const iq_cuda_module_t *)iq_module_load("cuda");
+    return *cuda != NULL ? ISGQ_SUCCESS : ISGQ_ERR_UNSUPPORTED;
+}
+
+static isgq_result_t describe(const iq_cuda_module_t *cuda, int ordinal, char text[DESCRIPTION_BYTES])
+{
+    iq_cuda_device_t device;
+    IQ_TRY(cuda->describe(ordinal, &device));
+    snprintf(text, DESCRIPTION_BYTES, "%s, compute capability %d.%d, %zu MiB, %d processors, PCI %s, stream memory operations: %s",
+             device.name, device.major, device.minor, device.bytes >> 20, device.processors, device.pci,
+             device.awaits_words ? "yes" : "no");
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgqx_device_count(int *count)
+{
+    const iq_cuda_module_t *cuda;
+    if (count == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "device_count: count is NULL");
+    IQ_TRY(load_cuda(&cuda));
+    return cuda->devices(count);
+}
+
+isgq_result_t isgqx_device_name(isgq_comm_t comm, char *text, size_t bytes)
+{
+    iq_cuda_device_t found;
+    IQ_TRY(iq_comm_check_handle(comm, "device_name"));
+    if (text == NULL || bytes == 0)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "device_name: no room for text");
+    snprintf(text, bytes, "host memory");
+    if (comm->gpu == NULL)
+        return ISGQ_SUCCESS;
+    const iq_device_t *device = iq_gpu_device(comm);
+    IQ_TRY(device->cuda->describe(device->ordinal, &found));
+    snprintf(text, bytes, "device %d, %s", device->ordinal, found.name);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgqx_copy(isgq_comm_t comm, void *dst, const void *src, size_t bytes)
+{
+    IQ_TRY(iq_comm_check_handle(comm, "copy"));
+    if (bytes == 0)
+        return ISGQ_SUCCESS;
+    if (dst == NULL || src == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "copy: %s is NULL", dst == NULL ? "dst" : "src");
+    if (comm->gpu != NULL)
+        return iq_gpu_copy_now(comm, dst, src, bytes);
+    IQ_TRY(iq_gpu_check_buffer(comm, "copy", "dst", dst));
+    IQ_TRY(iq_gpu_check_buffer(comm, "copy", "src", src));
+    memcpy(dst, src, bytes);
+    return ISGQ_SUCCESS;
+}
+
 /* ---- the build and the machine ---- */
+
+static void print_devices(isgqx_line_fn line, void *context)
+{
+    const iq_cuda_module_t *cuda;
+    char text[IQ_ERROR_TEXT_BYTES + 32], description[DESCRIPTION_BYTES];
+    int count = 0;
+    if (load_cuda(&cuda) != ISGQ_SUCCESS || cuda->devices(&count) != ISGQ_SUCCESS) {
+        snprintf(text, sizeof(text), "devices     host memory; %s", iq_last_error());
+        line(context, text);
+        return;
+    }
+    line(context, "devices     host memory");
+    for (int i = 0; i < count; i++) {
+        bool known = describe(cuda, i, description) == ISGQ_SUCCESS;
+        snprintf(text, sizeof(text), "device      %d: %s", i, known ? description : iq_last_error());
+        line(context, text);
+    }
+}
 
 isgq_result_t isgqx_info_print(isgqx_line_fn line, void *context)
 {
-    static const char *const modules[] = {"ucx", "hwloc", "blas"};
+    static const char *const modules[] = {"ucx", "hwloc", "blas", "cuda"};
     char text[IQ_ERROR_TEXT_BYTES + 32];
     if (line == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "info: line is NULL");
     snprintf(text, sizeof(text), "version     %d.%d.%d", ISGQ_VERSION_MAJOR, ISGQ_VERSION_MINOR, ISGQ_VERSION_PATCH);
     line(context, text);
-    line(context, "devices     host memory; this build has no CUDA data path");
+    print_devices(line, context);
     for (size_t i = 0; iq_transports[i] != NULL; i++) {
         snprintf(text, sizeof(text), "transport   %s", iq_transports[i]->name);
         line(context, text);

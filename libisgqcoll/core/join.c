@@ -6,7 +6,7 @@
 #include "base/config.h"
 #include "base/log.h"
 #include "base/util.h"
-#include "core/comm.h"
+#include "core/gpu.h"
 #include "transport/topology.h"
 
 #include <stdio.h>
@@ -51,9 +51,9 @@ typedef struct hello {
 
 static void write_settings(isgq_comm_t comm, char text[SETTINGS_BYTES])
 {
-    snprintf(text, SETTINGS_BYTES, "device %d\nISGQ_CHUNK_BYTES %zu\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
+    snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
                                    "ISGQ_ALGORITHM %s\ndefault quantizer %s\n",
-             (int)comm->device_type, comm->chunk_bytes, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed,
+             comm->chunk_bytes, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed,
              comm->algorithm, comm->quantizer->text);
 }
 
@@ -95,8 +95,11 @@ static isgq_result_t agree(isgq_comm_t comm, uint64_t deadline, uint64_t *token)
     for (int r = 0; r < comm->nranks && result == ISGQ_SUCCESS; r++) {
         all[r].settings[SETTINGS_BYTES - 1] = '\0';
         comm->peers[r] = all[r].peer;
+        comm->devices |= all[r].peer.device_type == ISGQ_DEVICE_CUDA;
         result = compare_settings(all[0].settings, all[r].settings, 0, r);
     }
+    if (comm->devices)
+        comm->scratch.bytes = iq_min(comm->scratch.bytes, IQ_GPU_SCRATCH_BYTES);
     *token = all[0].token;
     free(all);
     return result;
@@ -206,7 +209,9 @@ static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
     iq_control_params_t params = {.rank = comm->rank, .nranks = comm->nranks, .rendezvous = rendezvous, .deadline_ns = comm->init_deadline_ns};
     iq_control_events_t events = {.context = comm, .status = on_status, .arguments = on_arguments, .failed = on_failed};
     IQ_TRY(iq_control_open(&params, &comm->control));
-    isgq_result_t result = agree(comm, comm->init_deadline_ns, &token);
+    isgq_result_t result = comm->device_type == ISGQ_DEVICE_CUDA ? iq_gpu_open(comm) : ISGQ_SUCCESS;
+    if (result == ISGQ_SUCCESS)
+        result = agree(comm, comm->init_deadline_ns, &token);
     if (result == ISGQ_SUCCESS)
         result = connect_ranks(comm, token);
     if (result == ISGQ_SUCCESS)
@@ -219,6 +224,7 @@ static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
         free(all);
     }
     if (result == ISGQ_SUCCESS) {
+        iq_gpu_watch(comm);
         iq_control_start(comm->control, &events);
         IQ_INFO("joined: %d ranks on %d hosts over %s, quantizer %s", comm->nranks, comm->nhosts, comm->transport_names, comm->quantizer->text);
     } else {

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Memory of isgq_mem_alloc: a list per communicator, so that a pointer from elsewhere is refused without being looked at, and whatever was not freed goes with
- * the communicator.
+ * Memory of isgq_mem_alloc, host or device memory as the communicator works on: a list per communicator, so that a pointer from elsewhere is refused without
+ * being looked at, and whatever was not freed goes with the communicator.
  */
 #include "base/util.h"
-#include "core/comm.h"
+#include "core/gpu.h"
 
 #include <stdlib.h>
 
@@ -12,6 +12,23 @@ typedef struct iq_memory {
     struct iq_memory *next;
     void *data;
 } iq_memory_t;
+
+static isgq_result_t take(isgq_comm_t comm, size_t bytes, void **data)
+{
+    if (comm->gpu != NULL)
+        return iq_gpu_alloc(comm, bytes, data);
+    *data = aligned_alloc(IQ_CACHE_LINE, iq_align_up(bytes, IQ_CACHE_LINE));
+    return *data != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
+}
+
+static void give_back(isgq_comm_t comm, iq_memory_t *memory)
+{
+    if (comm->gpu != NULL)
+        iq_gpu_free(comm, memory->data);
+    else
+        free(memory->data);
+    free(memory);
+}
 
 isgq_result_t isgq_mem_alloc(void **ptr, isgq_comm_t comm, size_t bytes)
 {
@@ -21,13 +38,14 @@ isgq_result_t isgq_mem_alloc(void **ptr, isgq_comm_t comm, size_t bytes)
     if (bytes == 0 || bytes > SIZE_MAX / 4)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_alloc: bytes is %zu", bytes);
     iq_memory_t *memory = malloc(sizeof(*memory));
-    void *data = aligned_alloc(IQ_CACHE_LINE, iq_align_up(bytes, IQ_CACHE_LINE));
-    if (memory == NULL || data == NULL) {
-        free(memory);
-        free(data);
+    if (memory == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
+    isgq_result_t result = take(comm, bytes, &memory->data);
+    if (result != ISGQ_SUCCESS) {
+        free(memory);
+        return result;
     }
-    memory->data = data;
+    void *data = memory->data;
     pthread_mutex_lock(&comm->queue_lock);
     memory->next = comm->memory;
     comm->memory = memory;
@@ -58,8 +76,7 @@ isgq_result_t isgq_mem_free(void *ptr, isgq_comm_t comm)
     iq_memory_t *memory = take_entry(comm, ptr);
     if (memory == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the memory is not from isgq_mem_alloc of this communicator, or was freed");
-    free(memory->data);
-    free(memory);
+    give_back(comm, memory);
     return ISGQ_SUCCESS;
 }
 
@@ -68,7 +85,6 @@ void iq_memory_release(isgq_comm_t comm)
     while (comm->memory != NULL) {
         iq_memory_t *memory = comm->memory;
         comm->memory = memory->next;
-        free(memory->data);
-        free(memory);
+        give_back(comm, memory);
     }
 }

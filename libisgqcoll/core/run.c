@@ -8,12 +8,12 @@
 #include "core/run.h"
 
 #include "base/util.h"
+#include "core/gpu.h"
 
 #include <string.h>
 
-void *iq_scratch_take(isgq_comm_t comm, size_t bytes)
+static void *take(iq_scratch_t *scratch, size_t bytes)
 {
-    iq_scratch_t *scratch = &comm->scratch;
     size_t start = iq_align_up(scratch->used, IQ_CACHE_LINE);
     if (start > scratch->bytes || bytes > scratch->bytes - start) {
         (void)IQ_FAIL(ISGQ_ERR_NO_MEMORY, "the call needs %zu more bytes of scratch; ISGQ_SCRATCH_BYTES is %zu", bytes, scratch->bytes);
@@ -22,6 +22,10 @@ void *iq_scratch_take(isgq_comm_t comm, size_t bytes)
     scratch->used = start + bytes;
     return scratch->base + start;
 }
+
+void *iq_scratch_take(isgq_comm_t comm, size_t bytes) { return take(&comm->scratch, bytes); }
+
+void *iq_host_take(isgq_comm_t comm, size_t bytes) { return take(comm->gpu != NULL ? iq_gpu_host_memory(comm) : &comm->scratch, bytes); }
 
 /* ---- building stages ---- */
 
@@ -56,7 +60,7 @@ static size_t block_unit(const iq_codec_t *codec, size_t count, int nranks)
 }
 
 static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
-                              const iq_codec_call_t *codec_call, size_t count, iq_stage_t **stage)
+                              const iq_codec_call_t *codec_call, size_t count, bool on_device, iq_stage_t **stage)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
     iq_plan_request_t request = {.collective = algorithm->collective,
@@ -74,6 +78,12 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     (*stage)->codec = *codec;
     (*stage)->codec_call = *codec_call;
     (*stage)->element_bytes = element_bytes;
+    (*stage)->on_device = on_device;
+    (*stage)->room = on_device || comm->gpu == NULL ? run->room : run->host_room;
+    if (on_device) {
+        (*stage)->codec.ops = iq_codec_on_device(codec->ops);
+        (*stage)->codec_call.device = iq_gpu_device(comm);
+    }
     (*stage)->sums_in_place = codec->ops == iq_codec_none.ops && codec->ops->acc_bytes(codec, codec_call) == element_bytes &&
                               codec_call->op != ISGQ_AVG && !codec_call->accumulate;
     return ISGQ_SUCCESS;
@@ -88,13 +98,13 @@ static isgq_result_t exact_algorithm(isgq_comm_t comm, iq_collective_t collectiv
 }
 
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
-                               void *data)
+                               void *data, bool on_device)
 {
     const iq_algorithm_t *algorithm;
     iq_stage_t *stage;
     iq_codec_call_t codec_call = {.datatype = datatype, .op = op, .nranks = comm->nranks, .rank = comm->rank};
     IQ_TRY(exact_algorithm(comm, IQ_ALLREDUCE, datatype, op, count, &algorithm));
-    IQ_TRY(add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, &stage));
+    IQ_TRY(add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, on_device, &stage));
     stage->src = data;
     stage->dst = data;
     return ISGQ_SUCCESS;
@@ -107,7 +117,7 @@ isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, 
     size_t count = stride * (size_t)comm->nranks;
     iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .op = ISGQ_SUM, .nranks = 1, .rank = comm->rank};
     IQ_TRY(exact_algorithm(comm, IQ_ALLGATHER, ISGQ_UINT8, ISGQ_SUM, count, &algorithm));
-    IQ_TRY(add_plan(comm, run, "gather", algorithm, &iq_codec_none, &codec_call, count, &stage));
+    IQ_TRY(add_plan(comm, run, "gather", algorithm, &iq_codec_none, &codec_call, count, false, &stage));
     stage->src = blobs;
     stage->dst = blobs;
     stage->variable = true;
@@ -132,9 +142,12 @@ static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_
     run->scales = iq_scratch_take(comm, nscales * sizeof(float));
     if (run->scales == NULL)
         return ISGQ_ERR_NO_MEMORY;
-    memset(run->scales, 0, nscales * sizeof(float));
+    if (comm->gpu != NULL)
+        iq_device_clear(iq_gpu_device(comm), run->scales, nscales * sizeof(float));
+    else
+        memset(run->scales, 0, nscales * sizeof(float));
     iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, chunk_elements(comm->chunk_bytes, element_bytes)));
-    return iq_run_add_exact(comm, run, "maximum of scales", ISGQ_FLOAT32, ISGQ_MAX, nscales, run->scales);
+    return iq_run_add_exact(comm, run, "maximum of scales", ISGQ_FLOAT32, ISGQ_MAX, nscales, run->scales, comm->gpu != NULL);
 }
 
 isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorithm_t *algorithm, iq_codec_t codec, isgq_data_type_t datatype,
@@ -155,7 +168,8 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
         IQ_TRY(add_scales(comm, run, &codec, iq_datatype_bytes(datatype), count));
         codec_call.scales = run->scales;
     }
-    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count, &stage));
+    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count, comm->gpu != NULL,
+                    &stage));
     stage->src = src;
     stage->dst = dst;
     return ISGQ_SUCCESS;
@@ -188,6 +202,24 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
     return iq_run_add_dense(comm, run, call->algorithm, call->codec, datatype, call->op, count, src, dst, call->accumulate);
 }
 
+static bool take_room(isgq_comm_t comm, iq_room_t *room, void *(*take_bytes)(isgq_comm_t comm, size_t bytes))
+{
+    room->acc = take_bytes(comm, 4 * iq_max(comm->chunk_bytes, 1024)); /* accumulators are at most twice the input */
+    room->result = take_bytes(comm, comm->slot_bytes);
+    return room->acc != NULL && room->result != NULL;
+}
+
+/* Scales that codecs measure on the way, of one chunk; and the same room on the host as on the device. */
+static bool take_device_memory(isgq_comm_t comm, iq_run_t *run)
+{
+    const iq_call_t *call = run->call;
+    iq_device_t *device = iq_gpu_device(comm);
+    device->scratch_bytes = iq_codec_device_scratch(&call->codec, chunk_elements(comm->chunk_bytes, iq_datatype_bytes(call->datatype)));
+    device->scratch = iq_scratch_take(comm, device->scratch_bytes);
+    iq_gpu_host_memory(comm)->used = 0;
+    return device->scratch != NULL && take_room(comm, &run->host_room, iq_host_take);
+}
+
 isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call)
 {
     run->call = call;
@@ -195,13 +227,12 @@ isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call)
     run->trip = 0;
     run->cursor = (iq_plan_cursor_t){0};
     run->has_action = run->mismatch_reported = run->stall_reported = false;
+    run->arrived = comm->gpu == NULL;
     run->wire_bytes = run->own_bytes = run->waited_ns = 0;
     run->blocked_ns = 0;
     run->started_ns = run->progress_ns = iq_now_ns();
     comm->scratch.used = 0;
-    run->acc = iq_scratch_take(comm, 4 * iq_max(comm->chunk_bytes, 1024)); /* accumulators are at most twice the input */
-    run->result = iq_scratch_take(comm, comm->slot_bytes);
-    if (run->acc == NULL || run->result == NULL)
+    if (!take_room(comm, &run->room, iq_scratch_take) || (comm->gpu != NULL && !take_device_memory(comm, run)))
         return ISGQ_ERR_NO_MEMORY;
     return call->kind == IQ_CALL_FACTORED ? iq_run_begin_factored(comm, run) : begin_collective(comm, run);
 }
@@ -215,19 +246,35 @@ static void next_stage(iq_run_t *run)
     run->cursor = (iq_plan_cursor_t){0};
 }
 
+/* Waiting for this rank's own GPU or stream: *there is false, and this rank is the one that is waited for. */
+static isgq_result_t await_device(isgq_comm_t comm, isgq_result_t result, bool *there)
+{
+    *there = result != ISGQ_IN_PROGRESS;
+    if (!*there)
+        atomic_store_explicit(&comm->awaited, comm->rank, memory_order_relaxed);
+    return *there ? result : ISGQ_SUCCESS;
+}
+
+/* One trip of local work. */
+static isgq_result_t advance_work(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, bool *moved)
+{
+    if (run->trip == stage->trips) {
+        next_stage(run);
+        return ISGQ_SUCCESS;
+    }
+    IQ_TRY(await_device(comm, stage->work(comm, run, run->trip), moved));
+    run->trip += *moved;
+    return ISGQ_SUCCESS;
+}
+
 /* One unit of the current stage. *moved: it was done (or the stage is over). */
 static isgq_result_t advance_once(isgq_comm_t comm, iq_run_t *run, bool *moved)
 {
     iq_stage_t *stage = &run->stages[run->stage];
     int blocked_on = -1;
     *moved = true;
-    if (stage->work != NULL) {
-        if (run->trip == stage->trips)
-            next_stage(run);
-        else
-            IQ_TRY(stage->work(comm, run, run->trip++));
-        return ISGQ_SUCCESS;
-    }
+    if (stage->work != NULL)
+        return advance_work(comm, run, stage, moved);
     if (!run->has_action && !iq_plan_next(stage->plan, &run->cursor, &run->action)) {
         next_stage(run);
         return ISGQ_SUCCESS;
@@ -245,10 +292,15 @@ isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, 
     bool once = true;
     *moved = false;
     *done = false;
+    if (!run->arrived) {
+        IQ_TRY(await_device(comm, iq_gpu_arrival(comm, run->call->sequence), &run->arrived));
+        *moved = run->arrived;
+        return ISGQ_SUCCESS;
+    }
     while (once && actions-- > 0) {
         if (run->stage == run->nstages) {
             *done = true;
-            return ISGQ_SUCCESS;
+            return comm->gpu == NULL ? ISGQ_SUCCESS : await_device(comm, iq_gpu_finish(comm, "device memory"), done);
         }
         IQ_TRY(advance_once(comm, run, &once));
         *moved |= once;

@@ -7,6 +7,9 @@
  *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
  *   factored, dense       local gradient x tiles, the dense stages, copy out
  *
+ * All ranks have the same stages, also where some work on devices: messages name them. A stage's data lie where the rank works, but those of factored calls
+ * that move peaks and blobs are on the host everywhere.
+ *
  * Everything here is resumable: iq_run_advance returns when a message is not there yet and goes on at the same place later.
  */
 #ifndef ISGQ_CORE_RUN_H
@@ -16,8 +19,14 @@
 
 struct iq_run;
 
-/* One trip of local work. */
+/* One trip of local work. ISGQ_IN_PROGRESS: this rank's device has to get somewhere first; the same trip is tried again. */
 typedef isgq_result_t (*iq_work_fn)(isgq_comm_t comm, struct iq_run *run, size_t trip);
+
+/* Room for one chunk: what a plan's steps leave for later ones. */
+typedef struct iq_room {
+    unsigned char *acc;    /* accumulator */
+    unsigned char *result; /* result message */
+} iq_room_t;
 
 typedef struct iq_stage {
     const char *name;
@@ -30,6 +39,8 @@ typedef struct iq_stage {
     size_t element_bytes;
     const unsigned char *src; /* where element 0 of the tensor would be */
     unsigned char *dst;
+    bool on_device;           /* where these lie: src, dst, room */
+    iq_room_t room;
     bool sums_in_place;       /* values as they are: the output serves as accumulator, and its bytes are the result message */
     bool variable;            /* byte blobs: messages are cut to what is there, lengths are kept in run->blob_bytes */
 } iq_stage_t;
@@ -37,6 +48,8 @@ typedef struct iq_stage {
 /* What the factored stages share. */
 typedef struct iq_factored_run {
     iq_factor_call_t call;
+    const struct iq_factored_work *work;
+    const void *x, *delta;  /* in host memory: the caller's, or copies */
     void *state;
     float peaks[2];
     float *shared_peaks;
@@ -44,9 +57,18 @@ typedef struct iq_factored_run {
     size_t blob_stride;
     size_t *blob_bytes;     /* [nranks] */
     iq_factor_rows_t rows;
-    void *product_scratch;
+    void *product_scratch;  /* in host memory: panels; on a device: rows */
     void *sums;             /* integers of the product reduction, or f32 gradient and bias of the dense way */
 } iq_factored_run_t;
+
+/* What is done where the rank works: one const row for host memory, one for devices. */
+typedef struct iq_factored_work {
+    iq_work_fn prepare, product, integers, from_integers, local_gradient, copy_out;
+    size_t (*prepare_trips)(isgq_comm_t comm, const struct iq_run *run);
+    size_t (*product_trips)(isgq_comm_t comm, const struct iq_run *run);  /* of `product` and `integers` */
+    size_t (*tiles)(const iq_factor_call_t *call);                        /* trips of `from_integers` and `local_gradient` */
+    size_t (*product_scratch)(const iq_factor_call_t *call, size_t rows); /* where the rank works */
+} iq_factored_work_t;
 
 typedef struct iq_run {
     iq_call_t *call; /* NULL: idle */
@@ -56,9 +78,10 @@ typedef struct iq_run {
     iq_plan_cursor_t cursor;
     iq_action_t action;
     bool has_action;
+    bool arrived;           /* the caller's stream has reached the call */
     bool mismatch_reported, stall_reported;
-    unsigned char *acc;     /* accumulator of one chunk */
-    unsigned char *result;  /* result message of one chunk */
+    iq_room_t room;         /* where the rank works */
+    iq_room_t host_room;    /* on the host; only factored calls on devices need it */
     size_t result_bytes;
     float *scales;
     iq_factored_run_t factored;
@@ -81,10 +104,20 @@ isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *s
 
 isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run);
 
+/* The codec's part of `prepare`, when the factors are in host memory. */
+void iq_factored_prepare(iq_run_t *run);
+
+/* ---- run_factored_gpu.c ---- */
+
+extern const iq_factored_work_t iq_factored_on_device;
+
 /* ---- run.c, for the builders of stages ---- */
 
 /* 64-byte aligned memory that lives until the call ends; NULL with a sentence if ISGQ_SCRATCH_BYTES is too small. */
 void *iq_scratch_take(isgq_comm_t comm, size_t bytes);
+
+/* The same in host memory, also where the rank works on a device. */
+void *iq_host_take(isgq_comm_t comm, size_t bytes);
 
 iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, size_t trips);
 
@@ -94,9 +127,9 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
 
 /* A lossless allreduce of a few values in scratch (scales, peaks, integers), in place. */
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
-                               void *data);
+                               void *data, bool on_device);
 
-/* A gather of byte blobs, in place: blob r at dst + r * stride. */
+/* A gather of byte blobs in host memory, in place: blob r at dst + r * stride. */
 isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs);
 
 #endif

@@ -1,7 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The stages of a factored call, three ways to the same kind of result. Gather and reduce give the same bits (codec/factor.h); dense multiplies
- * first and quantizes the product.
+ * The stages of a factored call, three ways to the same kind of result. Gather and reduce give the same bits (codec/factor.h);
+ * dense multiplies first and quantizes the product.
+ *
+ * Encoding, gathering and decoding happen on the host. Where factors are taken from and the gradient is made is a row of
+ * functions: those of this file for host memory, those of run_factored_gpu.c for devices.
  */
 #include "base/util.h"
 #include "codec/convert.h"
@@ -9,14 +12,18 @@
 
 #include <string.h>
 
+void iq_factored_prepare(iq_run_t *run)
+{
+    iq_factored_run_t *factored = &run->factored;
+    iq_factor_prepare(&run->call->factor, &factored->call, factored->x, factored->delta, factored->state, factored->peaks);
+    memcpy(factored->shared_peaks, factored->peaks, sizeof(factored->peaks));
+}
+
 static isgq_result_t work_prepare(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     (void)comm;
     (void)trip;
-    iq_factored_run_t *factored = &run->factored;
-    const isgq_factors_t *factors = &run->call->factors;
-    iq_factor_prepare(&run->call->factor, &factored->call, factors->x, factors->delta, factored->state, factored->peaks);
-    memcpy(factored->shared_peaks, factored->peaks, sizeof(factored->peaks));
+    iq_factored_prepare(run);
     return ISGQ_SUCCESS;
 }
 
@@ -24,12 +31,11 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     (void)trip;
     iq_factored_run_t *factored = &run->factored;
-    const isgq_factors_t *factors = &run->call->factors;
     size_t slot = run->call->way == IQ_FACTORED_GATHER ? (size_t)comm->rank : 0;
     unsigned char *blob = factored->blobs + slot * factored->blob_stride;
     memcpy(factored->peaks, factored->shared_peaks, sizeof(factored->peaks));
     factored->blob_bytes[slot] =
-        iq_factor_encode(&run->call->factor, &factored->call, factors->x, factors->delta, factored->state, factored->peaks, blob);
+        iq_factor_encode(&run->call->factor, &factored->call, factored->x, factored->delta, factored->state, factored->peaks, blob);
     iq_assert(factored->blob_bytes[slot] <= factored->blob_stride);
     if (run->call->way == IQ_FACTORED_GATHER)
         run->own_bytes += factored->blob_bytes[slot];
@@ -95,6 +101,30 @@ static isgq_result_t work_copy_out(isgq_comm_t comm, iq_run_t *run, size_t trip)
     return ISGQ_SUCCESS;
 }
 
+static size_t one_trip(isgq_comm_t comm, const iq_run_t *run)
+{
+    (void)comm;
+    (void)run;
+    return 1;
+}
+
+static size_t trips_of_tiles(isgq_comm_t comm, const iq_run_t *run)
+{
+    (void)comm;
+    return iq_factor_product_tiles(&run->factored.call);
+}
+
+static const iq_factored_work_t on_host = {.prepare = work_prepare,
+                                           .product = work_product,
+                                           .integers = work_integers,
+                                           .from_integers = work_from_integers,
+                                           .local_gradient = work_local_gradient,
+                                           .copy_out = work_copy_out,
+                                           .prepare_trips = one_trip,
+                                           .product_trips = trips_of_tiles,
+                                           .tiles = iq_factor_product_tiles,
+                                           .product_scratch = iq_factor_product_scratch};
+
 /* Blobs, decoded rows and product memory for the rows of `ranks` ranks. */
 static isgq_result_t take_factor_memory(isgq_comm_t comm, iq_run_t *run, size_t ranks)
 {
@@ -102,12 +132,12 @@ static isgq_result_t take_factor_memory(isgq_comm_t comm, iq_run_t *run, size_t 
     iq_factor_call_t *call = &factored->call;
     size_t capacity = ranks * call->max_batch;
     factored->blob_stride = iq_align_up(iq_factor_blob_bytes(&run->call->factor, call), IQ_CACHE_LINE);
-    factored->blob_bytes = iq_scratch_take(comm, ranks * sizeof(size_t));
-    factored->blobs = iq_scratch_take(comm, ranks * factored->blob_stride);
-    factored->shared_peaks = iq_scratch_take(comm, sizeof(factored->peaks));
-    factored->state = iq_scratch_take(comm, iq_factor_state_bytes(call));
-    void *rows = iq_scratch_take(comm, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
-    factored->product_scratch = iq_scratch_take(comm, iq_factor_product_scratch(call, capacity));
+    factored->blob_bytes = iq_host_take(comm, ranks * sizeof(size_t));
+    factored->blobs = iq_host_take(comm, ranks * factored->blob_stride);
+    factored->shared_peaks = iq_host_take(comm, sizeof(factored->peaks));
+    factored->state = iq_host_take(comm, iq_factor_state_bytes(call));
+    void *rows = iq_host_take(comm, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
+    factored->product_scratch = iq_scratch_take(comm, factored->work->product_scratch(call, capacity));
     if (factored->blob_bytes == NULL || factored->blobs == NULL || factored->shared_peaks == NULL || factored->state == NULL || rows == NULL ||
         factored->product_scratch == NULL)
         return ISGQ_ERR_NO_MEMORY;
@@ -116,16 +146,41 @@ static isgq_result_t take_factor_memory(isgq_comm_t comm, iq_run_t *run, size_t 
     return ISGQ_SUCCESS;
 }
 
+/* The factors where the codec can read them: the caller's, or room for copies. */
+static isgq_result_t take_factors(isgq_comm_t comm, iq_run_t *run)
+{
+    iq_factored_run_t *factored = &run->factored;
+    const isgq_factors_t *factors = &run->call->factors;
+    size_t row_bytes = factors->batch * iq_datatype_bytes(run->call->datatype);
+    if (comm->gpu == NULL) {
+        factored->x = factors->x;
+        factored->delta = factors->delta;
+        return ISGQ_SUCCESS;
+    }
+    factored->x = iq_host_take(comm, row_bytes * factors->m);
+    factored->delta = iq_host_take(comm, row_bytes * factors->n);
+    return factored->x != NULL && factored->delta != NULL ? ISGQ_SUCCESS : ISGQ_ERR_NO_MEMORY;
+}
+
+/* What gather and reduce begin with. */
+static isgq_result_t add_encoding(isgq_comm_t comm, iq_run_t *run)
+{
+    iq_factored_run_t *factored = &run->factored;
+    IQ_TRY(take_factors(comm, run));
+    iq_run_add_work(run, "prepare", factored->work->prepare, factored->work->prepare_trips(comm, run));
+    IQ_TRY(iq_run_add_exact(comm, run, "maximum of peaks", ISGQ_FLOAT32, ISGQ_MAX, 2, factored->shared_peaks, false));
+    iq_run_add_work(run, "encode", work_encode, 1);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t begin_gather(isgq_comm_t comm, iq_run_t *run)
 {
     iq_factored_run_t *factored = &run->factored;
     IQ_TRY(take_factor_memory(comm, run, (size_t)comm->nranks));
-    iq_run_add_work(run, "prepare", work_prepare, 1);
-    IQ_TRY(iq_run_add_exact(comm, run, "maximum of peaks", ISGQ_FLOAT32, ISGQ_MAX, 2, factored->shared_peaks));
-    iq_run_add_work(run, "encode", work_encode, 1);
+    IQ_TRY(add_encoding(comm, run));
     IQ_TRY(iq_run_add_gather(comm, run, factored->blob_stride, factored->blobs));
     iq_run_add_work(run, "decode", work_decode, (size_t)comm->nranks);
-    iq_run_add_work(run, "product", work_product, iq_factor_product_tiles(&factored->call));
+    iq_run_add_work(run, "product", factored->work->product, factored->work->product_trips(comm, run));
     return ISGQ_SUCCESS;
 }
 
@@ -135,18 +190,15 @@ static isgq_result_t begin_reduce(isgq_comm_t comm, iq_run_t *run)
     const iq_factor_call_t *call = &factored->call;
     isgq_data_type_t type = iq_factor_sum_type(&run->call->factor, call);
     size_t sums = call->m * call->n + (call->want_bias ? call->n : 0);
-    size_t tiles = iq_factor_product_tiles(call);
     IQ_TRY(take_factor_memory(comm, run, 1));
     factored->sums = iq_scratch_take(comm, sums * iq_datatype_bytes(type));
     if (factored->sums == NULL)
         return ISGQ_ERR_NO_MEMORY;
-    iq_run_add_work(run, "prepare", work_prepare, 1);
-    IQ_TRY(iq_run_add_exact(comm, run, "maximum of peaks", ISGQ_FLOAT32, ISGQ_MAX, 2, factored->shared_peaks));
-    iq_run_add_work(run, "encode", work_encode, 1);
+    IQ_TRY(add_encoding(comm, run));
     iq_run_add_work(run, "decode", work_decode, 1);
-    iq_run_add_work(run, "integer product", work_integers, tiles);
-    IQ_TRY(iq_run_add_exact(comm, run, "sum of integers", type, ISGQ_SUM, sums, factored->sums));
-    iq_run_add_work(run, "deliver", work_from_integers, tiles);
+    iq_run_add_work(run, "integer product", factored->work->integers, factored->work->product_trips(comm, run));
+    IQ_TRY(iq_run_add_exact(comm, run, "sum of integers", type, ISGQ_SUM, sums, factored->sums, comm->gpu != NULL));
+    iq_run_add_work(run, "deliver", factored->work->from_integers, factored->work->tiles(call));
     return ISGQ_SUCCESS;
 }
 
@@ -156,12 +208,12 @@ static isgq_result_t begin_dense(isgq_comm_t comm, iq_run_t *run)
     const iq_call_t *call = run->call;
     size_t count = call->factors.m * call->factors.n + (call->factors.bias != NULL ? call->factors.n : 0);
     factored->sums = iq_scratch_take(comm, count * sizeof(float));
-    factored->product_scratch = iq_scratch_take(comm, iq_factor_product_scratch(&factored->call, factored->call.max_batch));
+    factored->product_scratch = iq_scratch_take(comm, factored->work->product_scratch(&factored->call, 0));
     if (factored->sums == NULL || factored->product_scratch == NULL)
         return ISGQ_ERR_NO_MEMORY;
-    iq_run_add_work(run, "local gradient", work_local_gradient, iq_factor_product_tiles(&factored->call));
+    iq_run_add_work(run, "local gradient", factored->work->local_gradient, factored->work->tiles(&factored->call));
     IQ_TRY(iq_run_add_dense(comm, run, call->algorithm, call->codec, ISGQ_FLOAT32, call->op, count, factored->sums, factored->sums, false));
-    iq_run_add_work(run, "copy out", work_copy_out, 1);
+    iq_run_add_work(run, "copy out", factored->work->copy_out, 1);
     return ISGQ_SUCCESS;
 }
 
@@ -169,6 +221,7 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
 {
     const iq_call_t *call = run->call;
     memset(&run->factored, 0, sizeof(run->factored));
+    run->factored.work = comm->gpu != NULL ? &iq_factored_on_device : &on_host;
     run->factored.call = (iq_factor_call_t){.datatype = call->datatype,
                                             .nranks = comm->nranks,
                                             .rank = comm->rank,

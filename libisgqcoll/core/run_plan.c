@@ -2,9 +2,13 @@
 /*
  * One action of a plan, done with a codec and links. Each step kind is one function in a table; a step that needs a message which is not
  * there, or a slot which is not free, changes nothing and says whom it waits for.
+ *
+ * In a stage on device memory codecs only launch their work. A step that sends or receives has two halves there: it `starts` once, and is called again
+ * until that work is `finished`; the second half hands the message on. In host memory both halves are one call.
  */
 #include "base/util.h"
 #include "core/frame.h"
+#include "core/gpu.h"
 #include "core/run.h"
 
 #include <string.h>
@@ -23,9 +27,35 @@ typedef struct step {
 
 typedef isgq_result_t (*step_fn)(step_t *step);
 
+/* ---- the two halves of a step ---- */
+
+static bool starts(const step_t *step) { return !step->stage->on_device || !iq_gpu_busy(step->comm); }
+
+/* *finished: codec work of this step is done, and its messages may be handed on. */
+static isgq_result_t finish_work(step_t *step, bool *finished)
+{
+    *finished = true;
+    if (!step->stage->on_device)
+        return ISGQ_SUCCESS;
+    isgq_result_t result = iq_gpu_finish(step->comm, step->stage->codec.ops->name);
+    if (result != ISGQ_IN_PROGRESS)
+        return result;
+    *finished = false;
+    step->blocked_on = step->comm->rank;
+    return ISGQ_SUCCESS;
+}
+
+static void move_bytes(const step_t *step, void *dst, const void *src, size_t bytes)
+{
+    if (step->stage->on_device)
+        iq_device_copy(iq_gpu_device(step->comm), dst, src, bytes);
+    else
+        memcpy(dst, src, bytes);
+}
+
 /* ---- messages ---- */
 
-/* Payload room of `peer`'s next slot, or NULL and blocked_on. */
+/* Payload room of `peer`'s next slot, or where its message is staged; NULL and blocked_on if no slot is free. */
 static unsigned char *begin_send(step_t *step, int peer)
 {
     iq_link_t *link = step->comm->links[peer];
@@ -34,7 +64,7 @@ static unsigned char *begin_send(step_t *step, int peer)
         step->blocked_on = peer;
         return NULL;
     }
-    return slot + sizeof(iq_frame_t);
+    return step->stage->on_device ? iq_gpu_outgoing(step->comm) : slot + sizeof(iq_frame_t);
 }
 
 static isgq_result_t end_send(step_t *step, int peer, unsigned char *payload, size_t bytes)
@@ -48,7 +78,10 @@ static isgq_result_t end_send(step_t *step, int peer, unsigned char *payload, si
                         .stage = (uint16_t)run->stage,
                         .step = step->action->step,
                         .chunk = step->action->chunk};
-    memcpy(payload - sizeof(frame), &frame, sizeof(frame));
+    unsigned char *slot = link->ops->acquire(link); /* the one that begin_send got */
+    if (slot + sizeof(frame) != payload)
+        memcpy(slot + sizeof(frame), payload, bytes);
+    memcpy(slot, &frame, sizeof(frame));
     run->wire_bytes += sizeof(frame) + bytes;
     return link->ops->commit(link, sizeof(frame) + bytes);
 }
@@ -98,6 +131,8 @@ static isgq_result_t begin_receive(step_t *step, int peer, size_t expected, cons
                        step->action->chunk, expected);
     *payload = message + sizeof(frame);
     *payload_bytes = frame.bytes;
+    if (step->stage->on_device)
+        *payload = memcpy(iq_gpu_incoming(step->comm), *payload, frame.bytes);
     return ISGQ_SUCCESS;
 }
 
@@ -136,17 +171,22 @@ static const iq_codec_ops_t *ops_of(const step_t *step) { return step->stage->co
 /* Where this step sums: the output itself where values are summed as they are (and own input does not lie there), else scratch. */
 static void *accumulator(const step_t *step)
 {
-    return step->stage->sums_in_place && step->src != step->dst ? step->dst : step->run->acc;
+    return step->stage->sums_in_place && step->src != step->dst ? step->dst : step->stage->room.acc;
 }
 
 static isgq_result_t step_send_own(step_t *step)
 {
     const iq_stage_t *stage = step->stage;
+    bool finished;
     unsigned char *payload = begin_send(step, step->action->peer);
     if (payload == NULL)
         return ISGQ_SUCCESS;
     size_t bytes = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
-    ops_of(step)->encode(&stage->codec, &stage->codec_call, step->span, step->src, payload);
+    if (starts(step))
+        ops_of(step)->encode(&stage->codec, &stage->codec_call, step->span, step->src, payload);
+    IQ_TRY(finish_work(step, &finished));
+    if (!finished)
+        return ISGQ_SUCCESS;
     if (stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
         step->run->own_bytes += bytes;
     return end_send(step, step->action->peer, payload, bytes);
@@ -159,6 +199,7 @@ static isgq_result_t step_reduce(step_t *step)
     int peer = step->action->peer;
     size_t bytes;
     const unsigned char *payload;
+    bool finished;
     if (stage->variable)
         return ISGQ_SUCCESS;
     size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
@@ -167,11 +208,14 @@ static isgq_result_t step_reduce(step_t *step)
         step->run->own_bytes += expected;
         return ISGQ_SUCCESS;
     }
-    IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
-    if (payload == NULL)
-        return ISGQ_SUCCESS;
-    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, 1, accumulator(step), first));
-    return end_receive(step, peer);
+    if (starts(step)) {
+        IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
+        if (payload == NULL)
+            return ISGQ_SUCCESS;
+        IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, 1, accumulator(step), first));
+    }
+    IQ_TRY(finish_work(step, &finished));
+    return finished ? end_receive(step, peer) : ISGQ_SUCCESS;
 }
 
 /* Output and result message from the accumulator. Lossless results go straight to the output. */
@@ -194,8 +238,8 @@ static isgq_result_t step_finish(step_t *step)
         return ISGQ_SUCCESS;
     step->run->result_bytes = ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span);
     if (stage->sums_in_place) /* the output is the result message */
-        return accumulator(step) == step->dst ? ISGQ_SUCCESS : finish_into(step, step->run->acc, NULL);
-    return finish_into(step, step->run->acc, step->run->result);
+        return accumulator(step) == step->dst ? ISGQ_SUCCESS : finish_into(step, stage->room.acc, NULL);
+    return finish_into(step, stage->room.acc, stage->room.result);
 }
 
 static isgq_result_t step_deliver(step_t *step)
@@ -206,12 +250,15 @@ static isgq_result_t step_deliver(step_t *step)
 
 static isgq_result_t step_send_result(step_t *step)
 {
+    bool finished;
     unsigned char *payload = begin_send(step, step->action->peer);
     if (payload == NULL)
         return ISGQ_SUCCESS;
     size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank) : step->run->result_bytes;
-    memcpy(payload, step->stage->variable || step->stage->sums_in_place ? step->dst : step->run->result, bytes);
-    return end_send(step, step->action->peer, payload, bytes);
+    if (starts(step))
+        move_bytes(step, payload, step->stage->variable || step->stage->sums_in_place ? step->dst : step->stage->room.result, bytes);
+    IQ_TRY(finish_work(step, &finished));
+    return finished ? end_send(step, step->action->peer, payload, bytes) : ISGQ_SUCCESS;
 }
 
 static size_t expected_result(const step_t *step)
@@ -235,82 +282,102 @@ static isgq_result_t step_recv_result(step_t *step)
 {
     const unsigned char *payload;
     size_t bytes;
-    IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &payload, &bytes));
-    if (payload == NULL)
-        return ISGQ_SUCCESS;
-    IQ_TRY(take_result(step, payload, bytes));
-    return end_receive(step, step->action->peer);
+    bool finished;
+    if (starts(step)) {
+        IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &payload, &bytes));
+        if (payload == NULL)
+            return ISGQ_SUCCESS;
+        IQ_TRY(take_result(step, payload, bytes));
+    }
+    IQ_TRY(finish_work(step, &finished));
+    return finished ? end_receive(step, step->action->peer) : ISGQ_SUCCESS;
 }
 
 static isgq_result_t step_forward(step_t *step)
 {
     const unsigned char *in;
     size_t bytes;
-    unsigned char *out = begin_send(step, step->action->to);
-    if (out == NULL)
-        return ISGQ_SUCCESS;
-    IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &in, &bytes));
-    if (in == NULL)
-        return ISGQ_SUCCESS;
-    memcpy(out, in, bytes);
-    IQ_TRY(end_send(step, step->action->to, out, bytes)); /* first pass it on, then use it */
-    IQ_TRY(take_result(step, in, bytes));
-    return end_receive(step, step->action->peer);
+    bool finished;
+    if (starts(step)) {
+        unsigned char *out = begin_send(step, step->action->to);
+        if (out == NULL)
+            return ISGQ_SUCCESS;
+        IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &in, &bytes));
+        if (in == NULL)
+            return ISGQ_SUCCESS;
+        memcpy(out, in, bytes);
+        IQ_TRY(end_send(step, step->action->to, out, bytes)); /* first pass it on, then use it */
+        IQ_TRY(take_result(step, in, bytes));
+    }
+    IQ_TRY(finish_work(step, &finished));
+    return finished ? end_receive(step, step->action->peer) : ISGQ_SUCCESS;
 }
 
-/* acc = partial sum from the peer + own. *received is false if the message is not there. */
-static isgq_result_t receive_and_add_own(step_t *step, void *acc, bool *received)
+/* acc = partial sum from the peer + own; *there is false if the message is not. */
+static isgq_result_t add_partial_and_own(step_t *step, void *acc, bool *there)
 {
     const iq_stage_t *stage = step->stage;
     int before = step->action->parts - 1;
     const unsigned char *payload;
     size_t bytes;
-    *received = false;
     size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, before);
     IQ_TRY(begin_receive(step, step->action->peer, expected, &payload, &bytes));
+    *there = payload != NULL;
     if (payload == NULL)
         return ISGQ_SUCCESS;
     IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, before, acc, true));
     ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, acc, false);
     step->run->own_bytes += ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
-    *received = true;
-    return end_receive(step, step->action->peer);
+    return ISGQ_SUCCESS;
+}
+
+/* The end of a hop: the message is given back, and the next one, if there is one, sent. */
+static isgq_result_t end_hop(step_t *step, unsigned char *out, size_t bytes)
+{
+    bool finished;
+    IQ_TRY(finish_work(step, &finished));
+    if (!finished)
+        return ISGQ_SUCCESS;
+    IQ_TRY(end_receive(step, step->action->peer));
+    return out == NULL ? ISGQ_SUCCESS : end_send(step, step->action->to, out, bytes);
 }
 
 static isgq_result_t step_hop(step_t *step)
 {
     const iq_stage_t *stage = step->stage;
     int parts = step->action->parts;
-    bool received;
+    bool there;
     unsigned char *out = begin_send(step, step->action->to);
     if (out == NULL)
         return ISGQ_SUCCESS;
-    void *acc = stage->sums_in_place ? out : step->run->acc; /* sums as they are go straight into the next message */
-    IQ_TRY(receive_and_add_own(step, acc, &received));
-    if (!received)
-        return ISGQ_SUCCESS;
-    if (acc != out)
-        ops_of(step)->store(&stage->codec, &stage->codec_call, step->span, acc, parts, out);
-    return end_send(step, step->action->to, out, ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, parts));
+    if (starts(step)) { /* in host memory sums as they are go straight into the next message */
+        void *acc = stage->sums_in_place && !stage->on_device ? out : stage->room.acc;
+        IQ_TRY(add_partial_and_own(step, acc, &there));
+        if (!there)
+            return ISGQ_SUCCESS;
+        if (acc != out)
+            ops_of(step)->store(&stage->codec, &stage->codec_call, step->span, acc, parts, out);
+    }
+    return end_hop(step, out, ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, parts));
 }
 
 static isgq_result_t step_last_hop(step_t *step)
 {
     const iq_stage_t *stage = step->stage;
     unsigned char *out = NULL;
-    bool received;
+    bool there;
     if (step->action->to >= 0) {
         out = begin_send(step, step->action->to);
         if (out == NULL)
             return ISGQ_SUCCESS;
     }
-    IQ_TRY(receive_and_add_own(step, step->run->acc, &received));
-    if (!received)
-        return ISGQ_SUCCESS;
-    IQ_TRY(finish_into(step, step->run->acc, out));
-    if (out == NULL)
-        return ISGQ_SUCCESS;
-    return end_send(step, step->action->to, out, ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span));
+    if (starts(step)) {
+        IQ_TRY(add_partial_and_own(step, stage->room.acc, &there));
+        if (!there)
+            return ISGQ_SUCCESS;
+        IQ_TRY(finish_into(step, stage->room.acc, out));
+    }
+    return end_hop(step, out, ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span));
 }
 
 static isgq_result_t step_signal(step_t *step)

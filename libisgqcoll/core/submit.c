@@ -3,7 +3,7 @@
  * From a decided call to a queued one: fingerprint the arguments that all ranks must agree on, remember them, queue, wake the thread.
  */
 #include "base/util.h"
-#include "core/comm.h"
+#include "core/gpu.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -107,11 +107,13 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
     slot->fingerprint = fingerprint(call);
     if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
-    comm->submitted = sequence;
+    isgq_result_t result = comm->gpu != NULL ? iq_gpu_enqueue(comm, slot) : ISGQ_SUCCESS;
+    if (result == ISGQ_SUCCESS)
+        comm->submitted = sequence;
     bool idle = atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) + 1 == sequence;
     pthread_mutex_unlock(&comm->queue_lock);
     isgq_quantizer_destroy(forgotten);
-    if (idle)
+    if (result == ISGQ_SUCCESS && idle)
         pthread_cond_signal(&comm->queue_changed);
-    return ISGQ_SUCCESS;
+    return result;
 }

@@ -124,8 +124,9 @@ typedef struct isgq_unique_id {
 
 /** Where the buffers of a communicator live. */
 typedef enum isgq_device_type {
-    ISGQ_DEVICE_AUTO = 0, /**< host memory in this version, which has no CUDA data path */
-    ISGQ_DEVICE_CUDA = 1, /**< device memory: ISGQ_ERR_UNSUPPORTED in this version */
+    ISGQ_DEVICE_AUTO = 0, /**< host memory in this version */
+    ISGQ_DEVICE_CUDA = 1, /**< memory of the CUDA device that is current when the communicator is made; calls take their
+                               turn on a stream. Ranks on host and on device memory may meet in one communicator */
     ISGQ_DEVICE_HOST = 2  /**< host memory; calls run in order, on whoever waits or in the background */
 } isgq_device_type_t;
 
@@ -446,9 +447,17 @@ typedef struct isgq_call_options {
  *
  * As in NCCL: every rank makes the same calls in the same order, and a call
  * returns once its work is queued. Results are ready, and buffers may be used
- * again, after isgq_comm_synchronize or isgq_comm_wait. `stream` is for device
- * memory, which this version does not have: pass NULL. Buffers are aligned to
+ * again, after isgq_comm_synchronize or isgq_comm_wait; on device memory also
+ * by whatever follows the call on its `stream`. Buffers are aligned to
  * their elements; sendbuff == recvbuff means in place.
+ *
+ * ISGQ_DEVICE_HOST: `stream` is NULL. ISGQ_DEVICE_CUDA: buffers are device,
+ * managed or pinned memory; a call starts when `stream` (NULL: the default
+ * stream) reaches it, and the stream goes on when the call is complete or the
+ * communicator has failed. Ranks that share a process need a stream each:
+ * on one stream the first rank's call would wait for the second's behind it.
+ * A stream that is being captured is refused (ISGQ_ERR_UNSUPPORTED).
+ *
  * No call allocates memory once the communicator has seen that shape.
  *
  * `quantizer` NULL means the communicator's default ("dense=...;factored=..." sets one for each kind of call).

@@ -106,12 +106,39 @@ ISGQ_API isgq_result_t isgqx_plan_print_factored(const isgqx_factored_shape_t *s
                                                  isgqx_line_fn line, void *context);
 
 /**
- * Print build, transports, modules and topology.
+ * Print build, devices, transports, modules and topology.
  * @param[in] line     called once for each line
  * @param[in] context  handed to @p line
  * @return ISGQ_SUCCESS
  */
 ISGQ_API isgq_result_t isgqx_info_print(isgqx_line_fn line, void *context);
+
+/**
+ * How many GPUs this process sees. Opens none of them.
+ * @param[out] count  at least 1
+ * @return ISGQ_SUCCESS, or ISGQ_ERR_UNSUPPORTED with the reason why there is none: no module "cuda" in this build, no driver, no GPU
+ */
+ISGQ_API isgq_result_t isgqx_device_count(int *count);
+
+/**
+ * Where a communicator works, as text: "host memory", or a GPU's number and name.
+ * @param[in]  comm   communicator
+ * @param[out] text   cut off if it does not fit
+ * @param[in]  bytes  room in @p text; 128 are enough
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_CUDA
+ */
+ISGQ_API isgq_result_t isgqx_device_name(isgq_comm_t comm, char *text, size_t bytes);
+
+/**
+ * A finished copy between host memory and memory that @p comm works on, or within either: for programs that run on host and device
+ * memory alike and link no CUDA. It is ordered after nothing: wait first for calls that write @p src or use @p dst.
+ * @param[in]  comm   communicator
+ * @param[out] dst    does not overlap @p src
+ * @param[in]  src    NULL, like @p dst, only if @p bytes is 0
+ * @param[in]  bytes  how many
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_CUDA
+ */
+ISGQ_API isgq_result_t isgqx_copy(isgq_comm_t comm, void *dst, const void *src, size_t bytes);
 
 /**
  * Bytes that one rank sends for an exact fp32 ring allreduce of @p count elements: what every ratio is measured against.

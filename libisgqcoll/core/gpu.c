@@ -1,0 +1,309 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The GPU side of a communicator: see gpu.h. */
+#include "core/gpu.h"
+
+#include "base/log.h"
+#include "base/util.h"
+
+#include <errno.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#define PAGE_BYTES 4096
+
+/* `done` runs ahead of every call that could ever be waited for: streams compare modulo 2^32. */
+#define LET_GO 0x3fffffffu
+
+/* How long callers' streams may take to pass a communicator that has ended. */
+#define DEPARTURE_NS 10000000000u
+
+/* Pinned words, each on a cache line of its own. */
+typedef struct words {
+    _Alignas(IQ_CACHE_LINE) _Atomic uint32_t done;
+    _Alignas(IQ_CACHE_LINE) uint32_t fault;
+} words_t;
+
+struct iq_gpu {
+    iq_device_t device;
+    iq_cuda_event_t launched; /* behind the work of the step in progress */
+    bool busy;                /* `launched` is recorded and not yet reached */
+    unsigned char *pinned;    /* words, outgoing, incoming */
+    words_t *words;
+    unsigned char *outgoing, *incoming;
+    iq_scratch_t host;        /* beside the device's scratch */
+    iq_cuda_event_t arrivals[IQ_QUEUE_CALLS], departures[IQ_QUEUE_CALLS]; /* call s at s % IQ_QUEUE_CALLS; made when first needed */
+};
+
+static const iq_cuda_module_t *cuda_module(void) { return (const iq_cuda_module_t *)iq_module_load("cuda"); }
+
+/* ---- open ---- */
+
+static isgq_result_t find_device(const iq_cuda_module_t *cuda, iq_device_t *device)
+{
+    int count;
+    iq_cuda_device_t description;
+    IQ_TRY(cuda->devices(&count));
+    IQ_TRY(cuda->current(&device->ordinal));
+    IQ_TRY(cuda->describe(device->ordinal, &description));
+    if (!description.awaits_words)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "device %d (%s): its driver has no stream memory operations, which device communicators need",
+                       device->ordinal, description.name);
+    IQ_DEBUG("device %d: %s, compute capability %d.%d, %d processors", device->ordinal, description.name, description.major, description.minor,
+             description.processors);
+    device->cuda = cuda;
+    return cuda->warm_up(device->ordinal);
+}
+
+static isgq_result_t take_pinned(isgq_comm_t comm, iq_gpu_t *gpu)
+{
+    size_t bytes = iq_align_up(sizeof(words_t), PAGE_BYTES) + 2 * iq_align_up(comm->slot_bytes, PAGE_BYTES);
+    unsigned char *memory = aligned_alloc(PAGE_BYTES, bytes);
+    if (memory == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%zu bytes to stage messages in", bytes);
+    memset(memory, 0, bytes);
+    isgq_result_t result = gpu->device.cuda->pin(gpu->device.ordinal, memory, bytes);
+    if (result != ISGQ_SUCCESS) {
+        free(memory);
+        return result;
+    }
+    gpu->pinned = memory;
+    gpu->words = (words_t *)(void *)memory;
+    gpu->device.fault = &gpu->words->fault;
+    gpu->outgoing = memory + iq_align_up(sizeof(words_t), PAGE_BYTES);
+    gpu->incoming = gpu->outgoing + iq_align_up(comm->slot_bytes, PAGE_BYTES);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t take_scratch(isgq_comm_t comm, iq_gpu_t *gpu)
+{
+    void *base;
+    size_t bytes = iq_min(comm->scratch.bytes, IQ_GPU_SCRATCH_BYTES);
+    isgq_result_t result = gpu->device.cuda->alloc(gpu->device.ordinal, gpu->device.stream, bytes, &base);
+    if (result == ISGQ_ERR_NO_MEMORY)
+        return IQ_FAIL(result, "device %d has no %zu bytes for scratch (ISGQ_SCRATCH_BYTES)", gpu->device.ordinal, bytes);
+    if (result == ISGQ_SUCCESS)
+        comm->scratch.base = base;
+    return result;
+}
+
+static isgq_result_t take_host_memory(isgq_comm_t comm, iq_gpu_t *gpu)
+{
+    size_t bytes = IQ_GPU_HOST_BYTES(iq_min(comm->scratch.bytes, IQ_GPU_SCRATCH_BYTES));
+    void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (base == MAP_FAILED)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "cannot reserve %zu bytes of host memory beside the device's: %s", bytes, strerror(errno));
+    gpu->host = (iq_scratch_t){.base = base, .bytes = bytes, .mapped = bytes};
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_gpu_open(isgq_comm_t comm)
+{
+    const iq_cuda_module_t *cuda = cuda_module();
+    if (cuda == NULL)
+        return ISGQ_ERR_UNSUPPORTED;
+    iq_gpu_t *gpu = calloc(1, sizeof(*gpu));
+    if (gpu == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator on device memory");
+    comm->gpu = gpu;
+    IQ_TRY(find_device(cuda, &gpu->device));
+    IQ_TRY(cuda->stream_create(gpu->device.ordinal, &gpu->device.stream));
+    IQ_TRY(cuda->event_create(gpu->device.ordinal, &gpu->launched));
+    IQ_TRY(take_pinned(comm, gpu));
+    IQ_TRY(take_host_memory(comm, gpu));
+    return take_scratch(comm, gpu);
+}
+
+void iq_gpu_watch(isgq_comm_t comm)
+{
+    if (comm->gpu == NULL && iq_library_in_use("libcuda.so.1"))
+        comm->watch = cuda_module();
+}
+
+/* ---- close ---- */
+
+/* The pinned words must outlive every stream that still looks at them. */
+static bool streams_have_passed(iq_gpu_t *gpu)
+{
+    const struct timespec pause = {.tv_nsec = 100000};
+    uint64_t end_ns = iq_now_ns() + DEPARTURE_NS;
+    for (int i = 0; i < IQ_QUEUE_CALLS; i++)
+        while (gpu->departures[i] != NULL &&
+               gpu->device.cuda->event_poll(gpu->device.ordinal, gpu->departures[i]) == ISGQ_IN_PROGRESS) {
+            if (iq_now_ns() > end_ns)
+                return false;
+            nanosleep(&pause, NULL);
+        }
+    return true;
+}
+
+static void free_pinned(iq_gpu_t *gpu)
+{
+    if (gpu->pinned == NULL)
+        return;
+    if (!streams_have_passed(gpu)) { /* a stream that does not move may look at the words later */
+        IQ_WARN("a stream has not passed its last call: the communicator's pinned memory stays");
+        return;
+    }
+    gpu->device.cuda->unpin(gpu->pinned);
+    free(gpu->pinned);
+}
+
+void iq_gpu_close(isgq_comm_t comm)
+{
+    iq_gpu_t *gpu = comm->gpu;
+    if (gpu == NULL)
+        return;
+    const iq_cuda_module_t *cuda = gpu->device.cuda;
+    if (cuda != NULL) {
+        iq_gpu_let_go(comm);
+        if (comm->scratch.base != NULL)
+            cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
+        free_pinned(gpu);
+        for (int i = 0; i < IQ_QUEUE_CALLS; i++) {
+            if (gpu->arrivals[i] != NULL)
+                cuda->event_destroy(gpu->device.ordinal, gpu->arrivals[i]);
+            if (gpu->departures[i] != NULL)
+                cuda->event_destroy(gpu->device.ordinal, gpu->departures[i]);
+        }
+        if (gpu->launched != NULL)
+            cuda->event_destroy(gpu->device.ordinal, gpu->launched);
+        if (gpu->device.stream != NULL)
+            cuda->stream_destroy(gpu->device.ordinal, gpu->device.stream);
+    }
+    if (gpu->host.mapped != 0)
+        munmap(gpu->host.base, gpu->host.mapped);
+    comm->scratch.base = NULL;
+    comm->gpu = NULL;
+    free(gpu);
+}
+
+/* ---- for calls ---- */
+
+isgq_result_t iq_gpu_check_buffer(isgq_comm_t comm, const char *operation, const char *name, const void *buffer)
+{
+    const iq_cuda_module_t *cuda = comm->gpu != NULL ? comm->gpu->device.cuda : comm->watch;
+    iq_cuda_place_t place;
+    int device;
+    if (cuda == NULL || buffer == NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(cuda->locate(buffer, &place, &device));
+    if (comm->gpu == NULL && place == IQ_CUDA_DEVICE)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s is memory of device %d; this communicator works on host memory", operation, name, device);
+    if (comm->gpu != NULL && place == IQ_CUDA_HOST)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s is host memory; this communicator works on memory of device %d", operation, name,
+                       comm->gpu->device.ordinal);
+    if (comm->gpu != NULL && place == IQ_CUDA_DEVICE && device != comm->gpu->device.ordinal)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s is memory of device %d; this communicator works on device %d", operation, name, device,
+                       comm->gpu->device.ordinal);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_stream_t stream)
+{
+    bool capturing;
+    if (comm->gpu == NULL)
+        return stream == NULL ? ISGQ_SUCCESS
+                              : IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: a communicator for host memory takes no stream; pass NULL", operation);
+    IQ_TRY(comm->gpu->device.cuda->stream_capturing(stream, &capturing));
+    if (capturing)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: the stream is being captured; staged messages cannot be part of a graph", operation);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t record(iq_device_t *device, iq_cuda_event_t *event, isgq_stream_t stream)
+{
+    if (*event == NULL)
+        IQ_TRY(device->cuda->event_create(device->ordinal, event));
+    return device->cuda->event_record(device->ordinal, *event, stream);
+}
+
+isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, const iq_call_t *call)
+{
+    iq_gpu_t *gpu = comm->gpu;
+    size_t slot = call->sequence % IQ_QUEUE_CALLS;
+    IQ_TRY(record(&gpu->device, &gpu->arrivals[slot], call->stream));
+    IQ_TRY(gpu->device.cuda->await(gpu->device.ordinal, call->stream, (uint32_t *)&gpu->words->done, (uint32_t)call->sequence));
+    return record(&gpu->device, &gpu->departures[slot], call->stream);
+}
+
+/* ---- for the run ---- */
+
+isgq_result_t iq_gpu_arrival(isgq_comm_t comm, uint64_t sequence)
+{
+    iq_gpu_t *gpu = comm->gpu;
+    return gpu->device.cuda->event_poll(gpu->device.ordinal, gpu->arrivals[sequence % IQ_QUEUE_CALLS]);
+}
+
+bool iq_gpu_busy(isgq_comm_t comm) { return comm->gpu != NULL && comm->gpu->busy; }
+
+isgq_result_t iq_gpu_finish(isgq_comm_t comm, const char *codec)
+{
+    iq_gpu_t *gpu = comm->gpu;
+    iq_device_t *device = &gpu->device;
+    if (!gpu->busy) {
+        IQ_TRY(device->result);
+        IQ_TRY(device->cuda->event_record(device->ordinal, gpu->launched, device->stream));
+        gpu->busy = true;
+    }
+    isgq_result_t result = device->cuda->event_poll(device->ordinal, gpu->launched);
+    if (result == ISGQ_IN_PROGRESS)
+        return result;
+    gpu->busy = false;
+    return result == ISGQ_SUCCESS ? iq_device_check(device, codec) : result;
+}
+
+unsigned char *iq_gpu_outgoing(isgq_comm_t comm) { return comm->gpu->outgoing; }
+unsigned char *iq_gpu_incoming(isgq_comm_t comm) { return comm->gpu->incoming; }
+iq_device_t *iq_gpu_device(isgq_comm_t comm) { return &comm->gpu->device; }
+iq_scratch_t *iq_gpu_host_memory(isgq_comm_t comm) { return &comm->gpu->host; }
+
+/* `done` only ever grows, modulo 2^32: a completion must not take back that streams were let go. */
+static void advance_done(isgq_comm_t comm, uint32_t value)
+{
+    if (comm->gpu == NULL || comm->gpu->words == NULL)
+        return;
+    _Atomic uint32_t *done = &comm->gpu->words->done;
+    uint32_t now = atomic_load(done);
+    while ((int32_t)(value - now) > 0 && !atomic_compare_exchange_weak(done, &now, value))
+        ;
+}
+
+void iq_gpu_complete(isgq_comm_t comm, uint64_t sequence) { advance_done(comm, (uint32_t)sequence); }
+
+void iq_gpu_let_go(isgq_comm_t comm) { advance_done(comm, (uint32_t)atomic_load(&comm->completed) + LET_GO); }
+
+/* ---- memory of isgq_mem_alloc ---- */
+
+isgq_result_t iq_gpu_alloc(isgq_comm_t comm, size_t bytes, void **memory)
+{
+    iq_device_t *device = &comm->gpu->device;
+    return device->cuda->alloc(device->ordinal, device->stream, bytes, memory);
+}
+
+void iq_gpu_free(isgq_comm_t comm, void *memory)
+{
+    iq_device_t *device = &comm->gpu->device;
+    device->cuda->release(device->ordinal, device->stream, memory);
+}
+
+/* ---- copies for programs ---- */
+
+/* The communicator's own stream never waits for anybody, so this ends. Yields instead of sleeping: programs take times of it. */
+isgq_result_t iq_gpu_copy_now(isgq_comm_t comm, void *dst, const void *src, size_t bytes)
+{
+    iq_device_t *device = &comm->gpu->device;
+    iq_cuda_event_t copied = NULL;
+    IQ_TRY(device->cuda->event_create(device->ordinal, &copied));
+    isgq_result_t result = device->cuda->copy(device->ordinal, device->stream, dst, src, bytes);
+    if (result == ISGQ_SUCCESS)
+        result = device->cuda->event_record(device->ordinal, copied, device->stream);
+    if (result == ISGQ_SUCCESS)
+        while ((result = device->cuda->event_poll(device->ordinal, copied)) == ISGQ_IN_PROGRESS)
+            sched_yield();
+    device->cuda->event_destroy(device->ordinal, copied);
+    return result;
+}
