@@ -2,7 +2,8 @@
 /* Ranks for tests: see ranks.h. */
 #include "support/ranks.h"
 
-#include <check.h>
+#include "netlab/lab.h"
+
 #include <errno.h>
 #include <pthread.h>
 #include <sched.h>
@@ -19,11 +20,10 @@
 
 #define WATCHDOG_S 60u
 #define PATIENCE_NS 30000000000u /* of one rank waiting for another outside the library */
-#define FAILURE_BYTES 640
 
 typedef struct slot {
     atomic_int ended; /* the body has returned or failed */
-    char failure[FAILURE_BYTES];
+    char failure[IQ_RANK_FAILURE_BYTES];
     uint64_t values[IQ_RANK_VALUES];
     uint64_t agreed;
 } slot_t;
@@ -80,7 +80,7 @@ int iq_test_nranks(int index)
 
 _Noreturn void iq_rank_fail(iq_rank_t *rank, const char *file, int line, const char *format, ...)
 {
-    char text[FAILURE_BYTES - 128];
+    char text[IQ_RANK_FAILURE_BYTES - 128];
     const char *name = strrchr(file, '/');
     slot_t *slot = &rank->shared->slots[rank->rank];
     va_list arguments;
@@ -172,12 +172,25 @@ static void join(iq_rank_t *rank, const isgq_comm_config_t *config)
     rank->comm = comm;
 }
 
-static void leave(iq_rank_t *rank, bool broken)
+static bool in_lab(const iq_ranks_t *ranks) { return !ranks->home && iq_lab_hosts() > 0; }
+
+/* Proof that a run in the lab did not stay on one host. */
+static void check_network(iq_rank_t *rank)
+{
+    isgqx_call_record_t record = {.size = sizeof(record)};
+    RANK_OK(rank, isgqx_last_call(rank->comm, &record));
+    RANK_CHECK(rank, rank->nranks == 1 || iq_lab_hosts() == 1 || strstr(record.transport, "ucx") != NULL, "in a lab, but ranks talk over %s",
+               record.transport);
+}
+
+static void leave(iq_rank_t *rank, const iq_ranks_t *ranks)
 {
     isgq_comm_t comm = rank->comm;
     if (comm == NULL)
         return;
-    if (!broken)
+    if (!ranks->broken && in_lab(ranks))
+        check_network(rank);
+    if (!ranks->broken)
         RANK_OK(rank, isgq_comm_finalize(comm));
     rank->comm = NULL;
     RANK_OK(rank, isgq_comm_destroy(comm));
@@ -190,7 +203,7 @@ static void live(start_t *start)
         if (!start->ranks->apart)
             join(rank, start->ranks->config);
         start->ranks->body(rank);
-        leave(rank, start->ranks->broken);
+        leave(rank, start->ranks);
     } else if (rank->comm != NULL) {
         isgq_comm_destroy(rank->comm); /* aborts, so that the others wake */
     }
@@ -211,16 +224,26 @@ static void set_variable(const char *assignment)
     setenv(name, assignment + length + 1, 1);
 }
 
-static _Noreturn void process_main(start_t *start)
+static bool are_threads(const iq_ranks_t *ranks) { return ranks->kind == IQ_RANKS_THREADS && !in_lab(ranks); }
+
+/* Find a host of one's own, or pretend. */
+static void settle(const iq_ranks_t *ranks, int rank)
 {
     char host[32];
-    prctl(PR_SET_PDEATHSIG, SIGKILL);
-    int hosts = start->ranks->hosts != 0 ? start->ranks->hosts : start->rank.nranks;
-    snprintf(host, sizeof(host), "ISGQ_HOSTID=host-%d", start->rank.rank % hosts);
-    if (start->ranks->kind == IQ_RANKS_HOSTS) {
+    int hosts = ranks->hosts != 0 ? ranks->hosts : ranks->nranks;
+    if (in_lab(ranks)) {
+        iq_lab_enter(rank % iq_lab_hosts());
+    } else if (ranks->kind == IQ_RANKS_HOSTS) {
+        snprintf(host, sizeof(host), "ISGQ_HOSTID=host-%d", rank % hosts);
         set_variable(host);
         set_variable("ISGQ_INTERFACE=lo");
     }
+}
+
+static _Noreturn void process_main(start_t *start)
+{
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    settle(start->ranks, start->rank.rank);
     for (const char *const *variable = start->ranks->environment; variable != NULL && *variable != NULL; variable++)
         set_variable(*variable);
     live(start);
@@ -322,7 +345,7 @@ static void start_all(const iq_ranks_t *ranks, start_t *starts, shared_t *shared
                                   .shared = shared};
     }
     for (int r = 0; r < ranks->nranks; r++)
-        ranks->kind == IQ_RANKS_THREADS ? start_thread(&starts[r]) : start_process(&starts[r]);
+        are_threads(ranks) ? start_thread(&starts[r]) : start_process(&starts[r]);
 }
 
 static void collect(const shared_t *shared, int nranks, iq_ranks_values_t *values, char *failures, size_t bytes)
@@ -345,7 +368,7 @@ bool iq_ranks_try(const iq_ranks_t *ranks, iq_ranks_values_t *values, char *fail
     start_t *starts = calloc((size_t)ranks->nranks, sizeof(*starts));
     REQUIRE(shared != MAP_FAILED && starts != NULL, "no memory for ranks");
     start_all(ranks, starts, shared);
-    if (ranks->kind == IQ_RANKS_THREADS) {
+    if (are_threads(ranks)) {
         await_threads(ranks, starts);
     } else {
         await_processes(ranks, starts);
@@ -356,13 +379,6 @@ bool iq_ranks_try(const iq_ranks_t *ranks, iq_ranks_values_t *values, char *fail
     free(starts);
     munmap(shared, sizeof(*shared));
     return failures[0] == '\0';
-}
-
-void iq_ranks_run(const iq_ranks_t *ranks, iq_ranks_values_t *values)
-{
-    static char failures[IQ_RANKS_MOST * FAILURE_BYTES];
-    bool fine = iq_ranks_try(ranks, values, failures, sizeof(failures));
-    ck_assert_msg(fine, "%s", failures);
 }
 
 /* ---- is there a network? ---- */

@@ -8,6 +8,8 @@
  * threads and processes. A rank that does not end within the watchdog's time is named and killed.
  *
  * Forked ranks read their environment at their first library call: run them before the parent's own first call.
+ *
+ * In a lab (netlab.py --outside) ranks of every kind are processes, and rank r lives in host r % hosts, a network namespace.
  */
 #ifndef ISGQ_TEST_SUPPORT_RANKS_H
 #define ISGQ_TEST_SUPPORT_RANKS_H
@@ -22,6 +24,7 @@
 #define IQ_RANKS_MOST 32
 #define IQ_RANK_VALUES 64
 #define IQ_RANK_FLAGS 16
+#define IQ_RANK_FAILURE_BYTES 640 /* of one rank's sentence */
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define IQ_TEST_SANITIZED 1
@@ -69,6 +72,7 @@ typedef struct iq_ranks {
     const char *const *environment; /* forked ranks: "NAME=value", NULL at the end; or NULL */
     bool apart;                     /* the body joins by itself */
     bool broken;                    /* the communicator fails in the body: destroy it without finalize */
+    bool home;                      /* stays out of the lab's hosts */
     unsigned lost;                  /* forked ranks, bit r: rank r is killed or stopped and need not report */
     unsigned watchdog_s;            /* 0: a minute */
     int lost_signal; /* that the lost ranks must have died of by themselves; 0: killed here when the others have ended */
@@ -78,7 +82,7 @@ typedef struct iq_ranks_values {
     uint64_t of[IQ_RANKS_MOST][IQ_RANK_VALUES];
 } iq_ranks_values_t;
 
-/* Fails the test if a rank fails. `values` may be NULL. */
+/* Fails the test of Check if a rank fails: ranks_check.c. `values` may be NULL. */
 void iq_ranks_run(const iq_ranks_t *ranks, iq_ranks_values_t *values);
 
 /* The same outside Check: the sentences of the ranks that failed go to `failures`, "" if none did. */

@@ -37,6 +37,10 @@ FOREIGN = [
     (r"isgqcoll\.h", r"test/package/.*"),
     (r"check\.h", r"test/.*"),
     (r"dlfcn\.h", r"libisgqcoll/base/module\.c|kernels/(gemm|blas_module)\.c|test/.*"),
+    (r"cuda(_runtime(_api)?)?\.h", r"kernels/cuda/.*|test/.*"),
+    (r"cudasim(_device|_types)?\.h", r"test/.*"),
+    (r"[a-z_]+", r"kernels/cuda/.*|test/cudasim/.*"),  # C++'s own
+    (r"sanitizer/[a-z_]+\.h", r"test/cudasim/.*"),
     (r"immintrin\.h|arm_neon\.h|xmmintrin\.h", r"kernels/cpu/.*|libisgqcoll/core/.*"),
 ]
 

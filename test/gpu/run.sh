@@ -1,0 +1,209 @@
+#!/bin/bash
+# SPDX-License-Identifier: Apache-2.0
+#
+# Everything that needs a GPU, in one command: build, tests, benchmark, the same work in PyTorch, isgq_perf, compute-sanitizer. Needs gcc, g++,
+# CMake, the CUDA toolkit and python3; uses what else is there. Every step has a time limit, and what has run is written down at once.
+set -u
+export LC_ALL=C
+root=$(cd "$(dirname "$0")/../.." && pwd) || exit 2
+here=$root/test/gpu
+
+usage() {
+    cat <<END
+usage: test/gpu/run.sh [--out DIR] [--build DIR | --prebuilt DIR] [--build-only] [--arch LIST] [--limit SECONDS]
+
+  --out DIR        where gpu-report.json and gpu-report.logs/ go [the repository's root]
+  --build DIR      where to build [build/gpu]
+  --build-only     build, and run nothing: for a machine without a GPU. Nothing but libc, threads and CUDA is linked, so that DIR/bin and
+                   DIR/lib can be taken to another machine
+  --prebuilt DIR   run what --build-only built, wherever bin/ and lib/ lie now
+  --arch LIST      CMAKE_CUDA_ARCHITECTURES [this machine's GPU, or the project's default]
+  --limit SECONDS  for everything together; steps that do not begin in time are not run [460]
+
+Exit status: 0 if all tests passed, 1 if one failed, 2 for wrong usage or a build that fails, 77 if there is no GPU.
+END
+}
+
+out=$root build=$root/build/gpu prebuilt='' build_only='' arch='' limit=460
+while [ $# -gt 0 ]; do
+    case $1 in
+        --build-only) build_only=yes ;;
+        --help | -h) usage; exit 0 ;;
+        --out | --build | --prebuilt | --arch | --limit)
+            [ $# -ge 2 ] || { usage >&2; exit 2; }
+            printf -v "${1#--}" %s "$2"
+            shift ;;
+        *) usage >&2; exit 2 ;;
+    esac
+    shift
+done
+PATH=$PATH:/usr/local/cuda/bin
+
+query() { nvidia-smi --query-gpu="$1" --format=csv,noheader 2>/dev/null | head -n 1; }
+
+# ---- building ----
+
+# Sets arch to this machine's GPU where there is one.
+choose_arch() {
+    local capability
+    capability=$(query compute_cap | tr -d .)
+    [ -n "$arch" ] || ! [[ $capability =~ ^[0-9]+$ ]] || arch=$capability
+}
+
+build_all() {
+    local dependency others=AUTO options=(-DCMAKE_BUILD_TYPE=Release -DISGQ_WITH_CUDA=ON)
+    [ -z "$build_only" ] || others=OFF
+    choose_arch
+    [ -z "$arch" ] || options+=("-DCMAKE_CUDA_ARCHITECTURES=$arch")
+    for dependency in UCX HWLOC BLAS SODIUM ZLIB; do
+        options+=("-DISGQ_WITH_$dependency=$others")
+    done
+    if [ -z "${CMAKE_GENERATOR-}" ] && command -v ninja >/dev/null; then
+        export CMAKE_GENERATOR=Ninja
+    fi
+    cmake -S "$root" -B "$build" "${options[@]}" && cmake --build "$build" --parallel "$(nproc)" --target gpu_tests
+}
+
+if [ -n "$build_only" ]; then
+    build_all || exit 2
+    echo "built: take $build/bin and $build/lib along, and run test/gpu/run.sh --prebuilt DIR there"
+    exit 0
+fi
+
+if ! nvidia-smi -L 2>/dev/null | grep -q '^GPU '; then
+    echo "no GPU here: nvidia-smi lists none"
+    exit 77
+fi
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 2
+logs=$out/gpu-report.logs
+rm -rf "$logs" && mkdir -p "$logs" || exit 2
+
+# ---- what has run ----
+
+describe() {
+    local commit=unknown
+    if git -C "$root" rev-parse HEAD >/dev/null 2>&1; then
+        commit=$(git -C "$root" rev-parse HEAD)
+        git -C "$root" diff --quiet HEAD 2>/dev/null || commit="$commit with changes"
+    fi
+    cat <<END
+date=$(date -u +%Y-%m-%dT%H:%M:%SZ)
+commit=$commit
+gpu=$(query name)
+driver=$(query driver_version)
+compute_capability=$(query compute_cap)
+memory=$(query memory.total)
+cuda=$(nvidia-smi | sed -n 's/.*CUDA Version: *\([0-9.]*\).*/\1/p' | head -n 1)
+nvcc=$(nvcc --version 2>/dev/null | sed -n 's/.*, V\([0-9.]*\).*/\1/p')
+compiler=$(cc --version 2>/dev/null | head -n 1)
+processors=$(nproc)
+kernel=$(uname -r)
+END
+}
+describe >"$logs/meta.txt"
+
+finish() { [ ! -d "$logs" ] || python3 "$here/report.py" "$logs" --json "$out/gpu-report.json" "$@"; }
+trap 'finish --quiet' EXIT
+trap 'exit 1' INT TERM
+
+passed=0 failed=0 phase_end=$limit
+
+# record KIND NAME RESULT SECONDS NOTE
+record() {
+    printf '%s|%s|%s|%s|%s\n' "$1" "$2" "$3" "$4" "$(tr -d '|\n' <<<"$5" | cut -c 1-300)" >>"$logs/steps.txt"
+    printf '%-10s %-10s %-40s %8s s  %s\n' "$3" "$1" "$2" "$4" "$5"
+}
+
+# The sanitizer itself may refuse a machine: that is no error of ours.
+judge() {
+    local kind=$1 name=$2 status=$3
+    case $status in
+        0) echo passed ;;
+        77) echo skipped ;;
+        124 | 137) echo "timed out" ;;
+        *) if [ "$kind" = sanitizer ] && ! grep -q 'SUMMARY:' "$logs/$name.out"; then echo "not run"; else echo failed; fi ;;
+    esac
+}
+
+# Tests say on stdout what failed, and the library logs to stderr; all others complain there.
+last_words() {
+    local first=$2.err second=$2.out
+    [ "$1" != test ] || first=$2.out second=$2.err
+    cat "$second" "$first" | grep -v '^ *$' | tail -n 1
+}
+
+# step KIND NAME LIMIT COMMAND: its output goes to NAME.out and NAME.err.
+step() {
+    local kind=$1 name=$2 most=$3 left=$((phase_end - SECONDS)) start=$EPOCHREALTIME status result note=''
+    shift 3
+    if [ "$left" -lt 5 ]; then
+        record "$kind" "$name" "not run" 0.0 "no time was left"
+        [ "$kind" != test ] || failed=$((failed + 1))
+        return
+    fi
+    { timeout -k 5 $((most < left ? most : left)) "$@" >"$logs/$name.out" 2>"$logs/$name.err" </dev/null; } 2>/dev/null
+    status=$?
+    result=$(judge "$kind" "$name" "$status")
+    [ "$result" = passed ] || note="status $status: $(last_words "$kind" "$logs/$name")"
+    record "$kind" "$name" "$result" "$(awk "BEGIN { printf \"%.1f\", $EPOCHREALTIME - $start }")" "$note"
+    case $kind.$result in
+        test.passed) passed=$((passed + 1)) ;;
+        test.failed | "test.timed out" | sanitizer.failed | build.[!p]*) failed=$((failed + 1)) ;;
+    esac
+}
+
+# ---- the steps ----
+
+if [ -n "$prebuilt" ]; then
+    build=$(cd "$prebuilt" && pwd) || exit 2
+    export LD_LIBRARY_PATH=$build/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
+else
+    export -f build_all choose_arch query
+    export root build arch build_only
+    step build build $((limit - 120)) bash -c build_all
+fi
+bin=$build/bin
+if [ ! -x "$bin/bench_gpu" ]; then
+    [ -n "$prebuilt" ] && echo "$prebuilt/bin holds no bench_gpu" || tail -n 40 "$logs/build.out" "$logs/build.err"
+    exit 2
+fi
+
+# The benchmark must have time even if every test hangs.
+phase_end=$((limit - 170))
+for program in "$bin"/test_gpu_*; do
+    for case in $("$program" --list); do
+        step test "${program##*/test_gpu_}.$case" 60 "$program" "$case"
+    done
+done
+step test programs.GpuPerf 100 python3 "$root/test/tools/test_device.py" "$bin" GpuPerf
+
+phase_end=$limit
+step info isgq_info 20 "$bin/isgq_info"
+step bench kernels 40 "$bin/bench_gpu" --kernels --json
+step bench calls 40 "$bin/bench_gpu" --calls --json
+step torch torch 60 python3 "$here/bench_torch.py"
+for ranks in 2 4; do # rows must be there as soon as they are known
+    step perf "perf_$ranks" 40 stdbuf -oL "$bin/isgq_perf" -n "$ranks" --device cuda -c allreduce -b 1M -e 64M -f 64 -w 2 -i 10 \
+        -q "none;uniform:bits=8;uniform:bits=4" -J -
+done
+finish --quiet
+
+sanitizer=$(command -v compute-sanitizer)
+for tool in memcheck racecheck; do
+    for part in kernels calls; do
+        if [ -n "$sanitizer" ]; then
+            step sanitizer "$tool.$part" 60 "$sanitizer" --tool "$tool" --error-exitcode 99 "$bin/bench_gpu" --quick "--$part"
+        else
+            record sanitizer "$tool.$part" "not run" 0.0 "there is no compute-sanitizer"
+        fi
+    done
+done
+
+trap - EXIT
+finish
+echo "$passed tests passed, $failed failed; $SECONDS s; $out/gpu-report.json"
+[ "$failed" -eq 0 ] || exit 1
+if [ "$passed" -eq 0 ]; then
+    echo "every test was skipped: CUDA finds no usable GPU here"
+    exit 77
+fi

@@ -1,0 +1,110 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""What ptxas makes of the kernels on elements: no local memory, and 16 bytes at a time where most bytes are moved.
+
+With cuobjdump or nvdisasm in PATH or beside nvcc, loads and stores are those of the machine code for sm_90, else those of the PTX.
+Usage: cuda_resources.py SOURCE_DIR NVCC   (exit status 77: no nvcc)
+"""
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+
+FILES = ["map.cu", "map_quads.cu", "measure.cu"]
+WIDE_LOAD = re.compile(r"LDG\.E(\.[A-Z]+)*\.128|ld\.global(\.nc)?\.v4\.[a-z]32")
+WIDE_STORE = re.compile(r"STG\.E(\.[A-Z]+)*\.128|st\.global\.v4\.[a-z]32")
+LOCAL = re.compile(r"\b(LDL|STL)\b|\b(ld|st)\.local")
+
+# The kernels that move most bytes: what their mangled names hold, and the accesses that each must have.
+HOT = [
+    (r"encode_quadsI9iq_as_f32Li4E", [WIDE_LOAD]),
+    (r"encode_quadsI9iq_as_f32Li8E", [WIDE_LOAD]),
+    (r"encode_quadsI9iq_as_f32Li0E", [WIDE_LOAD, WIDE_STORE]),
+    (r"decode_quadsI9iq_as_f32Li4E", [WIDE_LOAD, WIDE_STORE]),
+    (r"decode_quadsI9iq_as_f32Li8E", [WIDE_LOAD, WIDE_STORE]),
+    (r"decode_quadsI9iq_as_f32Li0E", [WIDE_LOAD, WIDE_STORE]),
+    (r"sum_quadsILi4E", [WIDE_LOAD, WIDE_STORE]),
+    (r"sum_quadsILi8E", [WIDE_LOAD, WIDE_STORE]),
+    (r"measure_allI9iq_as_f32", [WIDE_LOAD]),
+]
+
+
+def tool_beside(nvcc, name):
+    beside = pathlib.Path(nvcc).resolve().parent / name
+    return str(beside) if beside.is_file() else shutil.which(name)
+
+
+def compile_one(root, nvcc, file, to):
+    """ptxas's report on one file, whose output goes to `to` (.cubin or .ptx)."""
+    include = [f"-I{root / folder}" for folder in ("", "libisgqcoll", "libisgqcoll/include")]
+    made = subprocess.run([nvcc, "-std=c++17", "-O3", "--fmad=false", "-arch=sm_90", "-Xptxas=-v", *include, f"--{to.suffix[1:]}",
+                           str(root / "kernels/cuda" / file), "-o", str(to)], capture_output=True, text=True, check=False)
+    if made.returncode != 0:
+        sys.exit(f"nvcc cannot compile {file}:\n{made.stderr}")
+    return made.stderr + made.stdout
+
+
+def listing(root, nvcc, folder, file):
+    """The report, and the text of the code."""
+    cubin = folder / f"{file}.cubin"
+    report = compile_one(root, nvcc, file, cubin)
+    for name, options in (("nvdisasm", ["-c"]), ("cuobjdump", ["-sass"])):
+        tool = tool_beside(nvcc, name)
+        if tool:
+            read = subprocess.run([tool, *options, str(cubin)], capture_output=True, text=True, check=False)
+            if read.returncode == 0:
+                return report, read.stdout
+    compile_one(root, nvcc, file, cubin.with_suffix(".ptx"))
+    return report, cubin.with_suffix(".ptx").read_text()
+
+
+def bodies(text):
+    """{kernel: its code}"""
+    parts = re.split(r"^(?:\.text\.|\s*Function : |(?:\.visible |\.weak )?\.entry )([A-Za-z_0-9$]+)[:(]?.*$", text, flags=re.M)
+    return dict(zip(parts[1::2], parts[2::2]))
+
+
+def problems_of_report(report):
+    for name, stack, stores, loads in re.findall(
+            r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", report):
+        if (stack, stores, loads) != ("0", "0", "0"):
+            yield f"{name}: {stack} bytes of stack, {stores} and {loads} bytes of spills"
+
+
+def problems_of_code(code):
+    for name, body in code.items():
+        if LOCAL.search(body):
+            yield f"{name}: uses local memory"
+    for pattern, needed in HOT:
+        body = next((code[name] for name in code if re.search(pattern, name)), None)
+        if body is None:
+            yield f"{pattern}: no such kernel"
+            continue
+        for access in needed:
+            if not access.search(body):
+                yield f"{pattern}: no {'loads' if access is WIDE_LOAD else 'stores'} of 16 bytes"
+
+
+def main():
+    root, nvcc = pathlib.Path(sys.argv[1]).resolve(), sys.argv[2] if len(sys.argv) > 2 else ""
+    if not nvcc:
+        print("skipped: this build has no nvcc")
+        return 77
+    code, problems, kernels = {}, [], 0
+    with tempfile.TemporaryDirectory() as folder:
+        for file in FILES:
+            report, text = listing(root, nvcc, pathlib.Path(folder), file)
+            kernels += report.count("Function properties for")
+            problems += problems_of_report(report)
+            code.update(bodies(text))
+    problems += problems_of_code(code)
+    for problem in problems:
+        print(problem)
+    print(f"cuda: {kernels} kernels, {len(problems)} problems")
+    return 1 if problems or not kernels else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
