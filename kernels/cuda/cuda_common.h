@@ -28,7 +28,10 @@ isgq_result_t iq_cuda_failed(cudaError_t error, const char *function, const char
             return iq_cuda_failed(cuda_try_, #function, __FILE__, __LINE__);   \
     } while (0)
 
-/* Makes `device` the current one until the end of the scope. */
+/*
+ * Makes `device` the current one until the end of the scope. The thread's capture mode is relaxed meanwhile: nothing here is part of a graph, and
+ * without that any call could end the capture that another thread has begun.
+ */
 class iq_on_device {
   public:
     explicit iq_on_device(int device) : error(cudaGetDevice(&before))
@@ -37,9 +40,13 @@ class iq_on_device {
             error = cudaSetDevice(device);
             changed = error == cudaSuccess;
         }
+        if (error == cudaSuccess)
+            relaxed = cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess;
     }
     ~iq_on_device()
     {
+        if (relaxed)
+            (void)cudaThreadExchangeStreamCaptureMode(&mode);
         if (changed)
             (void)cudaSetDevice(before);
     }
@@ -48,7 +55,8 @@ class iq_on_device {
 
   private:
     int before = 0;
-    bool changed = false;
+    bool changed = false, relaxed = false;
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
 
   public:
     cudaError_t error;
@@ -107,7 +115,7 @@ isgq_result_t iq_cuda_launch(int device, isgq_stream_t stream, size_t blocks, co
 
 /* ---- the parts of the table; each warm_* loads the kernels of its file ---- */
 
-isgq_result_t iq_cuda_locate(const void *pointer, iq_cuda_place_t *place, int *device);
+isgq_result_t iq_cuda_locate(int from, const void *pointer, iq_cuda_place_t *place, int *device);
 isgq_result_t iq_cuda_alloc(int device, isgq_stream_t stream, size_t bytes, void **memory);
 void iq_cuda_release(int device, isgq_stream_t stream, void *memory);
 isgq_result_t iq_cuda_pin(int device, void *memory, size_t bytes);
@@ -115,13 +123,14 @@ void iq_cuda_unpin(void *memory);
 
 isgq_result_t iq_cuda_stream_create(int device, isgq_stream_t *stream);
 void iq_cuda_stream_destroy(int device, isgq_stream_t stream);
-isgq_result_t iq_cuda_stream_capturing(isgq_stream_t stream, bool *capturing);
+isgq_result_t iq_cuda_stream_capturing(int device, isgq_stream_t stream, bool *capturing);
 isgq_result_t iq_cuda_event_create(int device, iq_cuda_event_t *event);
 void iq_cuda_event_destroy(int device, iq_cuda_event_t event);
 isgq_result_t iq_cuda_event_record(int device, iq_cuda_event_t event, isgq_stream_t stream);
 isgq_result_t iq_cuda_event_poll(int device, iq_cuda_event_t event);
 isgq_result_t iq_cuda_wait_event(int device, isgq_stream_t stream, iq_cuda_event_t event);
 bool iq_cuda_can_await(void);
+bool iq_cuda_in_use(void);
 isgq_result_t iq_cuda_await(int device, isgq_stream_t stream, uint32_t *word, uint32_t value);
 
 isgq_result_t iq_cuda_copy(int device, isgq_stream_t stream, void *dst, const void *src, size_t bytes);

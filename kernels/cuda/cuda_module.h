@@ -3,8 +3,8 @@
  * The table of module "cuda": memory, order and arithmetic on GPUs. Everything that knows CUDA lies behind it; the library itself
  * links nothing of CUDA and runs where neither driver nor toolkit is installed.
  *
- * Every function takes the device it works on and leaves the caller's current device as it was. Functions that take a stream only
- * enqueue. Nothing allocates but `alloc`, `pin` and the create functions. A failure is one sentence by the services' `fail`: ISGQ_ERR_CUDA with
+ * Every function takes the device it works on and leaves the caller's current device as it was; none disturbs a capture that another
+ * thread has begun. Functions that take a stream only enqueue. Nothing allocates but `alloc`, `pin` and the create functions. A failure is one sentence by the services' `fail`: ISGQ_ERR_CUDA with
  * CUDA's own text, ISGQ_ERR_NO_MEMORY, or ISGQ_ERR_UNSUPPORTED. Any thread may call anything.
  *
  * Arithmetic: three kernels work on runs of elements, as kernels/kernels.h does on CPUs, with the same bits. `measure` finds scales, `map`
@@ -159,12 +159,16 @@ typedef struct iq_cuda_module {
     isgq_result_t (*devices)(int *count);
     isgq_result_t (*describe)(int device, iq_cuda_device_t *description);
     isgq_result_t (*current)(int *device);
+    isgq_result_t (*use)(int device); /* makes it the calling thread's current device */
+
+    /* Has the calling thread a CUDA context? Makes none; false where that cannot be known. */
+    bool (*in_use)(void);
 
     /* Load every kernel now: a first launch that loads code could wait for streams that wait for this rank. Once per communicator. */
     isgq_result_t (*warm_up)(int device);
 
-    /* Where memory lies; *device is -1 for host memory. */
-    isgq_result_t (*locate)(const void *pointer, iq_cuda_place_t *place, int *device);
+    /* Where memory lies; *device is -1 for host memory. `from` is the device that asks, -1 for the current one. */
+    isgq_result_t (*locate)(int from, const void *pointer, iq_cuda_place_t *place, int *device);
 
     /* ---- memory ---- */
 
@@ -177,7 +181,7 @@ typedef struct iq_cuda_module {
 
     isgq_result_t (*stream_create)(int device, isgq_stream_t *stream); /* of the highest priority, apart from the default stream */
     void (*stream_destroy)(int device, isgq_stream_t stream);          /* after what is enqueued */
-    isgq_result_t (*stream_capturing)(isgq_stream_t stream, bool *capturing);
+    isgq_result_t (*stream_capturing)(int device, isgq_stream_t stream, bool *capturing);
     isgq_result_t (*event_create)(int device, iq_cuda_event_t *event);
     void (*event_destroy)(int device, iq_cuda_event_t event);
     isgq_result_t (*event_record)(int device, iq_cuda_event_t event, isgq_stream_t stream);

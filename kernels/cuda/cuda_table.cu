@@ -56,6 +56,12 @@ static isgq_result_t current(int *device)
     return ISGQ_SUCCESS;
 }
 
+static isgq_result_t use(int device)
+{
+    CUDA_TRY(cudaSetDevice, device);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t warm_up(int device)
 {
     ON_DEVICE(device);
@@ -73,6 +79,8 @@ const iq_cuda_module_t iq_module_cuda = {
     devices,
     describe,
     current,
+    use,
+    iq_cuda_in_use,
     warm_up,
     iq_cuda_locate,
     iq_cuda_alloc,

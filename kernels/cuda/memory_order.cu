@@ -7,7 +7,7 @@
 
 /* ---- memory ---- */
 
-isgq_result_t iq_cuda_locate(const void *pointer, iq_cuda_place_t *place, int *device)
+static isgq_result_t locate(const void *pointer, iq_cuda_place_t *place, int *device)
 {
     cudaPointerAttributes attributes;
     iq_cuda_place_t found = IQ_CUDA_HOST;
@@ -26,6 +26,14 @@ isgq_result_t iq_cuda_locate(const void *pointer, iq_cuda_place_t *place, int *d
     *place = found;
     *device = owner;
     return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_cuda_locate(int from, const void *pointer, iq_cuda_place_t *place, int *device)
+{
+    if (from < 0)
+        return locate(pointer, place, device);
+    ON_DEVICE(from);
+    return locate(pointer, place, device);
 }
 
 isgq_result_t iq_cuda_alloc(int device, isgq_stream_t stream, size_t bytes, void **memory)
@@ -89,9 +97,10 @@ void iq_cuda_stream_destroy(int device, isgq_stream_t stream)
         (void)cudaGetLastError();
 }
 
-isgq_result_t iq_cuda_stream_capturing(isgq_stream_t stream, bool *capturing)
+isgq_result_t iq_cuda_stream_capturing(int device, isgq_stream_t stream, bool *capturing)
 {
     cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    ON_DEVICE(device);
     CUDA_TRY(cudaStreamIsCapturing, stream, &status);
     *capturing = status != cudaStreamCaptureStatusNone;
     return ISGQ_SUCCESS;
@@ -137,33 +146,53 @@ isgq_result_t iq_cuda_wait_event(int device, isgq_stream_t stream, iq_cuda_event
     return ISGQ_SUCCESS;
 }
 
-/* ---- waiting for a word ---- */
+/* ---- what only the driver has ---- */
 
-/* Of the driver, as cuda.h declares it: CUresult, CUstream, CUdeviceptr, cuuint32_t, unsigned. */
+/* As cuda.h declares them: CUresult, CUstream, CUdeviceptr, cuuint32_t, unsigned; and CUresult, CUcontext *. */
 typedef int (*wait_value_fn)(isgq_stream_t stream, unsigned long long address, uint32_t value, unsigned flags);
+typedef int (*get_context_fn)(void **context);
 
 enum { WAIT_VALUE_GEQ = 0 }; /* CU_STREAM_WAIT_VALUE_GEQ: (int32_t)(*address - value) >= 0 */
 
-/* NULL: this driver cannot. The question is asked once; threads that ask at the same time get the same answer. */
-static wait_value_fn find_wait_value(void)
+enum { UNKNOWN, ABSENT, PRESENT };
+
+/* A function of the driver, looked up once; threads that ask at the same time get the same answer. */
+typedef struct driver_function {
+    const char *name;
+    unsigned version; /* of CUDA, whose signature it has */
+    int state;
+    void *address;
+} driver_function_t;
+
+static driver_function_t wait_value_function = {"cuStreamWaitValue32", 12000, UNKNOWN, NULL};
+static driver_function_t get_context_function = {"cuCtxGetCurrent", 4000, UNKNOWN, NULL};
+
+/* NULL: this driver has no such function. */
+static void *find(driver_function_t *function)
 {
-    enum { UNKNOWN, ABSENT, PRESENT };
-    static int state = UNKNOWN;
-    static void *known;
-    int now = __atomic_load_n(&state, __ATOMIC_ACQUIRE);
+    int now = __atomic_load_n(&function->state, __ATOMIC_ACQUIRE);
     if (now == UNKNOWN) {
         void *found = NULL;
         cudaDriverEntryPointQueryResult answer = cudaDriverEntryPointSymbolNotFound;
         cudaError_t error =
-            cudaGetDriverEntryPointByVersion("cuStreamWaitValue32", &found, 12000, cudaEnableDefault, &answer);
+            cudaGetDriverEntryPointByVersion(function->name, &found, function->version, cudaEnableDefault, &answer);
         if (error != cudaSuccess)
             (void)cudaGetLastError();
         now = error == cudaSuccess && answer == cudaDriverEntryPointSuccess && found != NULL ? PRESENT : ABSENT;
         if (now == PRESENT)
-            __atomic_store_n(&known, found, __ATOMIC_RELAXED);
-        __atomic_store_n(&state, now, __ATOMIC_RELEASE);
+            __atomic_store_n(&function->address, found, __ATOMIC_RELAXED);
+        __atomic_store_n(&function->state, now, __ATOMIC_RELEASE);
     }
-    return now == PRESENT ? (wait_value_fn)__atomic_load_n(&known, __ATOMIC_RELAXED) : NULL;
+    return now == PRESENT ? __atomic_load_n(&function->address, __ATOMIC_RELAXED) : NULL;
+}
+
+static wait_value_fn find_wait_value(void) { return (wait_value_fn)find(&wait_value_function); }
+
+bool iq_cuda_in_use(void)
+{
+    get_context_fn get_context = (get_context_fn)find(&get_context_function);
+    void *context = NULL;
+    return get_context != NULL && get_context(&context) == 0 && context != NULL;
 }
 
 bool iq_cuda_can_await(void) { return find_wait_value() != NULL; }

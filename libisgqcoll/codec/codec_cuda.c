@@ -10,6 +10,8 @@
 #include "codec/dense.h"
 #include "codec/device.h"
 
+#include <stdio.h>
+
 static const struct {
     const iq_codec_ops_t *host, *device;
 } rows[] = {
@@ -43,8 +45,10 @@ static const char *fault_text(uint32_t fault)
 isgq_result_t iq_device_check(iq_device_t *device, const char *codec)
 {
     uint32_t fault = __atomic_exchange_n(device->fault, IQ_CUDA_NO_FAULT, __ATOMIC_ACQUIRE);
-    if (device->result != ISGQ_SUCCESS)
+    if (device->result != ISGQ_SUCCESS) {
+        iq_set_last_error(device->text);
         return device->result;
+    }
     return fault == IQ_CUDA_NO_FAULT ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_CORRUPT, "codec %s: %s", codec, fault_text(fault));
 }
 
@@ -52,51 +56,59 @@ isgq_result_t iq_device_check(iq_device_t *device, const char *codec)
 
 static bool may_launch(const iq_device_t *device, size_t size) { return size > 0 && device->result == ISGQ_SUCCESS; }
 
+/* Another thread may be the one that finds the failure. */
+static void keep(iq_device_t *device, isgq_result_t result)
+{
+    device->result = result;
+    if (result != ISGQ_SUCCESS)
+        snprintf(device->text, sizeof(device->text), "%s", iq_last_error());
+}
+
 void iq_device_copy(iq_device_t *device, void *dst, const void *src, size_t bytes)
 {
     if (may_launch(device, bytes))
-        device->result = device->cuda->copy(device->ordinal, device->stream, dst, src, bytes);
+        keep(device, device->cuda->copy(device->ordinal, device->stream, dst, src, bytes));
 }
 
 void iq_device_clear(iq_device_t *device, void *dst, size_t bytes)
 {
     if (may_launch(device, bytes))
-        device->result = device->cuda->clear(device->ordinal, device->stream, dst, bytes);
+        keep(device, device->cuda->clear(device->ordinal, device->stream, dst, bytes));
 }
 
 void iq_device_reduce(iq_device_t *device, const iq_cuda_reduce_t *reduce)
 {
     if (may_launch(device, reduce->count))
-        device->result = device->cuda->reduce(device->ordinal, device->stream, reduce);
+        keep(device, device->cuda->reduce(device->ordinal, device->stream, reduce));
 }
 
 void iq_device_divide(iq_device_t *device, const iq_cuda_divide_t *divide)
 {
     if (may_launch(device, divide->count))
-        device->result = device->cuda->divide(device->ordinal, device->stream, divide);
+        keep(device, device->cuda->divide(device->ordinal, device->stream, divide));
 }
 
 void iq_device_map(iq_device_t *device, iq_cuda_map_t map)
 {
     map.fault = device->fault;
     if (may_launch(device, map.count))
-        device->result = device->cuda->map(device->ordinal, device->stream, &map);
+        keep(device, device->cuda->map(device->ordinal, device->stream, &map));
 }
 
 void iq_device_product(iq_device_t *device, const iq_cuda_product_t *product)
 {
     if (may_launch(device, product->m) && may_launch(device, product->n))
-        device->result = device->cuda->product(device->ordinal, device->stream, product);
+        keep(device, device->cuda->product(device->ordinal, device->stream, product));
 }
 
 void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert)
 {
     if (may_launch(device, convert->count))
-        device->result = device->cuda->convert(device->ordinal, device->stream, convert);
+        keep(device, device->cuda->convert(device->ordinal, device->stream, convert));
 }
 
 void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_span_t span, size_t bucket, float *scales)
 {
     if (may_launch(device, span.count))
-        device->result = device->cuda->measure(device->ordinal, device->stream, source, span.first, bucket, span.count, scales);
+        keep(device, device->cuda->measure(device->ordinal, device->stream, source, span.first, bucket, span.count, scales));
 }

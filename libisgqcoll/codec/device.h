@@ -11,6 +11,7 @@
 #ifndef ISGQ_CODEC_DEVICE_H
 #define ISGQ_CODEC_DEVICE_H
 
+#include "base/status.h"
 #include "codec/codec.h"
 #include "kernels/cuda/cuda_module.h"
 
@@ -22,7 +23,8 @@ typedef struct iq_device {
     uint32_t *fault;      /* one word of pinned memory, 0 at the start: an iq_cuda_fault_t from kernels */
     float *scratch;       /* device memory for scales, of the stream alone */
     size_t scratch_bytes; /* iq_codec_device_scratch of the codecs in use */
-    isgq_result_t result; /* the first launch that failed; its text was that thread's last error. ISGQ_SUCCESS at the start */
+    isgq_result_t result; /* the first launch that failed; ISGQ_SUCCESS at the start */
+    char text[IQ_ERROR_TEXT_BYTES]; /* what was wrong with it */
 } iq_device_t;
 
 /* The row that does on device memory what `host` does; NULL if there is none. A device row gives itself. */

@@ -32,7 +32,7 @@ void iq_comm_fail(isgq_comm_t comm, isgq_result_t result, const char *text)
     if (!first)
         return;
     IQ_ERROR("%s", text);
-    iq_gpu_let_go(comm);
+    iq_gpu_failed(comm);
     for (int i = 0; i < comm->ntransports; i++)
         comm->transports[i]->ops->wake(comm->transports[i]);
 }
@@ -148,7 +148,7 @@ static isgq_result_t check_chunk(size_t chunk_bytes)
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_comm_new(int nranks, int rank, uint64_t lineage, const isgq_comm_config_t *config, isgq_comm_t *out)
+isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_comm_config_t *config, isgq_comm_t *out)
 {
     static const isgq_comm_config_t defaults = ISGQ_COMM_CONFIG_INIT;
     if (config == NULL)
@@ -161,7 +161,8 @@ isgq_result_t iq_comm_new(int nranks, int rank, uint64_t lineage, const isgq_com
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator");
     comm->rank = rank;
     comm->nranks = nranks;
-    comm->lineage = lineage;
+    comm->lineage = origin.lineage;
+    comm->device = origin.device;
     comm->pid = getpid();
     atomic_store(&comm->awaited, -1);
     pthread_mutex_init(&comm->progress_lock, NULL);

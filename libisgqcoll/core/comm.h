@@ -70,6 +70,14 @@ struct iq_gpu;    /* core/gpu.c */
 struct iq_cuda_module;
 struct iq_memory; /* core/memory.c */
 
+/* Where a communicator comes from. */
+typedef struct iq_origin {
+    uint64_t lineage; /* 0: joined by itself */
+    int device;       /* that it works on if it is to work on one; IQ_CURRENT_DEVICE: the calling thread's */
+} iq_origin_t;
+
+#define IQ_CURRENT_DEVICE (-1)
+
 typedef struct iq_scratch {
     unsigned char *base; /* where the rank works */
     size_t bytes, used;  /* `bytes` is the same on all ranks */
@@ -89,6 +97,7 @@ struct isgq_comm {
     isgq_quantizer_t quantizer;       /* default */
     isgq_device_type_t device_type;   /* of this rank */
     bool devices;                     /* some rank works on device memory */
+    int device;                       /* wanted, see iq_origin_t */
     struct iq_gpu *gpu;               /* NULL: this rank works on host memory; scratch lies where it works */
     const struct iq_cuda_module *watch; /* host memory, but the process uses CUDA: pointers are looked at */
     isgq_comm_config_t config;        /* as given, for split */
@@ -104,6 +113,7 @@ struct isgq_comm {
     int ntransports;
 
     pthread_mutex_t progress_lock;
+    _Atomic(pthread_t) driver;        /* who holds it and advances the work; 0: nobody */
     struct iq_run *run;
     iq_scratch_t scratch;
     size_t scratch_reserved;          /* at the front of every call: accumulator and result message */
@@ -145,7 +155,7 @@ isgq_result_t iq_comm_check(isgq_comm_t comm);
 isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation);
 
 /* Checked settings and memory, nobody met yet; and the opposite of everything, each part of which may be absent. */
-isgq_result_t iq_comm_new(int nranks, int rank, uint64_t lineage, const isgq_comm_config_t *config, isgq_comm_t *comm);
+isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_comm_config_t *config, isgq_comm_t *comm);
 void iq_comm_release(isgq_comm_t comm);
 
 /* ---- memory.c ---- */
@@ -154,7 +164,7 @@ void iq_memory_release(isgq_comm_t comm); /* all that was not freed */
 
 /* ---- join.c ---- */
 
-isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, uint64_t lineage, const iq_rendezvous_t *rendezvous,
+isgq_result_t iq_comm_create(isgq_comm_t *comm, int nranks, int rank, iq_origin_t origin, const iq_rendezvous_t *rendezvous,
                              const isgq_comm_config_t *config);
 
 /* ---- drive.c: who advances the work, and how to wait ---- */
@@ -165,6 +175,9 @@ void iq_progress_stop(isgq_comm_t comm);
 /* Wait until call `sequence` is complete; until all are, and the communicator is well. */
 isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence);
 isgq_result_t iq_progress_synchronize(isgq_comm_t comm);
+
+/* Is the calling thread the one that advances the work now? */
+bool iq_progress_is_mine(isgq_comm_t comm);
 
 /* ---- api.c ---- */
 
@@ -211,6 +224,6 @@ isgq_result_t iq_group_forbid(const char *operation);
 bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config);
 
 /* Joins now, on this thread, whatever group is open. */
-isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config);
+isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, int device, const isgq_comm_config_t *config);
 
 #endif

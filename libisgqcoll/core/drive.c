@@ -32,6 +32,7 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
 {
     iq_call_t *call = run->call;
     uint64_t now = iq_now_ns();
+    iq_gpu_complete(comm, call->sequence); /* before any lock: whoever holds one may wait for room in a stream that waits for this */
     pthread_mutex_lock(&comm->queue_lock);
     comm->stats.calls++;
     comm->stats.input_bytes += call->input_bytes;
@@ -55,7 +56,6 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     run->call = NULL;
     atomic_store(&comm->current, 0);
     atomic_store(&comm->completed, sequence);
-    iq_gpu_complete(comm, sequence);
 }
 
 /* The next queued call, laid out; *idle if there is none. */
@@ -227,6 +227,7 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
     fenv_t caller;
     fegetenv(&caller); /* callers may flush denormals or round differently; codecs must not */
     fesetenv(FE_DFL_ENV);
+    atomic_store(&comm->driver, pthread_self());
     while (atomic_load(&comm->failed) == 0 && atomic_load(&comm->completed) < sequence && !idle) {
         if (background && atomic_load(&comm->waiters) > 0)
             break;
@@ -242,8 +243,13 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
             check_deadline(comm, run);
         back_off(comm, turns);
     }
+    if (atomic_load(&comm->failed) != 0)
+        iq_gpu_surrender(comm);
+    atomic_store(&comm->driver, (pthread_t)0);
     fesetenv(&caller);
 }
+
+bool iq_progress_is_mine(isgq_comm_t comm) { return pthread_equal(atomic_load(&comm->driver), pthread_self()) != 0; }
 
 static isgq_result_t wait_for(isgq_comm_t comm, uint64_t sequence)
 {
@@ -298,6 +304,7 @@ static void *progress_main(void *argument)
     struct timespec courtesy = {.tv_nsec = COURTESY_NS};
     bool stop = false;
     iq_log_identity(comm->rank, comm->nranks);
+    iq_gpu_use(comm);
     pthread_setname_np(pthread_self(), "isgq-progress");
     while (!stop) {
         pthread_mutex_lock(&comm->queue_lock);

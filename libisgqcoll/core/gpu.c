@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "core/run.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -18,8 +19,11 @@
 /* `done` runs ahead of every call that could ever be waited for: streams compare modulo 2^32. */
 #define LET_GO 0x3fffffffu
 
-/* How long callers' streams may take to pass a communicator that has ended. */
+/* How long callers' streams may take to pass a communicator that has ended, and its own to drain. */
 #define DEPARTURE_NS 10000000000u
+
+/* How long a failure may be left to whoever drives, who may hang inside the driver: 200 us each. */
+#define PATIENCE_TURNS 1000
 
 /* Pinned words, each on a cache line of its own. */
 typedef struct words {
@@ -32,22 +36,34 @@ struct iq_gpu {
     iq_cuda_event_t launched; /* behind the work of the step in progress */
     bool busy;                /* `launched` is recorded and not yet reached */
     unsigned char *pinned;    /* words, outgoing, incoming */
+    size_t pinned_bytes;
+    atomic_bool surrendered;
     words_t *words;
     unsigned char *outgoing, *incoming;
     iq_scratch_t host;        /* beside the device's scratch */
-    iq_cuda_event_t arrivals[IQ_QUEUE_CALLS], departures[IQ_QUEUE_CALLS]; /* call s at s % IQ_QUEUE_CALLS; made when first needed */
+    iq_cuda_event_t arrivals[IQ_GPU_QUEUE_CALLS], departures[IQ_GPU_QUEUE_CALLS]; /* call s at s % IQ_GPU_QUEUE_CALLS */
 };
 
 static const iq_cuda_module_t *cuda_module(void) { return (const iq_cuda_module_t *)iq_module_load("cuda"); }
 
 /* ---- open ---- */
 
-static isgq_result_t find_device(const iq_cuda_module_t *cuda, iq_device_t *device)
+int iq_gpu_current(const isgq_comm_config_t *config)
+{
+    int device = IQ_CURRENT_DEVICE;
+    if (config == NULL || config->device_type != ISGQ_DEVICE_CUDA || cuda_module() == NULL)
+        return IQ_CURRENT_DEVICE;
+    return cuda_module()->current(&device) == ISGQ_SUCCESS ? device : IQ_CURRENT_DEVICE;
+}
+
+static isgq_result_t find_device(const iq_cuda_module_t *cuda, int wanted, iq_device_t *device)
 {
     int count;
     iq_cuda_device_t description;
     IQ_TRY(cuda->devices(&count));
-    IQ_TRY(cuda->current(&device->ordinal));
+    device->ordinal = wanted;
+    if (wanted == IQ_CURRENT_DEVICE)
+        IQ_TRY(cuda->current(&device->ordinal));
     IQ_TRY(cuda->describe(device->ordinal, &description));
     if (!description.awaits_words)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "device %d (%s): its driver has no stream memory operations, which device communicators need",
@@ -61,16 +77,17 @@ static isgq_result_t find_device(const iq_cuda_module_t *cuda, iq_device_t *devi
 static isgq_result_t take_pinned(isgq_comm_t comm, iq_gpu_t *gpu)
 {
     size_t bytes = iq_align_up(sizeof(words_t), PAGE_BYTES) + 2 * iq_align_up(comm->slot_bytes, PAGE_BYTES);
-    unsigned char *memory = aligned_alloc(PAGE_BYTES, bytes);
-    if (memory == NULL)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%zu bytes to stage messages in", bytes);
-    memset(memory, 0, bytes);
+    unsigned char *memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%zu bytes to stage messages in: %s", bytes, strerror(errno));
+    (void)madvise(memory, bytes, MADV_DONTFORK); /* a fork must not move our page away from under the GPU */
     isgq_result_t result = gpu->device.cuda->pin(gpu->device.ordinal, memory, bytes);
     if (result != ISGQ_SUCCESS) {
-        free(memory);
+        munmap(memory, bytes);
         return result;
     }
     gpu->pinned = memory;
+    gpu->pinned_bytes = bytes;
     gpu->words = (words_t *)(void *)memory;
     gpu->device.fault = &gpu->words->fault;
     gpu->outgoing = memory + iq_align_up(sizeof(words_t), PAGE_BYTES);
@@ -109,9 +126,13 @@ isgq_result_t iq_gpu_open(isgq_comm_t comm)
     if (gpu == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator on device memory");
     comm->gpu = gpu;
-    IQ_TRY(find_device(cuda, &gpu->device));
+    IQ_TRY(find_device(cuda, comm->device, &gpu->device));
     IQ_TRY(cuda->stream_create(gpu->device.ordinal, &gpu->device.stream));
     IQ_TRY(cuda->event_create(gpu->device.ordinal, &gpu->launched));
+    for (int i = 0; i < IQ_GPU_QUEUE_CALLS; i++) {
+        IQ_TRY(cuda->event_create(gpu->device.ordinal, &gpu->arrivals[i]));
+        IQ_TRY(cuda->event_create(gpu->device.ordinal, &gpu->departures[i]));
+    }
     IQ_TRY(take_pinned(comm, gpu));
     IQ_TRY(take_host_memory(comm, gpu));
     return take_scratch(comm, gpu);
@@ -125,19 +146,44 @@ void iq_gpu_watch(isgq_comm_t comm)
 
 /* ---- close ---- */
 
+/* `done` only ever grows, modulo 2^32: a completion must not take back that streams were let go. */
+static void advance_done(isgq_comm_t comm, uint32_t value)
+{
+    if (comm->gpu == NULL || comm->gpu->words == NULL)
+        return;
+    _Atomic uint32_t *done = &comm->gpu->words->done;
+    uint32_t now = atomic_load(done);
+    while ((int32_t)(value - now) > 0 && !atomic_compare_exchange_weak(done, &now, value))
+        ;
+}
+
+static void let_go(isgq_comm_t comm) { advance_done(comm, (uint32_t)atomic_load(&comm->completed) + LET_GO); }
+
+static bool await_event(iq_gpu_t *gpu, iq_cuda_event_t event, uint64_t end_ns)
+{
+    const struct timespec pause = {.tv_nsec = 100000};
+    isgq_result_t result;
+    while ((result = gpu->device.cuda->event_poll(gpu->device.ordinal, event)) == ISGQ_IN_PROGRESS && iq_now_ns() < end_ns)
+        nanosleep(&pause, NULL);
+    return result != ISGQ_IN_PROGRESS;
+}
+
+/* What is launched on the communicator's own stream is done. */
+static bool drain(iq_gpu_t *gpu)
+{
+    if (gpu->launched == NULL || gpu->device.cuda->event_record(gpu->device.ordinal, gpu->launched, gpu->device.stream) != ISGQ_SUCCESS)
+        return true; /* the device is lost, and nothing runs on it */
+    return await_event(gpu, gpu->launched, iq_now_ns() + DEPARTURE_NS);
+}
+
 /* The pinned words must outlive every stream that still looks at them. */
 static bool streams_have_passed(iq_gpu_t *gpu)
 {
-    const struct timespec pause = {.tv_nsec = 100000};
     uint64_t end_ns = iq_now_ns() + DEPARTURE_NS;
-    for (int i = 0; i < IQ_QUEUE_CALLS; i++)
-        while (gpu->departures[i] != NULL &&
-               gpu->device.cuda->event_poll(gpu->device.ordinal, gpu->departures[i]) == ISGQ_IN_PROGRESS) {
-            if (iq_now_ns() > end_ns)
-                return false;
-            nanosleep(&pause, NULL);
-        }
-    return true;
+    bool passed = drain(gpu);
+    for (int i = 0; i < IQ_GPU_QUEUE_CALLS; i++)
+        passed = passed && (gpu->departures[i] == NULL || await_event(gpu, gpu->departures[i], end_ns));
+    return passed;
 }
 
 static void free_pinned(iq_gpu_t *gpu)
@@ -149,7 +195,7 @@ static void free_pinned(iq_gpu_t *gpu)
         return;
     }
     gpu->device.cuda->unpin(gpu->pinned);
-    free(gpu->pinned);
+    munmap(gpu->pinned, gpu->pinned_bytes);
 }
 
 void iq_gpu_close(isgq_comm_t comm)
@@ -159,11 +205,11 @@ void iq_gpu_close(isgq_comm_t comm)
         return;
     const iq_cuda_module_t *cuda = gpu->device.cuda;
     if (cuda != NULL) {
-        iq_gpu_let_go(comm);
+        let_go(comm);
         if (comm->scratch.base != NULL)
             cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
         free_pinned(gpu);
-        for (int i = 0; i < IQ_QUEUE_CALLS; i++) {
+        for (int i = 0; i < IQ_GPU_QUEUE_CALLS; i++) {
             if (gpu->arrivals[i] != NULL)
                 cuda->event_destroy(gpu->device.ordinal, gpu->arrivals[i]);
             if (gpu->departures[i] != NULL)
@@ -190,7 +236,10 @@ isgq_result_t iq_gpu_check_buffer(isgq_comm_t comm, const char *operation, const
     int device;
     if (cuda == NULL || buffer == NULL)
         return ISGQ_SUCCESS;
-    IQ_TRY(cuda->locate(buffer, &place, &device));
+    if (comm->gpu == NULL && (!cuda->in_use() || cuda->locate(-1, buffer, &place, &device) != ISGQ_SUCCESS))
+        return ISGQ_SUCCESS; /* a process whose CUDA does not work has no device memory */
+    if (comm->gpu != NULL)
+        IQ_TRY(cuda->locate(comm->gpu->device.ordinal, buffer, &place, &device));
     if (comm->gpu == NULL && place == IQ_CUDA_DEVICE)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: %s is memory of device %d; this communicator works on host memory", operation, name, device);
     if (comm->gpu != NULL && place == IQ_CUDA_HOST)
@@ -208,26 +257,31 @@ isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_
     if (comm->gpu == NULL)
         return stream == NULL ? ISGQ_SUCCESS
                               : IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: a communicator for host memory takes no stream; pass NULL", operation);
-    IQ_TRY(comm->gpu->device.cuda->stream_capturing(stream, &capturing));
+    IQ_TRY(comm->gpu->device.cuda->stream_capturing(comm->gpu->device.ordinal, stream, &capturing));
     if (capturing)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: the stream is being captured; staged messages cannot be part of a graph", operation);
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t record(iq_device_t *device, iq_cuda_event_t *event, isgq_stream_t stream)
+/* The stream waits for a call that will never be made: the communicator cannot go on. */
+static isgq_result_t give_up(isgq_comm_t comm, isgq_result_t result)
 {
-    if (*event == NULL)
-        IQ_TRY(device->cuda->event_create(device->ordinal, event));
-    return device->cuda->event_record(device->ordinal, *event, stream);
+    char text[IQ_ERROR_TEXT_BYTES];
+    snprintf(text, sizeof(text), "rank %d: %.480s", comm->rank, iq_last_error());
+    iq_control_abort(comm->control, result, comm->rank, text);
+    iq_comm_fail(comm, result, text);
+    return result;
 }
 
-isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, const iq_call_t *call)
+isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)
 {
     iq_gpu_t *gpu = comm->gpu;
-    size_t slot = call->sequence % IQ_QUEUE_CALLS;
-    IQ_TRY(record(&gpu->device, &gpu->arrivals[slot], call->stream));
-    IQ_TRY(gpu->device.cuda->await(gpu->device.ordinal, call->stream, (uint32_t *)&gpu->words->done, (uint32_t)call->sequence));
-    return record(&gpu->device, &gpu->departures[slot], call->stream);
+    iq_device_t *device = &gpu->device;
+    size_t slot = sequence % IQ_GPU_QUEUE_CALLS;
+    IQ_TRY(device->cuda->event_record(device->ordinal, gpu->arrivals[slot], stream));
+    IQ_TRY(device->cuda->await(device->ordinal, stream, (uint32_t *)&gpu->words->done, (uint32_t)sequence));
+    isgq_result_t result = device->cuda->event_record(device->ordinal, gpu->departures[slot], stream);
+    return result == ISGQ_SUCCESS ? result : give_up(comm, result);
 }
 
 /* ---- for the run ---- */
@@ -235,7 +289,7 @@ isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, const iq_call_t *call)
 isgq_result_t iq_gpu_arrival(isgq_comm_t comm, uint64_t sequence)
 {
     iq_gpu_t *gpu = comm->gpu;
-    return gpu->device.cuda->event_poll(gpu->device.ordinal, gpu->arrivals[sequence % IQ_QUEUE_CALLS]);
+    return gpu->device.cuda->event_poll(gpu->device.ordinal, gpu->arrivals[sequence % IQ_GPU_QUEUE_CALLS]);
 }
 
 bool iq_gpu_busy(isgq_comm_t comm) { return comm->gpu != NULL && comm->gpu->busy; }
@@ -245,7 +299,8 @@ isgq_result_t iq_gpu_finish(isgq_comm_t comm, const char *codec)
     iq_gpu_t *gpu = comm->gpu;
     iq_device_t *device = &gpu->device;
     if (!gpu->busy) {
-        IQ_TRY(device->result);
+        if (device->result != ISGQ_SUCCESS)
+            return iq_device_check(device, codec);
         IQ_TRY(device->cuda->event_record(device->ordinal, gpu->launched, device->stream));
         gpu->busy = true;
     }
@@ -261,20 +316,39 @@ unsigned char *iq_gpu_incoming(isgq_comm_t comm) { return comm->gpu->incoming; }
 iq_device_t *iq_gpu_device(isgq_comm_t comm) { return &comm->gpu->device; }
 iq_scratch_t *iq_gpu_host_memory(isgq_comm_t comm) { return &comm->gpu->host; }
 
-/* `done` only ever grows, modulo 2^32: a completion must not take back that streams were let go. */
-static void advance_done(isgq_comm_t comm, uint32_t value)
+void iq_gpu_use(isgq_comm_t comm)
 {
-    if (comm->gpu == NULL || comm->gpu->words == NULL)
-        return;
-    _Atomic uint32_t *done = &comm->gpu->words->done;
-    uint32_t now = atomic_load(done);
-    while ((int32_t)(value - now) > 0 && !atomic_compare_exchange_weak(done, &now, value))
-        ;
+    if (comm->gpu != NULL)
+        (void)comm->gpu->device.cuda->use(comm->gpu->device.ordinal); /* if that fails, what follows says so */
 }
 
 void iq_gpu_complete(isgq_comm_t comm, uint64_t sequence) { advance_done(comm, (uint32_t)sequence); }
 
-void iq_gpu_let_go(isgq_comm_t comm) { advance_done(comm, (uint32_t)atomic_load(&comm->completed) + LET_GO); }
+void iq_gpu_surrender(isgq_comm_t comm)
+{
+    if (comm->gpu == NULL || atomic_load(&comm->gpu->surrendered))
+        return;
+    (void)drain(comm->gpu);
+    let_go(comm);
+    atomic_store(&comm->gpu->surrendered, true);
+}
+
+void iq_gpu_failed(isgq_comm_t comm)
+{
+    const struct timespec pause = {.tv_nsec = 200000};
+    if (comm->gpu == NULL || iq_progress_is_mine(comm))
+        return;
+    for (int turn = 0; turn < PATIENCE_TURNS && !atomic_load(&comm->gpu->surrendered); turn++) {
+        if (pthread_mutex_trylock(&comm->progress_lock) == 0) {
+            bool idle = comm->run->call == NULL; /* nothing of ours runs on the device */
+            pthread_mutex_unlock(&comm->progress_lock);
+            if (idle)
+                break;
+        }
+        nanosleep(&pause, NULL);
+    }
+    let_go(comm);
+}
 
 /* ---- memory of isgq_mem_alloc ---- */
 

@@ -7,8 +7,11 @@
  *     caller's stream     ... | arrival event | await done >= sequence | departure event | ...
  *     progress thread     polls the arrival, runs the plan, then stores `done` = sequence
  *
- * `done` lies in pinned memory. Nothing ever blocks on the communicator's own stream and no stream waits for another rank's stream, so any
- * number of ranks may share a GPU and a process. A failure stores a value that lets every waiting stream go on.
+ * `done` lies in pinned memory. Nothing ever blocks on the communicator's own stream, so it drains at any time. A failure stores a value that lets every
+ * waiting stream go on, after the communicator's own stream has drained: callers' buffers are then theirs again.
+ *
+ * Callers' streams of ranks that share a process and a GPU must be able to run side by side: a call starts when all ranks' streams have reached it. The
+ * header tells users what that asks of them. No lock is held while something is enqueued on a caller's stream, which may block when its queue is full.
  *
  * Messages are staged: kernels write and read one outgoing and one incoming message in pinned memory, and the progress thread copies between it and the
  * transports' slots, so every transport works and ranks on CPUs and GPUs may meet. Codec work is launched when a step begins, and a step that
@@ -32,7 +35,13 @@ typedef struct iq_gpu iq_gpu_t;
  * many bytes as their decoded rows. */
 #define IQ_GPU_HOST_BYTES(scratch_bytes) (4 * (scratch_bytes))
 
-/* Opens the current device. Fails with a sentence if this build, machine or driver cannot. */
+/* Calls that may be queued on a device: three entries each in the queue of the caller's stream, which must not fill up. */
+#define IQ_GPU_QUEUE_CALLS 64
+
+/* The device that a communicator with this configuration would work on if it were made by the calling thread now. */
+int iq_gpu_current(const isgq_comm_config_t *config);
+
+/* Opens comm->device, or the current one. Fails with a sentence if this build, machine or driver cannot. */
 isgq_result_t iq_gpu_open(isgq_comm_t comm);
 
 /* Waits until callers' streams have passed (they can: a communicator that ends lets them go), then frees everything. */
@@ -49,8 +58,8 @@ isgq_result_t iq_gpu_check_buffer(isgq_comm_t comm, const char *operation, const
 /* A stream that calls may be enqueued on: NULL for host memory, none that is being captured. */
 isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_stream_t stream);
 
-/* Enqueue the call's arrival, wait and departure on its stream, before anybody sees the call. Holds queue_lock. */
-isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, const iq_call_t *call);
+/* Enqueue arrival, wait and departure of call `sequence` on its stream, before anybody sees the call. Holds no lock. */
+isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
 
 /* ---- for the run: whoever holds progress_lock ---- */
 
@@ -73,9 +82,17 @@ iq_device_t *iq_gpu_device(isgq_comm_t comm);
 /* Host memory of the call in progress. */
 iq_scratch_t *iq_gpu_host_memory(isgq_comm_t comm);
 
-/* Let streams go on that wait for calls up to `sequence`; or all streams, for good. Any thread. */
+/* This thread works for the communicator from now on. */
+void iq_gpu_use(isgq_comm_t comm);
+
+/* Let streams go on that wait for calls up to `sequence`. */
 void iq_gpu_complete(isgq_comm_t comm, uint64_t sequence);
-void iq_gpu_let_go(isgq_comm_t comm);
+
+/* The communicator has failed: wait for what is launched, then let all streams go on, for good. */
+void iq_gpu_surrender(isgq_comm_t comm);
+
+/* The same from any thread, which touches no GPU: leaves it to whoever drives, and lets go without waiting if nobody does it soon. */
+void iq_gpu_failed(isgq_comm_t comm);
 
 /* ---- memory.c ---- */
 

@@ -5,7 +5,7 @@
  * Every grouped call is checked and decided when it is made; nothing is queued before the end. One refused call refuses the group: nothing is
  * launched on this rank, and the communicators in it are failed so that no other rank waits for what will not come.
  */
-#include "core/comm.h"
+#include "core/gpu.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -19,7 +19,7 @@ typedef struct deferred_call {
 
 typedef struct deferred_init {
     isgq_comm_t *comm;
-    int nranks, rank;
+    int nranks, rank, device;
     isgq_unique_id_t id;
     isgq_comm_config_t config;
     bool has_config;
@@ -128,7 +128,7 @@ bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int
         return true;
     }
     deferred_init_t *init = &group.inits[group.ninits++];
-    *init = (deferred_init_t){.comm = comm, .nranks = nranks, .rank = rank, .id = id, .has_config = config != NULL};
+    *init = (deferred_init_t){.comm = comm, .nranks = nranks, .rank = rank, .id = id, .device = iq_gpu_current(config), .has_config = config != NULL};
     if (config != NULL)
         keep_config(init, config);
     return true;
@@ -146,7 +146,7 @@ static void *run_init(void *argument)
     deferred_init_t *init = argument;
     if (init->config.transports != NULL)
         init->config.transports = init->transports;
-    init->result = iq_comm_join(init->comm, init->nranks, init->id, init->rank, init->has_config ? &init->config : NULL);
+    init->result = iq_comm_join(init->comm, init->nranks, init->id, init->rank, init->device, init->has_config ? &init->config : NULL);
     snprintf(init->text, sizeof(init->text), "%s", iq_last_error());
     return NULL;
 }

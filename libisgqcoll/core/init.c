@@ -2,7 +2,7 @@
 /* The ways to a communicator: unique id, launcher environment, the caller's allgather, a parent communicator. */
 #include "base/config.h"
 #include "base/util.h"
-#include "core/comm.h"
+#include "core/gpu.h"
 #include "kernels/philox.h"
 
 #include <errno.h>
@@ -20,11 +20,11 @@ static isgq_result_t check_ranks(const char *operation, isgq_comm_t *comm, int n
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config)
+isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, int device, const isgq_comm_config_t *config)
 {
     iq_rendezvous_t rendezvous;
     IQ_TRY(iq_rendezvous_from_id(&id, rank, &rendezvous));
-    return iq_comm_create(comm, nranks, rank, 0, &rendezvous, config);
+    return iq_comm_create(comm, nranks, rank, (iq_origin_t){0, device}, &rendezvous, config);
 }
 
 isgq_result_t isgq_get_unique_id(isgq_unique_id_t *id)
@@ -41,7 +41,7 @@ isgq_result_t isgq_comm_init_rank(isgq_comm_t *comm, int nranks, isgq_unique_id_
         return iq_group_refuse(NULL, result);
     if (iq_group_defer_init(comm, nranks, id, rank, config))
         return ISGQ_SUCCESS;
-    return iq_comm_join(comm, nranks, id, rank, config);
+    return iq_comm_join(comm, nranks, id, rank, IQ_CURRENT_DEVICE, config);
 }
 
 isgq_result_t isgq_comm_init_env(isgq_comm_t *comm, const isgq_comm_config_t *config)
@@ -53,7 +53,7 @@ isgq_result_t isgq_comm_init_env(isgq_comm_t *comm, const isgq_comm_config_t *co
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_env: comm is NULL");
     IQ_TRY(iq_group_forbid("comm_init_env"));
     IQ_TRY(iq_rendezvous_from_environment(deadline, &rank, &nranks, &rendezvous));
-    return iq_comm_create(comm, nranks, rank, 0, &rendezvous, config);
+    return iq_comm_create(comm, nranks, rank, (iq_origin_t){0, IQ_CURRENT_DEVICE}, &rendezvous, config);
 }
 
 isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_oob_allgather_fn allgather, void *context,
@@ -82,7 +82,7 @@ isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_o
     free(all);
     if (refused != 0)
         return IQ_FAIL((isgq_result_t)refused, "comm_init_oob: rank 0 could not listen");
-    return iq_comm_join(comm, nranks, id, rank, config);
+    return iq_comm_join(comm, nranks, id, rank, IQ_CURRENT_DEVICE, config);
 }
 
 isgq_result_t isgq_comm_init_nccl(isgq_comm_t *comm, struct ncclComm *nccl_comm, const isgq_comm_config_t *config)
@@ -151,7 +151,8 @@ static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_
         return ISGQ_SUCCESS;
     }
     IQ_TRY(iq_rendezvous_from_id(&ids[all[0].rank], new_rank, &rendezvous));
-    return iq_comm_create(new_comm, members, new_rank, lineage_of_child(comm, color), &rendezvous, config);
+    iq_origin_t origin = {lineage_of_child(comm, color), comm->gpu != NULL ? iq_gpu_device(comm)->ordinal : IQ_CURRENT_DEVICE};
+    return iq_comm_create(new_comm, members, new_rank, origin, &rendezvous, config);
 }
 
 isgq_result_t isgq_comm_split(isgq_comm_t comm, int color, int key, isgq_comm_t *new_comm, const isgq_comm_config_t *config)
@@ -164,6 +165,8 @@ isgq_result_t isgq_comm_split(isgq_comm_t comm, int color, int key, isgq_comm_t 
     isgq_comm_config_t inherited = comm->config;
     inherited.quantizer = comm->quantizer;
     inherited.transports = comm->transports_allowed;
+    if (comm->gpu != NULL) /* making streams and pinning memory could wait for a stream that waits for a call */
+        IQ_TRY(iq_progress_synchronize(comm));
     membership_t *all = calloc((size_t)comm->nranks, sizeof(*all));
     isgq_unique_id_t *ids = calloc((size_t)comm->nranks, sizeof(*ids));
     isgq_result_t result = all == NULL || ids == NULL ? IQ_FAIL(ISGQ_ERR_NO_MEMORY, "comm_split: %d ranks", comm->nranks) : ISGQ_SUCCESS;

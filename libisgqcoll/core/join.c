@@ -236,12 +236,12 @@ static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
     return result;
 }
 
-isgq_result_t iq_comm_create(isgq_comm_t *out, int nranks, int rank, uint64_t lineage, const iq_rendezvous_t *rendezvous,
+isgq_result_t iq_comm_create(isgq_comm_t *out, int nranks, int rank, iq_origin_t origin, const iq_rendezvous_t *rendezvous,
                              const isgq_comm_config_t *config)
 {
     isgq_comm_t comm;
     iq_log_identity(rank, nranks);
-    isgq_result_t result = iq_comm_new(nranks, rank, lineage, config, &comm);
+    isgq_result_t result = iq_comm_new(nranks, rank, origin, config, &comm);
     if (result != ISGQ_SUCCESS) { /* the others find out at their deadline, and name this rank */
         iq_rendezvous_drop(rendezvous);
         return result;

@@ -227,7 +227,7 @@ isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call)
     run->trip = 0;
     run->cursor = (iq_plan_cursor_t){0};
     run->has_action = run->mismatch_reported = run->stall_reported = false;
-    run->arrived = comm->gpu == NULL;
+    run->arrived = run->drained = comm->gpu == NULL;
     run->wire_bytes = run->own_bytes = run->waited_ns = 0;
     run->blocked_ns = 0;
     run->started_ns = run->progress_ns = iq_now_ns();
@@ -292,15 +292,19 @@ isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, 
     bool once = true;
     *moved = false;
     *done = false;
-    if (!run->arrived) {
+    if (!run->arrived) { /* a stream that is busy with other things is no stall, and none of this call's time */
         IQ_TRY(await_device(comm, iq_gpu_arrival(comm, run->call->sequence), &run->arrived));
+        run->started_ns = run->progress_ns = iq_now_ns();
+        run->blocked_ns = 0;
         *moved = run->arrived;
         return ISGQ_SUCCESS;
     }
     while (once && actions-- > 0) {
         if (run->stage == run->nstages) {
-            *done = true;
-            return comm->gpu == NULL ? ISGQ_SUCCESS : await_device(comm, iq_gpu_finish(comm, "device memory"), done);
+            if (!run->drained)
+                IQ_TRY(await_device(comm, iq_gpu_finish(comm, "device memory"), &run->drained));
+            *done = run->drained;
+            return ISGQ_SUCCESS;
         }
         IQ_TRY(advance_once(comm, run, &once));
         *moved |= once;

@@ -78,7 +78,7 @@ typedef struct iq_run {
     iq_plan_cursor_t cursor;
     iq_action_t action;
     bool has_action;
-    bool arrived;           /* the caller's stream has reached the call */
+    bool arrived, drained;  /* on a device: the caller's stream has reached the call; all its work is done */
     bool mismatch_reported, stall_reported;
     iq_room_t room;         /* where the rank works */
     iq_room_t host_room;    /* on the host; only factored calls on devices need it */

@@ -79,17 +79,19 @@ bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMEN
 
 /* ---- queueing ---- */
 
+static uint64_t queue_room(isgq_comm_t comm) { return comm->gpu != NULL ? IQ_GPU_QUEUE_CALLS : IQ_QUEUE_CALLS; }
+
 bool iq_queue_full(isgq_comm_t comm)
 {
     pthread_mutex_lock(&comm->queue_lock);
-    bool full = comm->submitted >= atomic_load(&comm->completed) + IQ_QUEUE_CALLS;
+    bool full = comm->submitted >= atomic_load(&comm->completed) + queue_room(comm);
     pthread_mutex_unlock(&comm->queue_lock);
     return full;
 }
 
 isgq_result_t iq_queue_wait(isgq_comm_t comm)
 {
-    return iq_queue_full(comm) ? iq_progress_wait(comm, comm->submitted + 1 - IQ_QUEUE_CALLS) : ISGQ_SUCCESS;
+    return iq_queue_full(comm) ? iq_progress_wait(comm, comm->submitted + 1 - queue_room(comm)) : ISGQ_SUCCESS;
 }
 
 isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
@@ -98,8 +100,10 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
     if (comm->finalized)
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[call->kind]);
     IQ_TRY(iq_queue_wait(comm));
+    uint64_t sequence = comm->submitted + 1; /* one thread at a time makes calls */
+    if (comm->gpu != NULL)
+        IQ_TRY(iq_gpu_enqueue(comm, sequence, call->stream));
     pthread_mutex_lock(&comm->queue_lock);
-    uint64_t sequence = comm->submitted + 1;
     iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
     isgq_quantizer_t forgotten = slot->quantizer;
     *slot = *call;
@@ -107,13 +111,11 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
     slot->fingerprint = fingerprint(call);
     if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
-    isgq_result_t result = comm->gpu != NULL ? iq_gpu_enqueue(comm, slot) : ISGQ_SUCCESS;
-    if (result == ISGQ_SUCCESS)
-        comm->submitted = sequence;
+    comm->submitted = sequence;
     bool idle = atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) + 1 == sequence;
     pthread_mutex_unlock(&comm->queue_lock);
     isgq_quantizer_destroy(forgotten);
-    if (result == ISGQ_SUCCESS && idle)
+    if (idle)
         pthread_cond_signal(&comm->queue_changed);
-    return result;
+    return ISGQ_SUCCESS;
 }

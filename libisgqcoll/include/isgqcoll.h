@@ -454,9 +454,14 @@ typedef struct isgq_call_options {
  * ISGQ_DEVICE_HOST: `stream` is NULL. ISGQ_DEVICE_CUDA: buffers are device,
  * managed or pinned memory; a call starts when `stream` (NULL: the default
  * stream) reaches it, and the stream goes on when the call is complete or the
- * communicator has failed. Ranks that share a process need a stream each:
- * on one stream the first rank's call would wait for the second's behind it.
- * A stream that is being captured is refused (ISGQ_ERR_UNSUPPORTED).
+ * communicator has failed. A stream that is being captured is refused
+ * (ISGQ_ERR_UNSUPPORTED). While a call waits for other ranks its stream does
+ * not move, so until isgq_comm_wait or isgq_comm_synchronize has returned,
+ * do not call what waits for the whole device: cudaFree, cudaHostRegister,
+ * cudaDeviceSynchronize. Ranks that share a process and a GPU need a
+ * non-blocking stream each, never NULL, and no more of them than
+ * CUDA_DEVICE_MAX_CONNECTIONS: a stream behind another rank's call in the same
+ * queue would wait for what it is to send.
  *
  * No call allocates memory once the communicator has seen that shape.
  *

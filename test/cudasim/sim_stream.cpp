@@ -284,6 +284,16 @@ CUDASIM_EXPORT cudaError_t cudaDeviceSynchronize(void)
     return cudaSuccess;
 }
 
+CUDASIM_EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode *mode)
+{
+    static thread_local cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
+    CUDASIM_ENTER();
+    cudaStreamCaptureMode before = current;
+    current = *mode;
+    *mode = before;
+    return cudaSuccess;
+}
+
 CUDASIM_EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status)
 {
     CUDASIM_ENTER();

@@ -50,6 +50,14 @@ static CUresult cuStreamWaitValue32(CUstream stream, CUdeviceptr address, cuuint
     return CUDA_SUCCESS;
 }
 
+/* Every thread has a context here: there is nothing that could be made too many of. */
+static CUresult cuCtxGetCurrent(void **context)
+{
+    static int one;
+    *context = &one;
+    return CUDA_SUCCESS;
+}
+
 static CUresult cuStreamWriteValue32(CUstream stream, CUdeviceptr address, cuuint32_t value, unsigned)
 {
     static Call this_call(__func__);
@@ -80,6 +88,8 @@ CUDASIM_EXPORT cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, 
         *funcPtr = reinterpret_cast<void *>(cuStreamWaitValue32);
     if (has_words && strcmp(symbol, "cuStreamWriteValue32") == 0)
         *funcPtr = reinterpret_cast<void *>(cuStreamWriteValue32);
+    if (strcmp(symbol, "cuCtxGetCurrent") == 0)
+        *funcPtr = reinterpret_cast<void *>(cuCtxGetCurrent);
     if (driverStatus != nullptr)
         *driverStatus = *funcPtr == nullptr ? cudaDriverEntryPointSymbolNotFound : cudaDriverEntryPointSuccess;
     return cudaSuccess;

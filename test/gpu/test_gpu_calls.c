@@ -152,6 +152,31 @@ static void refusals_body(iq_rank_t *rank)
 
 static void refusals(void) { gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_THREADS, .nranks = 2, .body = refusals_body, .apart = true}); }
 
+/* Staged messages cannot be part of a graph; the refusal breaks nothing. */
+static void captured_body(iq_rank_t *rank)
+{
+    isgq_unique_id_t id = gpu_id(rank);
+    isgq_comm_t comm = gpu_join(rank, ISGQ_DEVICE_CUDA, id);
+    cudaStream_t stream = gpu_stream(rank);
+    enum cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+    float *device;
+    RANK_CUDA(rank, cudaMalloc((void **)&device, sizeof(*device)));
+    RANK_CUDA(rank, cudaStreamIsCapturing(stream, &status));
+    isgq_result_t expected = status == cudaStreamCaptureStatusNone ? ISGQ_SUCCESS : ISGQ_ERR_UNSUPPORTED; /* a real stream captures nothing here */
+    isgq_result_t result = isgq_allreduce(device, device, 1, ISGQ_FLOAT32, ISGQ_SUM, NULL, comm, stream, NULL);
+    RANK_CHECK(rank, result == expected, "status %d, not %d (%s)", (int)result, (int)expected, isgq_get_last_error());
+    gpu_leave(rank, comm);
+    RANK_CUDA(rank, cudaStreamDestroy(stream));
+    RANK_CUDA(rank, cudaFree(device));
+}
+
+static void captured(void)
+{
+    static const char *const environment[] = {"CUDASIM_CAPTURING=1", NULL};
+    gpu_run_ranks(&(iq_ranks_t){
+        .kind = IQ_RANKS_PROCESSES, .nranks = 2, .body = captured_body, .apart = true, .environment = environment});
+}
+
 /* A device without room for scratch: every rank is told, by whom and why. A real device has room. */
 static void memory_body(iq_rank_t *rank)
 {
@@ -175,6 +200,100 @@ static void out_of_memory(void)
     gpu_run_ranks(&(iq_ranks_t){
         .kind = IQ_RANKS_PROCESSES, .nranks = 2, .body = memory_body, .apart = true, .environment = environment});
 }
+
+/* ---- several devices ---- */
+
+static int device_of(const void *memory)
+{
+    struct cudaPointerAttributes attributes;
+    return cudaPointerGetAttributes(&attributes, memory) == cudaSuccess ? attributes.device : -1;
+}
+
+/* One thread holds both ranks, as programs of NCCL do: each communicator works on the device that was current when it was asked for, and so does its child. */
+static void devices_body(iq_rank_t *rank)
+{
+    isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
+    isgq_comm_t comms[2];
+    void *memory[2];
+    int count = 0, ordinal = -1;
+    RANK_CUDA(rank, cudaGetDeviceCount(&count));
+    if (count < 2)
+        return; /* a machine with one GPU */
+    isgq_unique_id_t id = gpu_id(rank);
+    config.device_type = ISGQ_DEVICE_CUDA;
+    RANK_OK(rank, isgq_group_start());
+    for (int i = 0; i < 2; i++) {
+        RANK_CUDA(rank, cudaSetDevice(i));
+        RANK_OK(rank, isgq_comm_init_rank(&comms[i], 2, id, i, &config));
+    }
+    RANK_OK(rank, isgq_group_end());
+    RANK_CUDA(rank, cudaSetDevice(0));
+    for (int i = 0; i < 2; i++) {
+        RANK_OK(rank, isgq_mem_alloc(&memory[i], comms[i], 1024));
+        RANK_CHECK(rank, device_of(memory[i]) == i, "rank %d works on device %d", i, device_of(memory[i]));
+        RANK_OK(rank, isgq_mem_free(memory[i], comms[i]));
+    }
+    RANK_CUDA(rank, cudaGetDevice(&ordinal));
+    RANK_CHECK(rank, ordinal == 0, "the current device became %d", ordinal);
+    for (int i = 0; i < 2; i++)
+        RANK_OK(rank, isgq_comm_destroy(comms[i]));
+}
+
+static void devices(void)
+{
+    setenv("CUDASIM_DEVICES", "2", 1);
+    gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_PROCESSES, .nranks = 1, .body = devices_body, .apart = true});
+}
+
+/* A child works where its parent does, whatever is current. */
+static void split_body(iq_rank_t *rank)
+{
+    isgq_comm_t parent, child;
+    void *memory;
+    int count = 0;
+    RANK_CUDA(rank, cudaGetDeviceCount(&count));
+    RANK_CUDA(rank, cudaSetDevice(count - 1));
+    isgq_unique_id_t id = gpu_id(rank);
+    parent = gpu_join(rank, ISGQ_DEVICE_CUDA, id);
+    RANK_CUDA(rank, cudaSetDevice(0));
+    RANK_OK(rank, isgq_comm_split(parent, 0, rank->rank, &child, NULL));
+    RANK_OK(rank, isgq_mem_alloc(&memory, child, 1024));
+    RANK_CHECK(rank, device_of(memory) == count - 1, "the child works on device %d", device_of(memory));
+    RANK_OK(rank, isgq_mem_free(memory, child));
+    gpu_leave(rank, child);
+    gpu_leave(rank, parent);
+}
+
+static void split(void)
+{
+    setenv("CUDASIM_DEVICES", "2", 1);
+    gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_PROCESSES, .nranks = 2, .body = split_body, .apart = true});
+}
+
+/* More calls than may be queued, while the caller's stream is busy with something else. */
+static void deep_body(iq_rank_t *rank)
+{
+    enum { CALLS = 200 };
+    isgq_unique_id_t id = gpu_id(rank);
+    isgq_comm_t comm = gpu_join(rank, ISGQ_DEVICE_CUDA, id);
+    cudaStream_t stream = gpu_stream(rank);
+    int32_t *device, value = 0;
+    RANK_CUDA(rank, cudaMalloc((void **)&device, sizeof(*device)));
+    RANK_CUDA(rank, cudaMemsetAsync(device, 0, sizeof(*device), stream));
+    for (int i = 0; i < CALLS; i++) {
+        RANK_OK(rank, isgq_allreduce(device, device, 1, ISGQ_INT32, ISGQ_MAX, NULL, comm, stream, NULL));
+        if (i % 7 == 0)
+            RANK_CUDA(rank, cudaMemsetAsync(device, i % 100 + rank->rank, 1, stream));
+    }
+    RANK_CUDA(rank, cudaMemcpyAsync(&value, device, sizeof(value), cudaMemcpyDefault, stream));
+    RANK_CUDA(rank, cudaStreamSynchronize(stream));
+    RANK_CHECK(rank, value == 196 % 100 + rank->nranks - 1, "%d", value);
+    gpu_leave(rank, comm);
+    RANK_CUDA(rank, cudaStreamDestroy(stream));
+    RANK_CUDA(rank, cudaFree(device));
+}
+
+static void deep(void) { gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_THREADS, .nranks = 2, .body = deep_body, .apart = true}); }
 
 /* ---- failures ---- */
 
@@ -244,7 +363,11 @@ const gpu_case_t gpu_cases[] = {
     GPU_CASE(groups),
     GPU_CASE(nan_shows),
     GPU_CASE(refusals),
+    GPU_CASE(captured),
     GPU_CASE(out_of_memory),
+    GPU_CASE(devices),
+    GPU_CASE(split),
+    GPU_CASE(deep),
     GPU_CASE(aborted),
     GPU_CASE(died),
     GPU_CASE(mismatch),

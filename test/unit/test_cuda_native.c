@@ -222,13 +222,13 @@ START_TEST(memory_is_located)
     void *page = NULL;
     box_t box = box_new(100, 0);
     REQUIRE(posix_memalign(&page, 4096, 4096) == 0);
-    REQUIRE(cuda->locate(box.device, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_DEVICE && device == 0);
-    REQUIRE(cuda->locate(box.host, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_HOST && device == -1);
-    REQUIRE(cuda->locate(NULL, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_HOST && device == -1);
+    REQUIRE(cuda->locate(0, box.device, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_DEVICE && device == 0);
+    REQUIRE(cuda->locate(0, box.host, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_HOST && device == -1);
+    REQUIRE(cuda->locate(-1, NULL, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_HOST && device == -1);
     REQUIRE(cuda->pin(0, page, 4096) == ISGQ_SUCCESS);
-    REQUIRE(cuda->locate((char *)page + 100, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_PINNED && device == -1);
+    REQUIRE(cuda->locate(0, (char *)page + 100, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_PINNED && device == -1);
     cuda->unpin(page);
-    REQUIRE(cuda->locate(page, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_HOST);
+    REQUIRE(cuda->locate(0, page, &place, &device) == ISGQ_SUCCESS && place == IQ_CUDA_HOST);
     free(page);
     box_free(&box);
 }
@@ -258,7 +258,7 @@ START_TEST(streams_wait_for_words_and_events)
     *word = 0xfffffff0u; /* before 5, as numbers that go round */
     REQUIRE(cuda->pin(0, word, 4096) == ISGQ_SUCCESS);
     REQUIRE(cuda->stream_create(0, &other) == ISGQ_SUCCESS);
-    REQUIRE(cuda->stream_capturing(other, &capturing) == ISGQ_SUCCESS && !capturing);
+    REQUIRE(cuda->stream_capturing(0, other, &capturing) == ISGQ_SUCCESS && !capturing);
     REQUIRE(cuda->event_create(0, &late) == ISGQ_SUCCESS && cuda->event_create(0, &done) == ISGQ_SUCCESS);
 
     REQUIRE(cuda->await(0, other, word, 5) == ISGQ_SUCCESS);
