@@ -46,7 +46,6 @@ typedef struct ucx_link {
     void *credit_in[2]; /* receives for the peer's credits, used in turn */
     unsigned credit_index;
     void *credit_out; /* our last credits on their way */
-    void *closing;    /* the endpoint's end under way */
 } ucx_link_t;
 
 struct iq_ucx {
@@ -292,45 +291,97 @@ static void ucx_sleep(iq_ucx_t *self, uint64_t ns)
 
 static void ucx_wake(iq_ucx_t *self) { ucp_worker_signal(self->worker); }
 
+/* ---- close ---- */
+
+static void drop_request(iq_ucx_t *self, void **request)
+{
+    if (pending(*request))
+        ucp_request_cancel(self->worker, *request);
+    free_request(request);
+}
+
+static void drop_requests(iq_ucx_t *self, ucx_link_t *link)
+{
+    drop_request(self, &link->credit_out);
+    for (unsigned i = 0; i < 2; i++)
+        drop_request(self, &link->credit_in[i]);
+    for (unsigned i = 0; i < 2 * self->slots; i++)
+        drop_request(self, &link->out[i].request); /* link->in follows */
+}
+
+/*
+ * By force, which also gives up what waits for a peer that has stopped; ranks that part in peace have all that was sent to them. The flush covers
+ * the ends of endpoints too. All within a second; the end of the worker frees what is left.
+ */
+static void ucx_close(iq_ucx_t *self)
+{
+    const ucp_request_param_t force = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS, .flags = UCP_EP_CLOSE_FLAG_FORCE};
+    uint64_t end_ns = iq_now_ns() + 1000000000u;
+    for (ucx_link_t *link = self->links; link < self->links + self->nlinks; link++)
+        if (link->endpoint != NULL)
+            free_request(&(void *){request_of(link, ucp_ep_close_nbx(link->endpoint, &force), "close")});
+    self->unflushed = true;
+    while (self->nlinks > 0 && awaited_peer(self) >= 0 && iq_now_ns() < end_ns)
+        ucx_sleep(self, 1000000);
+    for (int i = 0; i < self->nlinks; i++)
+        drop_requests(self, &self->links[i]);
+    if (self->worker != NULL) {
+        drop_request(self, &self->flush);
+        ucp_worker_destroy(self->worker);
+    }
+    if (self->context != NULL)
+        ucp_cleanup(self->context);
+    for (int i = 0; i < self->nlinks; i++)
+        free(self->links[i].out);
+    free(self->links);
+    free(self);
+}
+
 /* ---- create ---- */
 
-/* Our settings go into our own configuration: the program's environment and its other users of UCX see nothing of them. */
-static isgq_result_t create_context(iq_ucx_t *self, const char *device, int nranks)
+/*
+ * Settings in a configuration of our own, which no other user of UCX sees. TLS: nothing that works inside a host only, so that two namespaces of
+ * one host talk over their network. KEEPALIVE: silent peers may compute for long; the control channel knows who lives. RNDV: every message finds
+ * its receive posted, so asking first only costs a round trip, and UCX 1.13 aborts the process if a communicator ends meanwhile. TCP: copies into
+ * large buffers, for UCX aborts if a connection breaks while it sends without; these names have no prefix before 1.17.
+ */
+static ucs_status_t configure(ucp_config_t *config, const char *device)
 {
-    const ucp_params_t params = {
-        .field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
-        .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP,
-        .estimated_num_eps = (size_t)nranks,
-    };
-    isgq_result_t result = ISGQ_SUCCESS;
+    const char *const settings[][2] = {{"TLS", "^sm,self"},   {"KEEPALIVE_INTERVAL", "inf"}, {"RNDV_THRESH", "inf"},
+                                       {"TCP_MAX_IOV", "0"}, {"TCP_TX_SEG_SIZE", "64k"},    {"NET_DEVICES", device}};
+    unsigned major, minor, release;
+    ucs_status_t status = UCS_OK;
+    ucp_get_version(&major, &minor, &release);
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(settings) - (device[0] == '\0') && status == UCS_OK; i++) {
+        bool bare = major == 1 && minor < 17 && strncmp(settings[i][0], "TCP_", 4) == 0;
+        status = ucp_config_modify(config, settings[i][0] + 4 * bare, settings[i][1]);
+    }
+    return status;
+}
+
+static isgq_result_t create_worker(iq_ucx_t *self, const char *device, int nranks)
+{
+    const ucp_params_t context = {.field_mask = UCP_PARAM_FIELD_FEATURES | UCP_PARAM_FIELD_ESTIMATED_NUM_EPS,
+                                  .features = UCP_FEATURE_TAG | UCP_FEATURE_WAKEUP,
+                                  .estimated_num_eps = (size_t)nranks};
+    const ucp_worker_params_t worker = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE | UCP_WORKER_PARAM_FIELD_FLAGS,
+                                        .thread_mode = UCS_THREAD_MODE_SERIALIZED,
+                                        .flags = UCP_WORKER_FLAG_IGNORE_REQUEST_LEAK}; /* half a message may have arrived at the end */
     ucp_config_t *config;
     ucs_status_t status = ucp_config_read(NULL, NULL, &config);
     if (status != UCS_OK)
         return IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: read the configuration: %s", ucs_status_string(status));
-    /* Without everything that works inside a host only: two namespaces of one host must talk over their network. Without questions whether
-     * silent peers live: the control channel knows, and a rank that computes for long need not answer. What breaks is reported all the same. */
-    if (ucp_config_modify(config, "TLS", "^sm,self") != UCS_OK ||
-        ucp_config_modify(config, "KEEPALIVE_INTERVAL", "inf") != UCS_OK ||
-        (device[0] != '\0' && ucp_config_modify(config, "NET_DEVICES", device) != UCS_OK))
-        result = IQ_FAIL(ISGQ_ERR_INTERNAL, "ucx: this UCX does not accept our settings");
-    else if ((status = ucp_init(&params, config, &self->context)) != UCS_OK)
-        result = IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: no usable network%s%s: %s", device[0] == '\0' ? "" : " on ", device,
-                         ucs_status_string(status));
+    status = configure(config, device);
+    if (status == UCS_OK)
+        status = ucp_init(&context, config, &self->context);
     ucp_config_release(config);
-    return result;
-}
-
-static isgq_result_t create_worker(iq_ucx_t *self)
-{
-    const ucp_worker_params_t params = {.field_mask = UCP_WORKER_PARAM_FIELD_THREAD_MODE,
-                                        .thread_mode = UCS_THREAD_MODE_SERIALIZED};
-    ucs_status_t status = ucp_worker_create(self->context, &params, &self->worker);
+    if (status != UCS_OK)
+        return IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: no usable network%s%s: %s", device[0] == '\0' ? "" : " on ", device, ucs_status_string(status));
+    status = ucp_worker_create(self->context, &worker, &self->worker);
     if (status == UCS_OK)
         status = ucp_worker_get_efd(self->worker, &self->event_fd);
     return status == UCS_OK ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_SYSTEM, "ucx: create a worker: %s", ucs_status_string(status));
 }
-
-static void ucx_close(iq_ucx_t *self);
 
 static isgq_result_t ucx_create(const iq_transport_params_t *params, const char *device, iq_ucx_t **ucx)
 {
@@ -346,9 +397,7 @@ static isgq_result_t ucx_create(const iq_transport_params_t *params, const char 
     self->failed_peer = -1;
     self->links = calloc((size_t)params->nranks, sizeof(*self->links));
     result = self->links == NULL ? IQ_FAIL(ISGQ_ERR_NO_MEMORY, "ucx: links to %d ranks", params->nranks)
-                                 : create_context(self, device, params->nranks);
-    if (result == ISGQ_SUCCESS)
-        result = create_worker(self);
+                                 : create_worker(self, device, params->nranks);
     if (result == ISGQ_SUCCESS)
         *ucx = self;
     else
@@ -435,56 +484,6 @@ static isgq_result_t ucx_connect(iq_ucx_t *self, const iq_transport_params_t *pa
         result = ucx_progress(self, true, &failed_peer); /* settled: the others may still wait for our greeting */
     }
     return result;
-}
-
-/* ---- close ---- */
-
-static void drop_request(iq_ucx_t *self, void **request)
-{
-    if (pending(*request))
-        ucp_request_cancel(self->worker, *request);
-    free_request(request);
-}
-
-static void begin_close(iq_ucx_t *self, ucx_link_t *link)
-{
-    const ucp_request_param_t param = {.op_attr_mask = UCP_OP_ATTR_FIELD_FLAGS,
-                                       .flags = self->failed_peer < 0 ? 0 : UCP_EP_CLOSE_FLAG_FORCE};
-    if (link->endpoint != NULL)
-        link->closing = request_of(link, ucp_ep_close_nbx(link->endpoint, &param), "close");
-}
-
-static void drop_requests(iq_ucx_t *self, ucx_link_t *link)
-{
-    drop_request(self, &link->closing);
-    drop_request(self, &link->credit_out);
-    for (unsigned i = 0; i < 2; i++)
-        drop_request(self, &link->credit_in[i]);
-    for (unsigned i = 0; i < 2 * self->slots; i++)
-        drop_request(self, &link->out[i].request); /* link->in follows */
-}
-
-/* Endpoints close together, within a second whatever the peers do; the end of the worker frees what is left. */
-static void ucx_close(iq_ucx_t *self)
-{
-    uint64_t deadline_ns = iq_now_ns() + 1000000000u;
-    for (int i = 0; i < self->nlinks; i++)
-        begin_close(self, &self->links[i]);
-    for (int i = 0; i < self->nlinks; i++)
-        while (pending(self->links[i].closing) && iq_now_ns() < deadline_ns)
-            ucx_sleep(self, 1000000);
-    for (int i = 0; i < self->nlinks; i++)
-        drop_requests(self, &self->links[i]);
-    if (self->worker != NULL) {
-        drop_request(self, &self->flush);
-        ucp_worker_destroy(self->worker);
-    }
-    if (self->context != NULL)
-        ucp_cleanup(self->context);
-    for (int i = 0; i < self->nlinks; i++)
-        free(self->links[i].out);
-    free(self->links);
-    free(self);
 }
 
 const iq_ucx_module_t iq_module_ucx = {

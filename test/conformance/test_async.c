@@ -209,8 +209,8 @@ static void stats_body(iq_rank_t *rank)
         RANK_CHECK(rank, record.sequence == i, "the record is of call %d, not %d", (int)record.sequence, (int)i);
         RANK_CHECK(rank, record.time_ns > 0 && record.input_bytes == i * 4000, "time %d, input %d", (int)record.time_ns,
                    (int)record.input_bytes);
-        RANK_CHECK(rank, strcmp(record.transport, rank->nranks == 1 ? "none" : "local") == 0, "the transport is %s",
-                   record.transport);
+        RANK_CHECK(rank, iq_lab_hosts() > 0 || strcmp(record.transport, rank->nranks == 1 ? "none" : "local") == 0,
+                   "the transport is %s", record.transport);
         sent += record.wire_bytes;
         owned += record.own_bytes;
         read += record.input_bytes;

@@ -81,14 +81,21 @@ static void program_body(iq_rank_t *rank)
     free(out);
 }
 
+static bool at_home; /* even where there is a lab */
+
 static const iq_ranks_values_t *program(iq_ranks_kind_t kind, int hosts, int nranks, uint64_t seed,
                                         const char *const *environment, iq_ranks_values_t *values)
 {
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.seed = seed;
     config.chunk_bytes = 4096;
-    iq_ranks_t ranks = {
-        .kind = kind, .nranks = nranks, .hosts = hosts, .body = program_body, .config = &config, .environment = environment};
+    iq_ranks_t ranks = {.kind = kind,
+                        .nranks = nranks,
+                        .hosts = hosts,
+                        .body = program_body,
+                        .config = &config,
+                        .environment = environment,
+                        .home = at_home};
     iq_ranks_run(&ranks, values);
     return values;
 }
@@ -129,7 +136,9 @@ START_TEST(any_transport)
     }
     program(IQ_RANKS_PROCESSES, 0, 3, 0, seed, &first);
     check_same(&first, &second, 3, "ISGQ_SEED");
+    at_home = true;
     program(IQ_RANKS_THREADS, 0, 3, 42, NULL, &first);
+    at_home = false;
     check_same(&first, &second, 3, "threads and processes");
 }
 END_TEST

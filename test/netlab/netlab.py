@@ -61,8 +61,11 @@ class Lab:
                 for namespace, device in ((host, INTERFACE), (self.switch, f"p{i}")):
                     subprocess.run(["tc", "-n", namespace, "qdisc", "add", "dev", device, "root", "tbf", "rate", self.rate, "burst", "256kb",
                                     "latency", "50ms"], check=True, stderr=subprocess.PIPE)
+        ip("netns", "exec", self.hosts[0], "true")  # where /sys cannot be mounted nothing can run inside
 
     def __exit__(self, *_):
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
         for host in self.hosts:
             kill_all(host)
         for namespace in [*self.hosts, self.switch]:
@@ -83,7 +86,7 @@ class Lab:
 
     def run_outside(self, command, timeout):
         environment = dict(os.environ, NETLAB_HOSTS=",".join(self.hosts), NETLAB_ADDRESS=FIRST_ADDRESS)
-        program = subprocess.Popen(command, env=environment)
+        program = subprocess.Popen(command, env=environment, start_new_session=True)  # Check passes signals on to its whole group
         try:
             status = program.wait(timeout=timeout)
             return status if status >= 0 else 1
