@@ -40,7 +40,7 @@ static const iq_program_t program = {
 typedef struct command {
     size_t nranks, epochs, batch, total_batch, seed;
     double rate;
-    const char *grad, *quantizer, *coarse, *layers, *data, *transport, *json;
+    const char *grad, *quantizer, *coarse, *layers, *data, *transport, *device, *json;
     bool local;
 } command_t;
 
@@ -51,6 +51,8 @@ typedef struct program_state {
     size_t sizes[IQ_TRAIN_MAX_LAYERS + 1], nlayers;
     iq_train_data_t data;
     iq_train_net_t net;
+    const iq_train_ops_t *ops; /* that of --device */
+    char device_name[128];
     iq_train_setup_t setup;
     iq_table_t table;
     iq_json_t json;
@@ -76,6 +78,8 @@ static void parse(command_t *c, int argc, char **argv)
                 "folder with train-images-idx3-ubyte, train-labels-idx1-ubyte,\n"
                 "t10k-images-idx3-ubyte, t10k-labels-idx1-ubyte (or each with .gz)"),
         IQ_TEXT('t', "transport", "LIST", c->transport, "auto", "allowed transports, with commas: local, shm, ucx"),
+        IQ_TEXT(0, "device", "KIND", c->device, "host",
+                "where the network and its gradients are: host, or cuda for the current device"),
         IQ_TEXT('J', "json", "FILE", c->json, NULL, "write JSON to FILE; -: to stdout and nothing else there"),
         IQ_OPTIONS_END,
     };
@@ -188,13 +192,22 @@ static void share_rows(state_t *state)
         iq_die(IQ_EXIT_USAGE, "--total-batch: %zu rows leave some of %zu ranks without any", setup->total_rows, n);
 }
 
+static int own_rank = -1; /* not known yet */
+
+static void give_up(const char *sentence)
+{
+    if (own_rank < 0)
+        iq_die(IQ_EXIT_FAILED, "%s", sentence);
+    iq_die(IQ_EXIT_FAILED, "rank %d: %s", own_rank, sentence);
+}
+
 static void join(state_t *state)
 {
     const command_t *c = state->command;
     iq_train_setup_t *setup = &state->setup;
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
 
-    config.device_type = ISGQ_DEVICE_HOST;
+    config.device_type = state->ops->device_type;
     config.transports = strcmp(c->transport, "auto") == 0 ? NULL : c->transport;
     config.seed = c->seed;
     isgq_result_t result = isgq_comm_init_env(&setup->comm, &config);
@@ -204,8 +217,14 @@ static void join(state_t *state)
         iq_die(IQ_EXIT_USAGE, "%s", isgq_get_last_error());
     iq_check(result, -1, "joining");
     iq_check(isgq_comm_user_rank(setup->comm, &setup->rank), -1, "rank");
+    own_rank = setup->rank;
     iq_check(isgq_comm_count(setup->comm, &setup->nranks), -1, "ranks");
-    iq_check(isgq_comm_split(setup->comm, 0, setup->rank, &setup->measure, NULL), setup->rank, "splitting");
+    iq_check(isgqx_device_name(setup->comm, state->device_name, sizeof(state->device_name)), setup->rank, "device");
+    if (config.device_type != ISGQ_DEVICE_HOST)
+        config.transports = NULL;
+    config.device_type = ISGQ_DEVICE_HOST;
+    iq_check(isgq_comm_split(setup->comm, 0, setup->rank, &setup->measure, &config), setup->rank, "splitting");
+    setup->ops = state->ops;
     setup->none = iq_quantizer_or_die("none");
     setup->epochs = c->epochs;
     setup->rate = c->rate;
@@ -261,6 +280,8 @@ static void report_head(state_t *state)
                "%" PRIu64 "\n",
                state->command->layers, state->data.train.count, state->data.test.count, setup->total_rows, setup->nranks,
                setup->rate, setup->seed);
+    if (table && state->ops->device_type != ISGQ_DEVICE_HOST)
+        printf("# network and gradients: %s\n", state->device_name);
     iq_table_head(&state->table);
 }
 
@@ -302,6 +323,7 @@ static void report_json(state_t *state, const iq_train_mode_t *mode, const iq_tr
     iq_json_row_begin(json);
     iq_json_text(json, "mode", mode->name);
     iq_json_text(json, "quantizer", isgqx_quantizer_text(mode->quantizer));
+    iq_json_text(json, "device", state->device_name);
     iq_json_count(json, "nranks", (uint64_t)state->setup.nranks);
     iq_json_count(json, "epochs", state->setup.epochs);
     iq_json_count(json, "batch", state->setup.max_rows);
@@ -339,19 +361,24 @@ static int run_ranks(state_t *state)
 {
     bool good = true;
 
+    state->ops->open(give_up);
     join(state);
     check_data(state, (size_t)state->setup.nranks);
-    iq_train_net_open(&state->net, state->sizes, state->nlayers, state->setup.max_rows);
+    iq_train_data_place(&state->data, state->ops);
+    iq_train_net_open(&state->net, state->ops, state->sizes, state->nlayers, state->setup.max_rows);
+    iq_train_warm_up(&state->setup);
     iq_json_open(&state->json, state->setup.rank == 0 ? state->command->json : NULL);
     report_head(state);
     for (size_t i = 0; i < state->nmodes; i++)
         good &= run_mode(state, &state->modes[i]);
     good &= iq_json_close(&state->json);
     iq_train_net_close(&state->net);
+    iq_train_data_release(&state->data, state->ops);
     iq_check(isgq_comm_finalize(state->setup.measure), state->setup.rank, "leaving");
     isgq_comm_destroy(state->setup.measure);
     iq_check(isgq_comm_finalize(state->setup.comm), state->setup.rank, "leaving");
     isgq_comm_destroy(state->setup.comm);
+    state->ops->close();
     isgq_quantizer_destroy(state->setup.none);
     return good ? IQ_EXIT_OK : IQ_EXIT_FAILED;
 }
@@ -367,6 +394,7 @@ int main(int argc, char **argv)
     iq_transports_or_die(command.transport, command.local ? command.nranks : 0);
     list_modes(&state);
     list_layers(&state);
+    state.ops = iq_train_ops_find(command.device); /* before there are ranks that would all say the same */
     iq_train_data_open(&state.data, command.data, state.sizes[state.nlayers]);
     if (command.local && !iq_launch_is_rank()) {
         check_data(&state, command.nranks);
@@ -375,7 +403,6 @@ int main(int argc, char **argv)
         status = iq_launch((int)command.nranks, argv);
     } else {
         status = run_ranks(&state);
-        iq_train_data_close(&state.data);
     }
     for (size_t i = 0; i < state.nmodes; i++)
         isgq_quantizer_destroy(state.modes[i].quantizer);

@@ -53,16 +53,31 @@ void iq_train_data_close(iq_train_data_t *data)
     free(data->test.labels);
 }
 
-void iq_train_data_batch(const iq_train_set_t *set, const uint32_t *order, size_t first, size_t rows, float *x, uint8_t *labels)
+static void *place(const iq_train_ops_t *ops, void *host, size_t bytes)
 {
-    for (size_t row = 0; row < rows; row++) {
-        size_t number = order != NULL ? order[first + row] : first + row;
-        const uint8_t *image = set->images + number * set->pixels;
-        float *to = x + row * set->pixels;
-        for (size_t i = 0; i < set->pixels; i++)
-            to[i] = (float)image[i] * (1.0f / 255.0f);
-        labels[row] = set->labels[number];
+    void *there = ops->alloc(bytes);
+
+    ops->upload(there, host, bytes);
+    free(host);
+    return there;
+}
+
+void iq_train_data_place(iq_train_data_t *data, const iq_train_ops_t *ops)
+{
+    iq_train_set_t *sets[] = {&data->train, &data->test};
+
+    for (size_t i = 0; i < 2; i++) {
+        sets[i]->images = place(ops, sets[i]->images, sets[i]->count * sets[i]->pixels);
+        sets[i]->labels = place(ops, sets[i]->labels, sets[i]->count);
     }
+}
+
+void iq_train_data_release(iq_train_data_t *data, const iq_train_ops_t *ops)
+{
+    ops->release(data->train.images);
+    ops->release(data->train.labels);
+    ops->release(data->test.images);
+    ops->release(data->test.labels);
 }
 
 void iq_train_data_shuffle(uint32_t *order, size_t count, uint64_t seed, size_t epoch)

@@ -28,25 +28,37 @@ isgq_result_t iq_cuda_failed(cudaError_t error, const char *function, const char
             return iq_cuda_failed(cuda_try_, #function, __FILE__, __LINE__);   \
     } while (0)
 
-/*
- * Makes `device` the current one until the end of the scope. The thread's capture mode is relaxed meanwhile: nothing here is part of a graph, and
- * without that any call could end the capture that another thread has begun.
- */
+/* The thread's capture mode is relaxed until the end of the scope: without that, any call could end the capture that another thread
+ * has begun. */
+class iq_relaxed {
+  public:
+    iq_relaxed() : relaxed(cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess) {}
+    ~iq_relaxed()
+    {
+        if (relaxed)
+            (void)cudaThreadExchangeStreamCaptureMode(&mode);
+    }
+    iq_relaxed(const iq_relaxed &) = delete;
+    iq_relaxed &operator=(const iq_relaxed &) = delete;
+
+  private:
+    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    bool relaxed;
+};
+
+/* Makes `device` the current one until the end of the scope, where nothing disturbs captures. */
 class iq_on_device {
   public:
     explicit iq_on_device(int device) : error(cudaGetDevice(&before))
     {
-        if (error == cudaSuccess && before != device) {
+        if (error == cudaSuccess && (before != device || !bound)) {
             error = cudaSetDevice(device);
-            changed = error == cudaSuccess;
+            changed = error == cudaSuccess && before != device;
+            bound = bound || error == cudaSuccess;
         }
-        if (error == cudaSuccess)
-            relaxed = cudaThreadExchangeStreamCaptureMode(&mode) == cudaSuccess;
     }
     ~iq_on_device()
     {
-        if (relaxed)
-            (void)cudaThreadExchangeStreamCaptureMode(&mode);
         if (changed)
             (void)cudaSetDevice(before);
     }
@@ -54,9 +66,11 @@ class iq_on_device {
     iq_on_device &operator=(const iq_on_device &) = delete;
 
   private:
+    /* cudaSetDevice has given this thread a context: the driver's own functions make none. */
+    static inline thread_local bool bound = false;
+    iq_relaxed guard;
     int before = 0;
-    bool changed = false, relaxed = false;
-    cudaStreamCaptureMode mode = cudaStreamCaptureModeRelaxed;
+    bool changed = false;
 
   public:
     cudaError_t error;
@@ -66,6 +80,17 @@ class iq_on_device {
     iq_on_device on_device_(device);  \
     if (on_device_.error != cudaSuccess) \
     return iq_cuda_failed(on_device_.error, "cudaSetDevice", __FILE__, __LINE__)
+
+/* A function of the driver, looked up once; threads that ask at the same time get the same answer. */
+typedef struct iq_cuda_driver {
+    const char *name;
+    unsigned version; /* of CUDA, whose signature it has */
+    int state;        /* 0: nobody asked yet */
+    void *address;
+} iq_cuda_driver_t;
+
+/* NULL: this driver has no such function. */
+void *iq_cuda_find(iq_cuda_driver_t *function);
 
 /* ---- launches ---- */
 
@@ -133,6 +158,17 @@ bool iq_cuda_can_await(void);
 bool iq_cuda_in_use(void);
 isgq_result_t iq_cuda_await(int device, isgq_stream_t stream, uint32_t *word, uint32_t value);
 
+isgq_result_t iq_cuda_warm_between(int device);
+bool iq_cuda_orders_ranks(int device);
+isgq_result_t iq_cuda_flags(int device, isgq_stream_t stream, const iq_cuda_flag_op_t *ops, unsigned count);
+isgq_result_t iq_cuda_shared_alloc(int device, size_t bytes, void **memory);
+void iq_cuda_shared_free(int device, void *memory);
+isgq_result_t iq_cuda_shared_export(int device, void *memory, iq_cuda_handle_t *handle);
+isgq_result_t iq_cuda_shared_open(int device, const iq_cuda_handle_t *handle, void **memory);
+void iq_cuda_shared_close(int device, void *memory);
+isgq_result_t iq_cuda_reach(int device, int other);
+isgq_result_t iq_cuda_advance(int device, isgq_stream_t stream, uint32_t *replays);
+
 isgq_result_t iq_cuda_copy(int device, isgq_stream_t stream, void *dst, const void *src, size_t bytes);
 isgq_result_t iq_cuda_clear(int device, isgq_stream_t stream, void *dst, size_t bytes);
 
@@ -141,6 +177,8 @@ isgq_result_t iq_cuda_run_measure(int device, isgq_stream_t stream, const iq_cud
                               size_t count, float *scales);
 isgq_result_t iq_cuda_warm_map(int device);
 isgq_result_t iq_cuda_run_map(int device, isgq_stream_t stream, const iq_cuda_map_t *map);
+isgq_result_t iq_cuda_warm_combine(int device);
+isgq_result_t iq_cuda_run_combine(int device, isgq_stream_t stream, const iq_cuda_combine_t *combine);
 isgq_result_t iq_cuda_warm_native(int device);
 isgq_result_t iq_cuda_run_reduce(int device, isgq_stream_t stream, const iq_cuda_reduce_t *reduce);
 isgq_result_t iq_cuda_run_divide(int device, isgq_stream_t stream, const iq_cuda_divide_t *divide);

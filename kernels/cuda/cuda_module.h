@@ -8,7 +8,8 @@
  * CUDA's own text, ISGQ_ERR_NO_MEMORY, or ISGQ_ERR_UNSUPPORTED. Any thread may call anything.
  *
  * Arithmetic: three kernels work on runs of elements, as kernels/kernels.h does on CPUs, with the same bits. `measure` finds scales, `map`
- * turns values, codes and sums of codes into one another, `reduce` and `divide` work on all types for sums without loss.
+ * turns values, codes and sums of codes into one another, `reduce` and `divide` work on all types for sums without loss. `combine` does what
+ * several maps would, in one pass.
  * Packed codes have the layout of kernels.h. Device pointers to elements are aligned to their element, packed codes and scales to 4
  * bytes. Elements of a run are numbered first, first + 1, ...; element e lies in bucket e / bucket, and scales[0] belongs to the
  * bucket of element `first`. Only the bits of a NaN may differ from a CPU's.
@@ -18,6 +19,7 @@
 
 #include "base/module.h"
 #include "isgqcoll.h"
+#include "kernels/cuda/factor_module.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -31,7 +33,27 @@ typedef struct iq_cuda_device {
     int major, minor, processors;
     size_t bytes;      /* of device memory */
     bool awaits_words; /* `await` works: without it there are no device communicators */
+    bool orders_ranks; /* `flags` works: streams of different ranks can wait for each other */
 } iq_cuda_device_t;
+
+/* Two neighbouring words of pinned memory: `state` is written by streams, `gone` by hosts, once and for good. */
+typedef struct iq_cuda_flag {
+    uint32_t state, gone;
+} __attribute__((aligned(8))) iq_cuda_flag_t;
+
+/* One operation of a stream on a flag: wait until (state & value) != 0 or gone != 0, or state = value. */
+typedef struct iq_cuda_flag_op {
+    iq_cuda_flag_t *flag;
+    uint32_t value;
+    bool wait;
+} iq_cuda_flag_op_t;
+
+#define IQ_CUDA_FLAG_OPS 32 /* most of one batch */
+
+/* Names memory of another process. Plain bytes. */
+typedef struct iq_cuda_handle {
+    unsigned char bytes[64];
+} iq_cuda_handle_t;
 
 typedef enum iq_cuda_place {
     IQ_CUDA_HOST,    /* memory that CUDA does not know */
@@ -45,27 +67,28 @@ typedef enum iq_cuda_form {
     IQ_CUDA_VALUES, /* elements of `type`: f32, f16 or bf16 */
     IQ_CUDA_SUMS,   /* uint32_t sums of codes */
     IQ_CUDA_CODES,  /* packed codes of `width` bits */
+    IQ_CUDA_LANES,  /* codes of `width` bits, 32 / width of them in each uint32_t, from its lowest bits on; other bits are 0 */
 } iq_cuda_form_t;
 
 typedef struct iq_cuda_source {
     iq_cuda_form_t form;
     isgq_data_type_t type; /* VALUES */
     const void *data;
-    unsigned width;        /* CODES: 1..32 */
-    uint32_t most;         /* CODES: a larger one, or bits set after the last one, is a fault */
-    /* SUMS and CODES as values: (float)(2 * code - zero) * iq_half_step(top, scale of its bucket) */
+    unsigned width;        /* CODES and LANES: 1..32 */
+    uint32_t most;         /* CODES: a larger one, or bits set after the last one, is a fault; LANES: a larger one */
+    /* SUMS, CODES and LANES as values: (float)(2 * code - zero) * iq_half_step(top, scale of its bucket) */
     const float *scales;
     bool foreign_scales;   /* they came in a message: negative or NaN is a fault */
     uint32_t top;
     int32_t zero;
-    float divisor;         /* VALUES, SUMS and CODES as values are divided by it; 1 divides nothing */
+    float divisor;         /* values of any form are divided by it; 1 divides nothing */
 } iq_cuda_source_t;
 
 typedef struct iq_cuda_target {
     iq_cuda_form_t form;
     isgq_data_type_t type; /* VALUES */
     void *data;
-    unsigned width;        /* CODES: 1..32; the bits after the last code are cleared */
+    unsigned width;        /* CODES and LANES: 1..32; the bits after the last code are cleared */
     bool accumulate;       /* VALUES: rounded to `type`, then added in `type`; SUMS: integers are added */
 } iq_cuda_target_t;
 
@@ -77,16 +100,18 @@ typedef struct iq_cuda_grid {
     const float *scales; /* f32, as for sources */
     uint32_t stream, rank; /* where the random bits are (iq_draw), 24 upper bits of word (element mod 4) */
     uint64_t seed, call;
+    const uint32_t *replays; /* device memory, read when the kernel runs: added to the upper half of `call`; NULL: 0 */
 } iq_cuda_grid_t;
 
 /* Faults that kernels write to the fault word; the last one written stays. */
-typedef enum iq_cuda_fault { IQ_CUDA_NO_FAULT, IQ_CUDA_BAD_CODE, IQ_CUDA_BAD_PADDING, IQ_CUDA_BAD_SCALE } iq_cuda_fault_t;
+typedef enum iq_cuda_fault { IQ_CUDA_NO_FAULT, IQ_CUDA_BAD_CODE, IQ_CUDA_BAD_PADDING, IQ_CUDA_BAD_SCALE, IQ_CUDA_BAD_BLOB } iq_cuda_fault_t;
 
 /*
  * One run of elements from one form to another:
  *     CODES -> SUMS, SUMS -> CODES           integers as they are; no scales, no grid
  *     anything -> VALUES                     as values; with a grid, values become codes and values of those codes first
  *     anything -> SUMS, CODES, with a grid   as values, which become codes
+ *     VALUES -> LANES with a grid of less than 256 codes, LANES -> VALUES without one; nothing else has lanes
  * `through` rounds values to f16 or bf16 before anything else is done with them; ISGQ_FLOAT32 does nothing.
  */
 typedef struct iq_cuda_map {
@@ -99,6 +124,38 @@ typedef struct iq_cuda_map {
     size_t count;
     uint32_t *fault; /* pinned or device memory */
 } iq_cuda_map_t;
+
+#define IQ_CUDA_PARTS 16 /* most of one sum */
+
+typedef struct iq_cuda_part {
+    const void *data;
+    const float *scales; /* of CODES that are added as values */
+} iq_cuda_part_t;
+
+/*
+ * The sum of parts in one pass and what becomes of it: the bits of one `map` per part into SUMS (`integers`) or into f32 VALUES, the
+ * first of them overwriting, and then of maps from those to the targets; only that the sum is never in memory.
+ *     measure != NULL    nothing but measure[b] = max(measure[b], largest |value of the sum| in bucket b), as function `measure` does
+ *     result             the sum as CODES, with `result_grid` or as integers, or as VALUES; data NULL: not wanted
+ *     output             VALUES that `result` stands for, or those of the sum without a result; data NULL: not wanted
+ */
+typedef struct iq_cuda_combine {
+    unsigned nparts; /* 1..IQ_CUDA_PARTS */
+    iq_cuda_part_t parts[IQ_CUDA_PARTS];
+    iq_cuda_source_t part; /* what they are, but for data and scales. CODES as values are not divided */
+    int own;               /* this one is VALUES of own_type instead, rounded `through`, then codes of `own_grid` if used; -1: none is */
+    isgq_data_type_t own_type, through;
+    iq_cuda_grid_t own_grid;
+    bool integers;        /* CODES are added as they are */
+    iq_cuda_source_t sum; /* as values: integers by scales, top and zero; both are divided */
+    float *measure;
+    iq_cuda_grid_t result_grid;
+    iq_cuda_target_t result, output;
+    uint64_t first;
+    size_t bucket;
+    size_t count;
+    uint32_t *fault;
+} iq_cuda_combine_t;
 
 /* acc = acc op src; or acc = src if `first`. src may be f16 or bf16 where acc is f32. AVG sums. */
 typedef struct iq_cuda_reduce {
@@ -128,6 +185,11 @@ typedef struct iq_cuda_outcome {
     double scale;
     int divisor;
     bool accumulate;
+    /* Device memory, NULL: `scale` as it is. Else the scale is the power of two of iq_factor_scale, from peaks[0] for the bias and peaks[1] for
+     * the gradient; NaN if one of the two is not finite. */
+    const float *peaks;
+    int peak;
+    bool want_bias;
 } iq_cuda_outcome_t;
 
 /* Output i * n + j: the sum over all rows r of weights[r] * q[r * m + i] * p[r * n + j]. Codes: every product and partial sum is an integer below 2^53
@@ -191,6 +253,25 @@ typedef struct iq_cuda_module {
     isgq_result_t (*wait_event)(int device, isgq_stream_t stream, iq_cuda_event_t event);
     isgq_result_t (*await)(int device, isgq_stream_t stream, uint32_t *word, uint32_t value);
 
+    /* ---- between ranks ---- */
+
+    /* Operations done one after another when the stream gets there. What it did before is visible to hosts and other devices before a state is; a
+     * capture takes them into its graph. At most IQ_CUDA_FLAG_OPS. */
+    isgq_result_t (*flags)(int device, isgq_stream_t stream, const iq_cuda_flag_op_t *ops, unsigned count);
+
+    /* Device memory that other processes may open. These may wait for the whole device: for communicators that are made or ended. */
+    isgq_result_t (*shared_alloc)(int device, size_t bytes, void **memory); /* 256-byte aligned, zeroed */
+    void (*shared_free)(int device, void *memory);
+    isgq_result_t (*shared_export)(int device, void *memory, iq_cuda_handle_t *handle);
+    isgq_result_t (*shared_open)(int device, const iq_cuda_handle_t *handle, void **memory); /* not in the process that exported it */
+    void (*shared_close)(int device, void *memory);
+
+    /* From now on kernels on `device` may use memory of `other` that this process allocated; ISGQ_ERR_UNSUPPORTED if they cannot. */
+    isgq_result_t (*reach)(int device, int other);
+
+    /* ++*replays, device memory, when the stream gets there. */
+    isgq_result_t (*advance)(int device, isgq_stream_t stream, uint32_t *replays);
+
     /* ---- data: enqueued ---- */
 
     isgq_result_t (*copy)(int device, isgq_stream_t stream, void *dst, const void *src, size_t bytes); /* any places */
@@ -206,6 +287,8 @@ typedef struct iq_cuda_module {
     isgq_result_t (*divide)(int device, isgq_stream_t stream, const iq_cuda_divide_t *divide);
     isgq_result_t (*product)(int device, isgq_stream_t stream, const iq_cuda_product_t *product);
     isgq_result_t (*convert)(int device, isgq_stream_t stream, const iq_cuda_convert_t *convert);
+    isgq_result_t (*combine)(int device, isgq_stream_t stream, const iq_cuda_combine_t *combine);
+    const iq_cuda_factor_table_t *factor;
 } iq_cuda_module_t;
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Module "cuda": its table, its errors and what it says about devices. */
-#include "kernels/cuda/cuda_common.h"
+#include "kernels/cuda/factor_parts.h"
 
 #include <stdio.h>
 
@@ -46,6 +46,7 @@ static isgq_result_t describe(int device, iq_cuda_device_t *description)
     found.processors = properties.multiProcessorCount;
     found.bytes = properties.totalGlobalMem;
     found.awaits_words = iq_cuda_can_await();
+    found.orders_ranks = iq_cuda_orders_ranks(device);
     *description = found;
     return ISGQ_SUCCESS;
 }
@@ -65,9 +66,12 @@ static isgq_result_t use(int device)
 static isgq_result_t warm_up(int device)
 {
     ON_DEVICE(device);
+    IQ_TRY(iq_cuda_warm_between(device));
     IQ_TRY(iq_cuda_warm_measure(device));
     IQ_TRY(iq_cuda_warm_map(device));
+    IQ_TRY(iq_cuda_warm_combine(device));
     IQ_TRY(iq_cuda_warm_product(device));
+    IQ_TRY(iq_cuda_warm_factor(device));
     return iq_cuda_warm_native(device);
 }
 
@@ -96,6 +100,14 @@ const iq_cuda_module_t iq_module_cuda = {
     iq_cuda_event_poll,
     iq_cuda_wait_event,
     iq_cuda_await,
+    iq_cuda_flags,
+    iq_cuda_shared_alloc,
+    iq_cuda_shared_free,
+    iq_cuda_shared_export,
+    iq_cuda_shared_open,
+    iq_cuda_shared_close,
+    iq_cuda_reach,
+    iq_cuda_advance,
     iq_cuda_copy,
     iq_cuda_clear,
     iq_cuda_run_measure,
@@ -104,5 +116,7 @@ const iq_cuda_module_t iq_module_cuda = {
     iq_cuda_run_divide,
     iq_cuda_run_product,
     iq_cuda_run_convert,
+    iq_cuda_run_combine,
+    &iq_cuda_factor_table,
 };
 }

@@ -49,33 +49,10 @@ __device__ __forceinline__ uint32_t iq_bucket_end(const iq_buckets_t &buckets, u
 
 /* ---- random bits ---- */
 
-/* One instruction. From plain C compilers make a product of 64-bit numbers, or two of 32 bits. */
-__device__ __forceinline__ uint64_t iq_multiply_wide(uint32_t a, uint32_t b)
+/* The number of the call: every replay of a graph has one of its own. */
+__device__ __forceinline__ uint64_t iq_call_now(uint64_t call, const uint32_t *replays)
 {
-#ifdef __CUDA_ARCH__
-    uint64_t product;
-    asm("mul.wide.u32 %0, %1, %2;" : "=l"(product) : "r"(a), "r"(b));
-    return product;
-#else
-    return (uint64_t)a * b;
-#endif
-}
-
-/* iq_philox of philox.h with that product: half the instructions. */
-__device__ __forceinline__ iq_philox_block_t iq_cuda_philox(uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint32_t k0, uint32_t k1)
-{
-#pragma unroll
-    for (int round = 0; round < 10; round++) {
-        uint64_t p0 = iq_multiply_wide(0xD2511F53u, c0), p1 = iq_multiply_wide(0xCD9E8D57u, c2);
-        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;
-        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ k1;
-        c1 = (uint32_t)p1;
-        c3 = (uint32_t)p0;
-        k0 += 0x9E3779B9u;
-        k1 += 0xBB67AE85u;
-    }
-    iq_philox_block_t block = {{c0, c1, c2, c3}};
-    return block;
+    return replays == NULL ? call : call + ((uint64_t)__ldg(replays) << 32);
 }
 
 /* ---- elements ---- */
@@ -162,6 +139,98 @@ __device__ __forceinline__ float iq_code_value(uint32_t code, int32_t zero, floa
 
 /* ---- arguments of a launch ---- */
 
+/* An iq_cuda_grid_t for one piece. */
+typedef struct iq_grid_args {
+    bool used, stochastic;
+    bool regular;                /* random bits of elements 4k to 4k + 3 are one block, with the counter below */
+    uint32_t top;
+    int32_t low, high;
+    float shift;
+    const float *scales;
+    uint64_t first;              /* number of element 0 */
+    uint32_t tag;                /* stream and rank, as iq_draw has them in its counter */
+    uint32_t counter0, counter1; /* Philox counter of element 0 */
+    uint64_t seed, call;
+    const uint32_t *replays;
+} iq_grid_args_t;
+
+/* Scales from `skipped` buckets on are those of a piece of `count` elements that starts with element `first`. */
+static inline iq_grid_args_t iq_grid_args_of(const iq_cuda_grid_t *grid, uint64_t first, size_t count, size_t skipped)
+{
+    iq_grid_args_t args = {};
+    int32_t half = (int32_t)(grid->top / 2);
+    uint64_t quad = first / 4;
+    args.used = grid->used;
+    args.stochastic = grid->stochastic;
+    args.regular = first % 4 == 0 && (quad + count / 4 + 1) >> 32 == quad >> 32;
+    args.top = grid->top;
+    args.low = grid->top == 1 ? 0 : -half;
+    args.high = grid->top == 1 ? 1 : half;
+    args.shift = grid->top == 1 ? 0.5f : 0.0f;
+    args.scales = grid->scales == NULL ? NULL : grid->scales + skipped;
+    args.first = first;
+    args.tag = (grid->stream << 8) | (grid->rank << 16);
+    args.counter0 = (uint32_t)quad;
+    args.counter1 = ((uint32_t)(quad >> 32) & 0xffu) | args.tag;
+    args.seed = grid->seed;
+    args.call = grid->call;
+    args.replays = grid->replays;
+    return args;
+}
+
+/* What codes or their sums stand for in one piece. */
+typedef struct iq_meaning {
+    const float *scales;
+    bool foreign_scales;
+    uint32_t top;
+    int32_t zero;
+    float divisor; /* of values too */
+} iq_meaning_t;
+
+static inline iq_meaning_t iq_meaning_of(const iq_cuda_source_t *source, size_t skipped)
+{
+    iq_meaning_t meaning = {};
+    meaning.scales = source->scales == NULL ? NULL : source->scales + skipped;
+    meaning.foreign_scales = source->foreign_scales;
+    meaning.top = source->top;
+    meaning.zero = source->zero;
+    meaning.divisor = source->divisor;
+    return meaning;
+}
+
+/* What twice a code less `zero` is multiplied with. Scales may be others than the meaning's own. */
+static __device__ __forceinline__ float iq_unit_at(const iq_meaning_t &meaning, const float *scales, uint32_t *fault, uint32_t bucket)
+{
+    float scale = __ldg(scales + bucket);
+    if (meaning.foreign_scales && iq_float_bits(scale) > 0x7f800000u)
+        iq_report_fault(fault, IQ_CUDA_BAD_SCALE);
+    return iq_half_step(meaning.top, scale);
+}
+
+static __device__ __forceinline__ float iq_inverse_at(const iq_grid_args_t &grid, uint32_t bucket)
+{
+    return iq_inverse_step(grid.top, __ldg(grid.scales + bucket));
+}
+
+/* Buckets that end before element `done` of a run. */
+static inline size_t iq_buckets_before(uint64_t first, size_t bucket, size_t done)
+{
+    return bucket == 0 ? 0 : (size_t)((first % bucket + done) / bucket);
+}
+
+/* Bytes from a run's start to its element `i`, a multiple of eight, or of the lanes of a word. */
+static inline size_t iq_offset_of(iq_cuda_form_t form, isgq_data_type_t type, unsigned width, size_t i)
+{
+    if (form == IQ_CUDA_CODES)
+        return i / 8 * width;
+    if (form == IQ_CUDA_LANES)
+        return i / (32 / width) * 4;
+    return i * (form == IQ_CUDA_SUMS || type == ISGQ_FLOAT32 ? 4 : 2);
+}
+
+/* May elements be moved 16 bytes at a time? */
+static inline bool iq_is_aligned(const void *pointer) { return (uintptr_t)pointer % 16 == 0; }
+
 /* One piece of an iq_cuda_map_t. */
 typedef struct iq_map_args {
     const void *src;
@@ -170,25 +239,21 @@ typedef struct iq_map_args {
     iq_buckets_t buckets;
     isgq_data_type_t src_type, dst_type, through;
     unsigned src_width, dst_width;
-    bool src_aligned, dst_aligned; /* elements may be moved 16 bytes at a time */
-    bool accumulate, as_values, foreign_scales;
-    uint32_t most, top;
-    int32_t zero;
-    float divisor;
-    const float *scales, *grid_scales;
-    bool quantize, stochastic;
-    bool regular;                  /* random bits of elements 4k to 4k + 3 are one block, with the counter below */
-    uint32_t grid_top;
-    int32_t low, high;
-    float shift;
-    uint32_t tag;                  /* stream and rank, as iq_draw has them in its counter */
-    uint64_t seed, call, first;
-    uint32_t counter0, counter1;   /* Philox counter of element 0 */
+    bool src_aligned, dst_aligned;
+    bool accumulate, as_values;
+    uint32_t most;
+    iq_meaning_t meaning;
+    iq_grid_args_t grid;
     uint32_t *fault;
 } iq_map_args_t;
 
 /* Kernels on quads of elements, for the forms that move most bytes; false if there is none for these. */
 bool iq_cuda_map_quads(int device, isgq_stream_t stream, const iq_cuda_map_t *map, const iq_map_args_t *args, isgq_result_t *result);
 isgq_result_t iq_cuda_warm_quads(int device);
+
+/* Maps to and from lanes; pieces end with a whole tile of them. */
+size_t iq_cuda_lanes_piece(const iq_cuda_map_t *map);
+isgq_result_t iq_cuda_map_lanes(int device, isgq_stream_t stream, const iq_cuda_map_t *map, const iq_map_args_t *args);
+isgq_result_t iq_cuda_warm_lanes(int device);
 
 #endif

@@ -4,14 +4,10 @@
  * quads of each, 128 elements apart: every load and store of a warp is one run of memory, and a quad is one Philox block. A tile
  * within one bucket has one scale; else a quad within one bucket has; else every element looks up its own.
  */
-#include "kernels/cuda/map_parts.h"
+#include "kernels/cuda/quads.h"
 
-enum { QUAD = 4, QUADS = 4, STRIDE = 32 * QUAD, TILE = QUADS * STRIDE };
+enum { QUAD = IQ_QUAD, QUADS = 4, STRIDE = IQ_QUADS_STRIDE, TILE = QUADS * STRIDE };
 enum { SUMS = 0 }; /* as a width */
-
-/* 1.5 * 2^23: added to a small float, its last place is 1, and floor(y) stands in the lower bits. */
-#define MAGIC 12582912.0f
-#define MAGIC_BITS 0x4b400000u
 
 /* ---- runs of codes ---- */
 
@@ -27,14 +23,12 @@ template <> struct coded_quad<SUMS> {
     typedef iq_vector<uint32_t, QUAD> word_t;
 };
 
-typedef iq_vector<uint32_t, QUAD> codes_t;
-
-template <int width> static __device__ __forceinline__ codes_t spread(const typename coded_quad<width>::word_t &word)
+template <int width> static __device__ __forceinline__ iq_codes_t spread(const typename coded_quad<width>::word_t &word)
 {
     if constexpr (width == SUMS) {
         return word;
     } else {
-        codes_t code;
+        iq_codes_t code;
 #pragma unroll
         for (int j = 0; j < QUAD; j++)
             code.item[j] = (uint32_t)word >> (j * width) & ((1u << width) - 1u);
@@ -44,10 +38,10 @@ template <int width> static __device__ __forceinline__ codes_t spread(const type
 
 /* `base` is subtracted from every code; it may be anything, as the differences fit. */
 template <int width>
-static __device__ __forceinline__ void store_codes(typename coded_quad<width>::word_t *to, bool accumulate, uint32_t base, codes_t code)
+static __device__ __forceinline__ void store_codes(typename coded_quad<width>::word_t *to, bool accumulate, uint32_t base, iq_codes_t code)
 {
     if constexpr (width == SUMS) {
-        codes_t sums = {{0, 0, 0, 0}};
+        iq_codes_t sums = {{0, 0, 0, 0}};
         if (accumulate)
             sums = *to;
 #pragma unroll
@@ -65,58 +59,8 @@ static __device__ __forceinline__ void store_codes(typename coded_quad<width>::w
 
 /* ---- values to codes ---- */
 
-/*
- * iq_round_stochastic plus MAGIC_BITS, for grids of less than 2^22 codes, in fewer steps with the same results: the floor comes from
- * an addition that rounds down, the fraction times 2^24 from multiplications and additions that are exact but for the one rounding
- * of the fraction, and a comparison is the sign of a difference.
- */
-static __device__ __forceinline__ uint32_t round_stochastic(float y, float low, float high, uint32_t random)
-{
-    y = fminf(fmaxf(y, low), high);
-    float whole = __fadd_rd(y, MAGIC);
-    int32_t threshold = (int32_t)fmaf(y, 16777216.0f, fmaf(whole, -16777216.0f, MAGIC * 16777216.0f));
-    return iq_float_bits(whole) + (((random >> 8) - (uint32_t)threshold) >> 31);
-}
-
-static __device__ __forceinline__ uint32_t round_nearest(float y, float low, float high)
-{
-    y = fminf(fmaxf(y, low), high);
-    float whole = __fadd_rd(y, MAGIC);
-    return iq_float_bits(whole) + (y - (whole - MAGIC) >= 0.5f);
-}
-
-/* Random bits are regular here: one block serves the quad of element i. */
-static __device__ __forceinline__ iq_philox_block_t draw_quad(const iq_map_args_t &args, uint32_t i)
-{
-    return iq_cuda_philox(args.counter0 + i / QUAD, args.counter1, (uint32_t)args.call, (uint32_t)(args.call >> 32),
-                          (uint32_t)args.seed, (uint32_t)(args.seed >> 32));
-}
-
-template <bool stochastic>
-static __device__ __forceinline__ codes_t encode_quad(const iq_map_args_t &args, uint32_t i, const float value[QUAD], float inverse)
-{
-    float low = (float)args.low, high = (float)args.high;
-    codes_t code;
-    if (stochastic) {
-        iq_philox_block_t block = draw_quad(args, i);
-#pragma unroll
-        for (int j = 0; j < QUAD; j++)
-            code.item[j] = round_stochastic(value[j] * inverse, low, high, block.word[j]);
-    } else {
-#pragma unroll
-        for (int j = 0; j < QUAD; j++)
-            code.item[j] = round_nearest(value[j] * inverse, low, high);
-    }
-    return code;
-}
-
-static __device__ __forceinline__ float inverse_at(const iq_map_args_t &args, uint32_t bucket)
-{
-    return iq_inverse_step(args.grid_top, __ldg(args.grid_scales + bucket));
-}
-
 template <typename as_t, int width, int quads, bool stochastic>
-static __device__ __forceinline__ void encode_quads_at(const iq_map_args_t &args, uint32_t i, float inverse)
+static __device__ __forceinline__ void encode_quads_at(const iq_map_args_t &args, uint64_t call, uint32_t i, float inverse)
 {
     typedef typename as_t::item_t item_t;
     const item_t *src = (const item_t *)args.src + i;
@@ -127,39 +71,33 @@ static __device__ __forceinline__ void encode_quads_at(const iq_map_args_t &args
         item[u] = iq_load<QUAD>(src + u * STRIDE);
 #pragma unroll
     for (int u = 0; u < quads; u++) {
-        float value[QUAD];
+        float y[QUAD];
 #pragma unroll
         for (int j = 0; j < QUAD; j++)
-            value[j] = as_t::widen(item[u].item[j]);
-        codes_t code = encode_quad<stochastic>(args, i + u * STRIDE, value, inverse);
-        store_codes<width>(dst + u * STRIDE / QUAD, args.accumulate, MAGIC_BITS + (uint32_t)args.low, code);
+            y[j] = as_t::widen(item[u].item[j]) * inverse;
+        iq_codes_t code = iq_encode_quad<stochastic>(args.grid, stochastic ? iq_draw_quad(args.grid, call, i + u * STRIDE) : iq_philox_block_t(), y);
+        store_codes<width>(dst + u * STRIDE / QUAD, args.accumulate, iq_encode_base(args.grid), code);
     }
 }
 
 template <typename as_t, int width, int quads>
-static __device__ __forceinline__ void encode_even(const iq_map_args_t &args, uint32_t i, float inverse)
+static __device__ __forceinline__ void encode_even(const iq_map_args_t &args, uint64_t call, uint32_t i, float inverse)
 {
-    if (args.stochastic)
-        encode_quads_at<as_t, width, quads, true>(args, i, inverse);
+    if (args.grid.stochastic)
+        encode_quads_at<as_t, width, quads, true>(args, call, i, inverse);
     else
-        encode_quads_at<as_t, width, quads, false>(args, i, inverse);
+        encode_quads_at<as_t, width, quads, false>(args, call, i, inverse);
 }
 
 /* One element at a time: any bucket, any count. Codes of elements that do not exist are 0. */
-template <typename as_t, int width> static __device__ __forceinline__ void encode_ragged(const iq_map_args_t &args, uint32_t i)
+template <typename as_t, int width>
+static __device__ __forceinline__ void encode_ragged(const iq_map_args_t &args, uint64_t call, uint32_t i)
 {
     uint32_t word = 0;
 #pragma unroll 1
     for (uint32_t j = i; j < i + QUAD && j < args.count; j++) {
-        float y = as_t::widen(((const typename as_t::item_t *)args.src)[j]) * inverse_at(args, iq_bucket_at(args.buckets, j));
-        uint32_t code;
-        if (args.stochastic) {
-            iq_philox_block_t block = draw_quad(args, j);
-            uint32_t lower = j & 1 ? block.word[1] : block.word[0], upper = j & 1 ? block.word[3] : block.word[2];
-            code = (uint32_t)(iq_round_stochastic(y, (j & 2 ? upper : lower) >> 8, args.low, args.high) - args.low);
-        } else {
-            code = (uint32_t)(iq_round_nearest(y, args.low, args.high) - args.low);
-        }
+        float value = as_t::widen(((const typename as_t::item_t *)args.src)[j]);
+        uint32_t code = iq_encode_one(args.grid, args.buckets, call, j, value);
         if (width == SUMS)
             ((uint32_t *)args.dst)[j] = code + (args.accumulate ? ((const uint32_t *)args.dst)[j] : 0);
         word |= code << ((j - i) * width);
@@ -168,31 +106,23 @@ template <typename as_t, int width> static __device__ __forceinline__ void encod
         ((typename coded_quad<width>::word_t *)args.dst)[i / QUAD] = (typename coded_quad<width>::word_t)word;
 }
 
-/* Are elements up to `end` there, and all in this bucket? */
-static __device__ __forceinline__ bool is_even(const iq_map_args_t &args, uint32_t end, uint32_t bucket)
-{
-    return end <= args.count && end <= iq_bucket_end(args.buckets, bucket);
-}
-
-/* Elements that have codes: packed ones come in groups of eight. */
-static __device__ __forceinline__ uint32_t coded(uint32_t count) { return (count + 7) / 8 * 8; }
-
 template <typename as_t, int width> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) encode_quads(iq_map_args_t args)
 {
     uint32_t tiles = (args.count - 1) / TILE + 1, mine = threadIdx.x % 32 * QUAD;
+    uint64_t call = iq_call_now(args.grid.call, args.grid.replays);
     for (uint32_t tile = blockIdx.x * IQ_CUDA_WARPS + threadIdx.x / 32; tile < tiles; tile += gridDim.x * IQ_CUDA_WARPS) {
         uint32_t start = tile * TILE, bucket = iq_bucket_at(args.buckets, start);
-        if (is_even(args, start + TILE, bucket)) {
-            encode_even<as_t, width, QUADS>(args, start + mine, inverse_at(args, bucket));
+        if (iq_is_even(args.count, args.buckets, start + TILE, bucket)) {
+            encode_even<as_t, width, QUADS>(args, call, start + mine, iq_inverse_at(args.grid, bucket));
             continue;
         }
 #pragma unroll 1
-        for (uint32_t i = start + mine; i < start + TILE && i < coded(args.count); i += STRIDE) {
+        for (uint32_t i = start + mine; i < start + TILE && i < iq_coded(args.count); i += STRIDE) {
             bucket = iq_bucket_at(args.buckets, i);
-            if (is_even(args, i + QUAD, bucket))
-                encode_even<as_t, width, 1>(args, i, inverse_at(args, bucket));
+            if (iq_is_even(args.count, args.buckets, i + QUAD, bucket))
+                encode_even<as_t, width, 1>(args, call, i, iq_inverse_at(args.grid, bucket));
             else
-                encode_ragged<as_t, width>(args, i);
+                encode_ragged<as_t, width>(args, call, i);
         }
     }
 }
@@ -201,10 +131,7 @@ template <typename as_t, int width> static __global__ void __launch_bounds__(IQ_
 
 static __device__ __forceinline__ float unit_at(const iq_map_args_t &args, uint32_t bucket)
 {
-    float scale = __ldg(args.scales + bucket);
-    if (args.foreign_scales && iq_float_bits(scale) > 0x7f800000u)
-        iq_report_fault(args.fault, IQ_CUDA_BAD_SCALE);
-    return iq_half_step(args.top, scale);
+    return iq_unit_at(args.meaning, args.meaning.scales, args.fault, bucket);
 }
 
 template <typename as_t, int width, int quads, bool divides>
@@ -227,13 +154,13 @@ static __device__ __forceinline__ bool decode_quads_at(const iq_map_args_t &args
     }
 #pragma unroll
     for (int u = 0; u < quads; u++) {
-        codes_t code = spread<width>(word[u]);
+        iq_codes_t code = spread<width>(word[u]);
 #pragma unroll
         for (int j = 0; j < QUAD; j++) {
             if (width != SUMS)
                 too_large |= code.item[j] > args.most;
-            float value = iq_code_value(code.item[j], args.zero, unit);
-            item_t fresh = as_t::narrow(divides ? value / args.divisor : value);
+            float value = iq_code_value(code.item[j], args.meaning.zero, unit);
+            item_t fresh = as_t::narrow(divides ? value / args.meaning.divisor : value);
             item[u].item[j] = args.accumulate ? as_t::narrow(as_t::widen(item[u].item[j]) + as_t::widen(fresh)) : fresh;
         }
         iq_store(dst + u * STRIDE, item[u]);
@@ -244,7 +171,7 @@ static __device__ __forceinline__ bool decode_quads_at(const iq_map_args_t &args
 template <typename as_t, int width, int quads>
 static __device__ __forceinline__ bool decode_even(const iq_map_args_t &args, uint32_t i, float unit)
 {
-    return args.divisor == 1.0f ? decode_quads_at<as_t, width, quads, false>(args, i, unit)
+    return args.meaning.divisor == 1.0f ? decode_quads_at<as_t, width, quads, false>(args, i, unit)
                                 : decode_quads_at<as_t, width, quads, true>(args, i, unit);
 }
 
@@ -274,8 +201,8 @@ template <typename as_t, int width> static __device__ __forceinline__ void decod
         if (j >= args.count)
             continue;
         float unit = unit_at(args, iq_bucket_at(args.buckets, j));
-        float value = iq_code_value(code, args.zero, unit);
-        item_t fresh = as_t::narrow(args.divisor == 1.0f ? value : value / args.divisor);
+        float value = iq_code_value(code, args.meaning.zero, unit);
+        item_t fresh = as_t::narrow(args.meaning.divisor == 1.0f ? value : value / args.meaning.divisor);
         dst[j] = args.accumulate ? as_t::narrow(as_t::widen(dst[j]) + as_t::widen(fresh)) : fresh;
     }
 }
@@ -286,14 +213,14 @@ template <typename as_t, int width> static __global__ void __launch_bounds__(IQ_
     bool too_large = false;
     for (uint32_t tile = blockIdx.x * IQ_CUDA_WARPS + threadIdx.x / 32; tile < tiles; tile += gridDim.x * IQ_CUDA_WARPS) {
         uint32_t start = tile * TILE, bucket = iq_bucket_at(args.buckets, start);
-        if (is_even(args, start + TILE, bucket)) {
+        if (iq_is_even(args.count, args.buckets, start + TILE, bucket)) {
             too_large |= decode_even<as_t, width, QUADS>(args, start + mine, unit_at(args, bucket));
             continue;
         }
 #pragma unroll 1
-        for (uint32_t i = start + mine; i < start + TILE && i < coded(args.count); i += STRIDE) {
+        for (uint32_t i = start + mine; i < start + TILE && i < iq_coded(args.count); i += STRIDE) {
             bucket = iq_bucket_at(args.buckets, i);
-            if (is_even(args, i + QUAD, bucket))
+            if (iq_is_even(args.count, args.buckets, i + QUAD, bucket))
                 too_large |= decode_even<as_t, width, 1>(args, i, unit_at(args, bucket));
             else
                 decode_ragged<as_t, width>(args, i);
@@ -315,7 +242,7 @@ template <int width> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) s
         uint32_t i = tile * TILE + mine, end = (tile + 1) * TILE;
         if (end <= args.count) {
             word_t word[QUADS];
-            codes_t sum[QUADS];
+            iq_codes_t sum[QUADS];
 #pragma unroll
             for (int u = 0; u < QUADS; u++) {
                 word[u] = ((const word_t *)args.src + i / QUAD)[u * STRIDE / QUAD];
@@ -325,7 +252,7 @@ template <int width> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) s
             }
 #pragma unroll
             for (int u = 0; u < QUADS; u++) {
-                codes_t code = spread<width>(word[u]);
+                iq_codes_t code = spread<width>(word[u]);
 #pragma unroll
                 for (int j = 0; j < QUAD; j++) {
                     too_large |= code.item[j] > args.most;
@@ -335,7 +262,7 @@ template <int width> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) s
             }
         } else {
 #pragma unroll 1
-            for (; i < end && i < coded(args.count); i += STRIDE) {
+            for (; i < end && i < iq_coded(args.count); i += STRIDE) {
 #pragma unroll 1
                 for (uint32_t j = i; j < i + QUAD; j++) {
                     uint32_t code = ragged_code<width>(args, j);
@@ -397,11 +324,11 @@ static bool is_known(iq_cuda_form_t form, unsigned width, bool aligned)
     return form == IQ_CUDA_CODES ? width == 4 || width == 8 : aligned;
 }
 
-/* Grids of the short rounding. Without `regular` random bits a quad would need two blocks, as map_any can. */
+/* Codes of the grid fit where they go. */
 static bool fits_grid(const iq_cuda_map_t *map, const iq_map_args_t *args)
 {
-    uint32_t codes = map->target.form == IQ_CUDA_SUMS ? 1u << 20 : 1u << args->dst_width;
-    return args->divisor == 1.0f && args->grid_top >= 2 && args->grid_top < codes && (args->regular || !args->stochastic);
+    bool fits = map->target.form == IQ_CUDA_SUMS || args->grid.top < 1u << args->dst_width;
+    return args->meaning.divisor == 1.0f && fits && iq_grid_fits_quads(&args->grid);
 }
 
 bool iq_cuda_map_quads(int device, isgq_stream_t stream, const iq_cuda_map_t *map, const iq_map_args_t *args, isgq_result_t *result)
@@ -413,9 +340,9 @@ bool iq_cuda_map_quads(int device, isgq_stream_t stream, const iq_cuda_map_t *ma
         return false;
     if (from == IQ_CUDA_VALUES && to != IQ_CUDA_VALUES && fits_grid(map, args))
         *result = encode(device, stream, blocks, map, *args);
-    else if (from != IQ_CUDA_VALUES && to == IQ_CUDA_VALUES && !args->quantize)
+    else if (from != IQ_CUDA_VALUES && to == IQ_CUDA_VALUES && !args->grid.used)
         *result = decode(device, stream, blocks, map, *args);
-    else if (from == IQ_CUDA_CODES && to == IQ_CUDA_SUMS && !args->quantize)
+    else if (from == IQ_CUDA_CODES && to == IQ_CUDA_SUMS && !args->grid.used)
         *result = args->src_width == 4 ? iq_cuda_launch<sum_quads<4>>(device, stream, blocks, *args)
                                        : iq_cuda_launch<sum_quads<8>>(device, stream, blocks, *args);
     else

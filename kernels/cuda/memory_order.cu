@@ -75,6 +75,7 @@ isgq_result_t iq_cuda_pin(int device, void *memory, size_t bytes)
 
 void iq_cuda_unpin(void *memory)
 {
+    iq_relaxed guard;
     if (memory != NULL && cudaHostUnregister(memory) != cudaSuccess)
         (void)cudaGetLastError();
 }
@@ -156,19 +157,10 @@ enum { WAIT_VALUE_GEQ = 0 }; /* CU_STREAM_WAIT_VALUE_GEQ: (int32_t)(*address - v
 
 enum { UNKNOWN, ABSENT, PRESENT };
 
-/* A function of the driver, looked up once; threads that ask at the same time get the same answer. */
-typedef struct driver_function {
-    const char *name;
-    unsigned version; /* of CUDA, whose signature it has */
-    int state;
-    void *address;
-} driver_function_t;
+static iq_cuda_driver_t wait_value_function = {"cuStreamWaitValue32", 12000, UNKNOWN, NULL};
+static iq_cuda_driver_t get_context_function = {"cuCtxGetCurrent", 4000, UNKNOWN, NULL};
 
-static driver_function_t wait_value_function = {"cuStreamWaitValue32", 12000, UNKNOWN, NULL};
-static driver_function_t get_context_function = {"cuCtxGetCurrent", 4000, UNKNOWN, NULL};
-
-/* NULL: this driver has no such function. */
-static void *find(driver_function_t *function)
+void *iq_cuda_find(iq_cuda_driver_t *function)
 {
     int now = __atomic_load_n(&function->state, __ATOMIC_ACQUIRE);
     if (now == UNKNOWN) {
@@ -186,11 +178,11 @@ static void *find(driver_function_t *function)
     return now == PRESENT ? __atomic_load_n(&function->address, __ATOMIC_RELAXED) : NULL;
 }
 
-static wait_value_fn find_wait_value(void) { return (wait_value_fn)find(&wait_value_function); }
+static wait_value_fn find_wait_value(void) { return (wait_value_fn)iq_cuda_find(&wait_value_function); }
 
 bool iq_cuda_in_use(void)
 {
-    get_context_fn get_context = (get_context_fn)find(&get_context_function);
+    get_context_fn get_context = (get_context_fn)iq_cuda_find(&get_context_function);
     void *context = NULL;
     return get_context != NULL && get_context(&context) == 0 && context != NULL;
 }

@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Products of two factors' rows, written as what is asked for: the gradient itself, or the integers that make it.
+ * Products of two factors' rows in double precision, written as what is asked for: the gradient itself, or the integers that
+ * make it. For rows that were decoded on the host, and for gradients that are no factors' any more; rows decoded on the device
+ * are multiplied in factor_multiply.cu.
  *
- * A block makes tiles of 64 x 64 outputs. Sixteen rows at a time lie in shared memory, and a thread adds them to sixteen outputs
- * of its own, 16 rows and 16 columns apart: threads that are neighbours read and write neighbours.
+ * A block makes tiles of 64 x 64 outputs. Sixteen rows at a time lie in shared memory, and a thread adds them to sixteen
+ * outputs of its own, 16 rows and 16 columns apart: threads that are neighbours read and write neighbours.
  *
- * Rows of codes: a weight times a code is an integer below 2^23, its product with another code below 2^30, and sums of all ranks'
- * rows stay below 2^53 (codec/factor_internal.h). A double holds every one of them, so nothing is ever rounded: products and sums
- * have the same bits in any order, with and without a fused multiply-add, as on CPUs. Sums start at +0, so that none is -0. Only
- * the last multiplication, division and conversion round.
+ * Rows of codes: a weight times a code is an integer below 2^23, its product with another code below 2^30, and sums of all
+ * ranks' rows stay below 2^53 (codec/factor_internal.h). A double holds every one of them, so nothing is ever rounded: products
+ * and sums have the same bits in any order, with and without a fused multiply-add, as on CPUs. Sums start at +0, so that none
+ * is -0. Only the last multiplication, division and conversion round.
  *
  * Rows of values: the sums are rounded, in the order of rows.
  */
-#include "kernels/cuda/map_parts.h"
+#include "kernels/cuda/product_parts.h"
 
 enum { TILE = 64, PANEL_ROWS = 16, ACROSS = 16, EACH = TILE / ACROSS };
 
@@ -40,41 +42,13 @@ struct of_int64 {
     static __device__ __forceinline__ double widen(int64_t sum) { return (double)sum; }
 };
 
-/* ---- what goes out ---- */
-
-typedef struct finish {
-    void *dst;
-    double scale, divisor;
-    bool accumulate;
-} finish_t;
-
-/* The integers as they are. */
-template <typename integer_t> struct to_integers {
-    static __device__ __forceinline__ void store(const finish_t &finish, size_t i, double sum)
-    {
-        ((integer_t *)finish.dst)[i] = (integer_t)sum;
-    }
-};
-
-/* Rounded to float, then to the type, then added in the type. */
-template <typename as_t> struct to_values {
-    static __device__ __forceinline__ void store(const finish_t &finish, size_t i, double sum)
-    {
-        typename as_t::item_t *dst = (typename as_t::item_t *)finish.dst + i,
-                              result = as_t::narrow((float)(sum * finish.scale / finish.divisor));
-        if (finish.accumulate)
-            result = as_t::narrow(as_t::widen(*dst) + as_t::widen(result));
-        *dst = result;
-    }
-};
-
 /* ---- the product ---- */
 
 typedef struct product_args {
     const int64_t *weights;
     const void *q, *p;
     size_t rows, m, n, across, tiles; /* `across`: tiles that lie side by side */
-    finish_t finish;
+    iq_finish_t finish;
 } product_args_t;
 
 /* One instruction; contraction is off for the sake of other files. */
@@ -131,6 +105,7 @@ static __global__ void __launch_bounds__(IQ_CUDA_THREADS) multiply_rows(product_
 {
     __shared__ double a[PANEL_ROWS][TILE], b[PANEL_ROWS][TILE];
     unsigned tx = threadIdx.x % ACROSS, ty = threadIdx.x / ACROSS;
+    iq_find_scale(args.finish);
     for (size_t tile = blockIdx.x; tile < args.tiles; tile += gridDim.x) {
         size_t first_i = tile / args.across * TILE, first_j = tile % args.across * TILE;
         double sums[EACH][EACH] = {};
@@ -157,13 +132,14 @@ static __global__ void __launch_bounds__(IQ_CUDA_THREADS) multiply_rows(product_
 typedef struct convert_args {
     const void *src;
     size_t count;
-    finish_t finish;
+    iq_finish_t finish;
 } convert_args_t;
 
 template <typename of_t, typename to_t>
 static __global__ void __launch_bounds__(IQ_CUDA_THREADS) convert_sums(convert_args_t args)
 {
     size_t threads = (size_t)gridDim.x * IQ_CUDA_THREADS;
+    iq_find_scale(args.finish);
     for (size_t i = (size_t)blockIdx.x * IQ_CUDA_THREADS + threadIdx.x; i < args.count; i += threads)
         to_t::store(args.finish, i, of_t::widen(((const typename of_t::item_t *)args.src)[i]));
 }
@@ -196,26 +172,21 @@ template <typename of_t, typename to_t> static row_t convert_row(isgq_data_type_
 }
 
 static const row_t rows[] = {
-    product_row<of_codes, to_values<iq_as_f32>>(true, ISGQ_FLOAT32, ISGQ_FLOAT32),
-    product_row<of_codes, to_values<iq_as_f16>>(true, ISGQ_FLOAT16, ISGQ_FLOAT16),
-    product_row<of_codes, to_values<iq_as_bf16>>(true, ISGQ_BFLOAT16, ISGQ_BFLOAT16),
-    product_row<of_codes, to_integers<int32_t>>(true, ISGQ_INT32, ISGQ_INT32),
-    product_row<of_codes, to_integers<int64_t>>(true, ISGQ_INT64, ISGQ_INT64),
-    product_row<of_values<iq_as_f32>, to_values<iq_as_f32>>(false, ISGQ_FLOAT32, ISGQ_FLOAT32),
-    product_row<of_values<iq_as_f16>, to_values<iq_as_f32>>(false, ISGQ_FLOAT16, ISGQ_FLOAT32),
-    product_row<of_values<iq_as_bf16>, to_values<iq_as_f32>>(false, ISGQ_BFLOAT16, ISGQ_FLOAT32),
-    convert_row<of_int32, to_values<iq_as_f32>>(ISGQ_INT32, ISGQ_FLOAT32),
-    convert_row<of_int32, to_values<iq_as_f16>>(ISGQ_INT32, ISGQ_FLOAT16),
-    convert_row<of_int32, to_values<iq_as_bf16>>(ISGQ_INT32, ISGQ_BFLOAT16),
-    convert_row<of_int64, to_values<iq_as_f32>>(ISGQ_INT64, ISGQ_FLOAT32),
-    convert_row<of_int64, to_values<iq_as_f16>>(ISGQ_INT64, ISGQ_FLOAT16),
-    convert_row<of_int64, to_values<iq_as_bf16>>(ISGQ_INT64, ISGQ_BFLOAT16),
+    product_row<of_codes, iq_to_values<iq_as_f32>>(true, ISGQ_FLOAT32, ISGQ_FLOAT32),
+    product_row<of_codes, iq_to_values<iq_as_f16>>(true, ISGQ_FLOAT16, ISGQ_FLOAT16),
+    product_row<of_codes, iq_to_values<iq_as_bf16>>(true, ISGQ_BFLOAT16, ISGQ_BFLOAT16),
+    product_row<of_codes, iq_to_integers<int32_t>>(true, ISGQ_INT32, ISGQ_INT32),
+    product_row<of_codes, iq_to_integers<int64_t>>(true, ISGQ_INT64, ISGQ_INT64),
+    product_row<of_values<iq_as_f32>, iq_to_values<iq_as_f32>>(false, ISGQ_FLOAT32, ISGQ_FLOAT32),
+    product_row<of_values<iq_as_f16>, iq_to_values<iq_as_f32>>(false, ISGQ_FLOAT16, ISGQ_FLOAT32),
+    product_row<of_values<iq_as_bf16>, iq_to_values<iq_as_f32>>(false, ISGQ_BFLOAT16, ISGQ_FLOAT32),
+    convert_row<of_int32, iq_to_values<iq_as_f32>>(ISGQ_INT32, ISGQ_FLOAT32),
+    convert_row<of_int32, iq_to_values<iq_as_f16>>(ISGQ_INT32, ISGQ_FLOAT16),
+    convert_row<of_int32, iq_to_values<iq_as_bf16>>(ISGQ_INT32, ISGQ_BFLOAT16),
+    convert_row<of_int64, iq_to_values<iq_as_f32>>(ISGQ_INT64, ISGQ_FLOAT32),
+    convert_row<of_int64, iq_to_values<iq_as_f16>>(ISGQ_INT64, ISGQ_FLOAT16),
+    convert_row<of_int64, iq_to_values<iq_as_bf16>>(ISGQ_INT64, ISGQ_BFLOAT16),
 };
-
-static finish_t finish_of(const iq_cuda_outcome_t &outcome)
-{
-    return {outcome.data, outcome.scale, (double)outcome.divisor, outcome.accumulate};
-}
 
 static size_t tiles_along(size_t count) { return (count - 1) / TILE + 1; }
 
@@ -230,7 +201,7 @@ isgq_result_t iq_cuda_run_product(int device, isgq_stream_t stream, const iq_cud
             size_t across = tiles_along(product->n), tiles = across * tiles_along(product->m);
             return row.product(device, stream, tiles,
                                {product->weights, product->q, product->p, product->rows, product->m, product->n, across, tiles,
-                                finish_of(product->outcome)});
+                                iq_finish_of(product->outcome)});
         }
     return IQ_FAIL(ISGQ_ERR_INTERNAL, "product: no rows of %s %d into type %d", product->codes ? "codes for type" : "type",
                    (int)src_type, (int)dst_type);
@@ -244,7 +215,7 @@ isgq_result_t iq_cuda_run_convert(int device, isgq_stream_t stream, const iq_cud
         if (row.convert != NULL && row.src_type == convert->type && row.dst_type == convert->outcome.type) {
             ON_DEVICE(device);
             return row.convert(device, stream, (convert->count - 1) / IQ_CUDA_THREADS + 1,
-                               {convert->src, convert->count, finish_of(convert->outcome)});
+                               {convert->src, convert->count, iq_finish_of(convert->outcome)});
         }
     return IQ_FAIL(ISGQ_ERR_INTERNAL, "convert: no sums of type %d into type %d", (int)convert->type, (int)convert->outcome.type);
 }

@@ -71,6 +71,26 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     convert(call, span, sum_of(call, acc), iq_device_output(call->datatype, dst, call->accumulate));
 }
 
+bool iq_cast_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                     const void *const messages[], int own, const void *src, void *dst, void *result)
+{
+    isgq_data_type_t wire = iq_cast_wire_type(codec);
+    iq_cuda_combine_t combine = {.nparts = (unsigned)nparts,
+                                 .part = iq_device_values(wire, NULL),
+                                 .own = own,
+                                 .own_type = call->datatype,
+                                 .through = wire,
+                                 .sum = sum_of(call, NULL),
+                                 .result = iq_device_output(wire, result, false),
+                                 .output = iq_device_output(call->datatype, dst, call->accumulate),
+                                 .first = span.first,
+                                 .count = span.count};
+    for (int i = 0; i < nparts; i++)
+        combine.parts[i].data = i == own ? src : messages[i];
+    iq_device_combine(call->device, combine);
+    return true;
+}
+
 /* Both codecs, as in cast.c. */
 #define CAST_OPS(wire_name)                                                                                                      \
     {                                                                                                                            \

@@ -12,22 +12,41 @@
 
 #include <stdio.h>
 
-static const struct {
+typedef struct row {
     const iq_codec_ops_t *host, *device;
-} rows[] = {
-    {&iq_codec_none_ops, &iq_codec_none_cuda_ops},
-    {&iq_codec_fp16_ops, &iq_codec_fp16_cuda_ops},
-    {&iq_codec_bf16_ops, &iq_codec_bf16_cuda_ops},
-    {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops},
+    bool (*combine)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                    const void *const messages[], int own, const void *src, void *dst, void *result);
+} row_t;
+
+static const row_t rows[] = {
+    {&iq_codec_none_ops, &iq_codec_none_cuda_ops, iq_none_combine},
+    {&iq_codec_fp16_ops, &iq_codec_fp16_cuda_ops, iq_cast_combine},
+    {&iq_codec_bf16_ops, &iq_codec_bf16_cuda_ops, iq_cast_combine},
+    {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops, iq_uniform_combine},
 };
+
+static const row_t *row_of(const iq_codec_ops_t *ops)
+{
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(rows); i++) {
+        if (ops == rows[i].host || ops == rows[i].device)
+            return &rows[i];
+    }
+    return NULL;
+}
 
 const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host)
 {
-    for (size_t i = 0; i < IQ_ARRAY_SIZE(rows); i++) {
-        if (host == rows[i].host || host == rows[i].device)
-            return rows[i].device;
-    }
-    return NULL;
+    const row_t *row = row_of(host);
+    return row == NULL ? NULL : row->device;
+}
+
+bool iq_codec_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                      const void *const messages[], int own, const void *src, void *dst, void *result)
+{
+    const row_t *row = row_of(codec->ops);
+    if (row == NULL || nparts < 1 || nparts > IQ_CUDA_PARTS)
+        return false;
+    return row->combine(codec, call, span, nparts, messages, own, src, dst, result);
 }
 
 /* ---- faults ---- */
@@ -37,6 +56,7 @@ static const char *fault_text(uint32_t fault)
     switch (fault) {
     case IQ_CUDA_BAD_CODE: return "a code of a message is above the largest one";
     case IQ_CUDA_BAD_PADDING: return "bits set after the last code of a message";
+    case IQ_CUDA_BAD_BLOB: return "a factored blob or the table of its rows is damaged";
     case IQ_CUDA_BAD_SCALE: return "a scale of a message is negative or NaN";
     default: return "a fault that this version does not know";
     }
@@ -105,6 +125,13 @@ void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert)
 {
     if (may_launch(device, convert->count))
         keep(device, device->cuda->convert(device->ordinal, device->stream, convert));
+}
+
+void iq_device_combine(iq_device_t *device, iq_cuda_combine_t combine)
+{
+    combine.fault = device->fault;
+    if (may_launch(device, combine.count))
+        keep(device, device->cuda->combine(device->ordinal, device->stream, &combine));
 }
 
 void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_span_t span, size_t bucket, float *scales)

@@ -28,6 +28,15 @@ IQ_DECLARE_CODEC_SHAPE(none);
 IQ_DECLARE_CODEC_SHAPE(cast);
 IQ_DECLARE_CODEC_SHAPE(uniform);
 
+/* iq_codec_combine of the rows for device memory; 1 <= nparts <= IQ_CUDA_PARTS. */
+#define IQ_DECLARE_CODEC_COMBINE(codec_name)                                                                         \
+    bool iq_##codec_name##_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts, \
+                                   const void *const messages[], int own, const void *src, void *dst, void *result)
+
+IQ_DECLARE_CODEC_COMBINE(none);
+IQ_DECLARE_CODEC_COMBINE(cast);
+IQ_DECLARE_CODEC_COMBINE(uniform);
+
 /* The types that sums of codec none have, and that codecs fp16 and bf16 send. */
 isgq_data_type_t iq_none_acc_type(const iq_codec_call_t *call);
 isgq_data_type_t iq_cast_wire_type(const iq_codec_t *codec);

@@ -20,10 +20,11 @@ typedef struct iq_device {
     const iq_cuda_module_t *cuda;
     int ordinal;
     isgq_stream_t stream;
-    uint32_t *fault;      /* one word of pinned memory, 0 at the start: an iq_cuda_fault_t from kernels */
-    float *scratch;       /* device memory for scales, of the stream alone */
-    size_t scratch_bytes; /* iq_codec_device_scratch of the codecs in use */
-    isgq_result_t result; /* the first launch that failed; ISGQ_SUCCESS at the start */
+    uint32_t *fault;                /* one word of pinned memory, 0 at the start: an iq_cuda_fault_t from kernels */
+    float *scratch;                 /* device memory for scales, of the stream alone */
+    size_t scratch_bytes;           /* iq_codec_device_scratch of the codecs in use */
+    const uint32_t *replays;        /* of the graph that the work is captured into, see iq_cuda_grid_t; else NULL */
+    isgq_result_t result;           /* the first launch that failed; ISGQ_SUCCESS at the start */
     char text[IQ_ERROR_TEXT_BYTES]; /* what was wrong with it */
 } iq_device_t;
 
@@ -32,6 +33,23 @@ const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host);
 
 /* Bytes of device->scratch for spans of at most `count` elements: some codecs measure before they write. */
 size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count);
+
+/*
+ * The whole sum in one pass, where partial(1) of all ranks are at hand: what add_own and add of one message after the other, in
+ * this order, and then finish, decode and deliver would write, in the same bits. messages[own] is NULL: that is `src`; own < 0:
+ * all are messages. dst and result may be NULL. With a result that is rounded, dst becomes what that decodes to; without one,
+ * what deliver writes. False: this codec and call have no such form, or nparts > IQ_CUDA_PARTS; nothing is launched.
+ */
+bool iq_codec_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                      const void *const messages[], int own, const void *src, void *dst, void *result);
+
+/*
+ * Messages that any sum of uint32_t adds up: codes in lanes of 32-bit words, wide enough for the sum of call->nranks. The words
+ * of all ranks added together decode to the bits of every other way to an exact sum. Words are aligned to 4 bytes.
+ */
+size_t iq_codec_lane_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span); /* 0: there is no such form */
+void iq_codec_encode_lanes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *words);
+void iq_codec_decode_lanes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *words, void *dst);
 
 /* For when the stream has done its work: device->result if a launch failed, ISGQ_ERR_CORRUPT with a sentence if a message was
  * damaged. Forgets the damage, not the failure. The sentence names `codec`. */
@@ -45,6 +63,7 @@ void iq_device_reduce(iq_device_t *device, const iq_cuda_reduce_t *reduce);
 void iq_device_divide(iq_device_t *device, const iq_cuda_divide_t *divide);
 void iq_device_map(iq_device_t *device, iq_cuda_map_t map); /* its faults go to device->fault */
 void iq_device_product(iq_device_t *device, const iq_cuda_product_t *product);
+void iq_device_combine(iq_device_t *device, iq_cuda_combine_t combine); /* faults as above */
 void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert);
 void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_span_t span, size_t bucket, float *scales);
 

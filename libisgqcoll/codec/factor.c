@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sizes and layouts of the factored codec, the grid of row weights, and conversion of element types.
+ * Sizes and layouts of the factored codec, and conversion of element types.
  *
  * Every size here depends only on what all ranks know (max_batch, never batch): ranks agree on them without asking.
  */
@@ -8,7 +8,6 @@
 #include "codec/factor_internal.h"
 #include "kernels/kernels.h"
 
-#include <math.h>
 #include <string.h>
 
 /* A budget never asks for less than this: below it the headers alone would leave no room for any row. */
@@ -16,11 +15,6 @@
 
 /* Element numbers within a factor have 42 bits in the random counter. */
 #define MAX_ELEMENTS ((size_t)1 << 42)
-
-size_t iq_factor_side_bytes(size_t count, size_t nonzero, unsigned width)
-{
-    return iq_min(iq_packed_bytes(count, width), iq_packed_bytes(count, 1) + iq_packed_bytes(nonzero, width));
-}
 
 static bool widths_are_legal(const iq_factor_spec_t *spec)
 {
@@ -53,7 +47,7 @@ size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t
     if (!widths_are_legal(spec) || !shape_is_legal(call))
         return 0;
     bool fixed = spec->budget_bits == 0;
-    size_t row = iq_factor_row_header(call) + iq_packed_bytes(call->m, fixed ? spec->width_x : IQ_FACTOR_MAX_WIDTH) +
+    size_t row = iq_factor_row_header(call->want_bias) + iq_packed_bytes(call->m, fixed ? spec->width_x : IQ_FACTOR_MAX_WIDTH) +
                  iq_packed_bytes(call->n, fixed ? spec->width_delta : IQ_FACTOR_MAX_WIDTH);
     size_t all = call->max_batch * row;
     return IQ_FACTOR_HEADER_BYTES + (fixed ? all : iq_min(all, iq_factor_budget(spec, call, call->max_batch) + row));
@@ -113,34 +107,6 @@ isgq_data_type_t iq_factor_sum_type(const iq_factor_spec_t *spec, const iq_facto
     uint64_t per_row = (uint64_t)iq_factor_levels(spec->width_x, true) * (uint64_t)iq_factor_levels(spec->width_delta, false) *
                        (15u << (IQ_FACTOR_OCTAVES - 1));
     return (uint64_t)call->nranks * call->max_batch <= INT32_MAX / per_row ? ISGQ_INT32 : ISGQ_INT64;
-}
-
-double iq_factor_up(double value)
-{
-    int exponent;
-    double fraction = frexp(value, &exponent); /* [1/2, 1) */
-    return ldexp(ceil(fraction * 16), exponent - 4);
-}
-
-/* With a bias the heaviest rows stay one octave below the top: a row that must be split sends each half with half its
- * probability. */
-iq_factor_grid_t iq_factor_grid(const iq_factor_call_t *call, float peak)
-{
-    int lead = IQ_FACTOR_OCTAVES - (call->want_bias ? 1 : 0);
-    int exponent;
-    frexp((double)peak, &exponent);
-    exponent -= 4 + lead - 1;
-    return (iq_factor_grid_t){exponent, ldexp(8, exponent), ldexp(15, exponent + IQ_FACTOR_OCTAVES - 1)};
-}
-
-iq_factor_weights_t iq_factor_weights(const iq_factor_row_t *row, bool unsigned_x, uint64_t keep, bool grid_b)
-{
-    double p = (double)keep / (double)IQ_FACTOR_CERTAIN;
-    double b = (double)row->delta.max_abs / (iq_factor_levels(row->width_delta, false) * p);
-    if (grid_b)
-        b = iq_factor_up(b);
-    double c = iq_factor_up(b * (double)row->x.max_abs / iq_factor_levels(row->width_x, unsigned_x));
-    return (iq_factor_weights_t){b, c};
 }
 
 /* Types of two bytes. */

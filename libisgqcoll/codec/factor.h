@@ -13,13 +13,11 @@
 #define ISGQ_CODEC_FACTOR_H
 
 #include "isgqcoll.h"
+#include "kernels/factor_rows.h"
 
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
-
-/* Octaves that row weights span; lighter rows are kept at the lightest weight with the matching probability. */
-#define IQ_FACTOR_OCTAVES 12
 
 /* "factor:width=bx/bd": fixed widths, every row. "isgq:bits=b" and "factor:bits=b": a budget of wire bits per factor
  * element; the rank picks widths and keep probabilities by itself. */

@@ -93,7 +93,7 @@ static bool read_row(const iq_factor_spec_t *spec, const iq_factor_call_t *call,
                      iq_factor_rows_t *rows, size_t row)
 {
     int16_t *q = rows->q + row * call->m, *p = rows->p + row * call->n;
-    const uint8_t *header = take(reader, iq_factor_row_header(call));
+    const uint8_t *header = take(reader, iq_factor_row_header(call->want_bias));
     int64_t b = 0;
     if (header == NULL || !read_weight(header[0], &rows->weight_c[row]))
         return false;

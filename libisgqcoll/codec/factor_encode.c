@@ -26,85 +26,24 @@
 #include "codec/factor_internal.h"
 #include "kernels/kernels.h"
 
-#include <math.h>
 #include <string.h>
-
-/* What becomes of a kept row: a whole row has both weights. Zero is absent. */
-typedef struct form {
-    uint64_t keep;
-    double b, c;    /* weights; b also sets the steps, so it is never 0 */
-    bool on_grid_b; /* B is sent */
-} form_t;
 
 typedef struct encoder {
     const iq_factor_spec_t *spec;
     const iq_factor_call_t *call;
     const void *x, *delta;
     iq_factor_state_t state;
-    iq_factor_grid_t grid_b, grid_c;
+    iq_factor_frame_t frame;
 } encoder_t;
 
-static iq_factor_weights_t weights_of(const encoder_t *encoder, const iq_factor_row_t *row, uint64_t keep, bool grid_b)
-{
-    iq_factor_weights_t weights = iq_factor_weights(row, encoder->state.facts->unsigned_x, keep, grid_b);
-    if (grid_b && weights.b < encoder->grid_b.lightest) {
-        weights.b = encoder->grid_b.lightest;
-        weights.c =
-            iq_factor_up(weights.b * (double)row->x.max_abs / iq_factor_levels(row->width_x, encoder->state.facts->unsigned_x));
-    }
-    if (weights.c > 0)
-        weights.c = fmax(weights.c, encoder->grid_c.lightest);
-    return weights;
-}
-
-static uint64_t scaled(uint64_t keep, double share)
-{
-    uint64_t units = (uint64_t)((double)keep * share);
-    return units > 0 ? units : 1;
-}
-
-/*
- * The forms of a row: one, or two of which at most one is sent. A row below the grid is kept less often, so that it weighs what
- * the lightest row weighs. If only one of its two weights is light, the other may leave the grid at the top: then half the time
- * the row speaks for the product and half the time for the bias, each with a probability of its own.
- */
-static int list_forms(const encoder_t *encoder, const iq_factor_row_t *row, form_t forms[2])
-{
-    bool bias = encoder->call->want_bias, has_x = row->x.max_abs > 0;
-    iq_factor_weights_t plain = iq_factor_weights(row, encoder->state.facts->unsigned_x, row->keep, bias);
-    double share_b = bias ? fmin(1, plain.b / encoder->grid_b.lightest) : 1;
-    double share_c = has_x ? fmin(1, plain.c / encoder->grid_c.lightest) : 1;
-    uint64_t keep = share_b < 1 || share_c < 1 ? scaled(row->keep, fmin(share_b, share_c)) : row->keep;
-    iq_factor_weights_t whole = weights_of(encoder, row, keep, bias);
-    if (!bias || !has_x || (whole.b <= encoder->grid_b.heaviest && whole.c <= encoder->grid_c.heaviest)) {
-        forms[0] = (form_t){keep, whole.b, whole.c, bias};
-        return 1;
-    }
-    uint64_t keep_product = scaled(row->keep, share_c / 2), keep_bias = scaled(row->keep, share_b / 2);
-    iq_factor_weights_t product = weights_of(encoder, row, keep_product, false);
-    forms[0] = (form_t){keep_product, product.b, product.c, false};
-    forms[1] = (form_t){keep_bias, weights_of(encoder, row, keep_bias, true).b, 0, true};
-    return 2;
-}
-
-/* A weight on the grid as m and e. */
-static uint8_t weight_byte(double weight, const iq_factor_grid_t *grid)
-{
-    uint64_t integer = (uint64_t)ldexp(weight, -grid->exponent);
-    unsigned e = iq_bit_width(integer) - 3;
-    return (uint8_t)(e << 3 | ((integer >> (e - 1)) & 7u));
-}
-
 /* Codes of one row of one factor. */
-static void round_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, double inverse, uint8_t *codes)
+static void round_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, iq_factor_step_t step, uint8_t *codes)
 {
     const iq_factor_call_t *call = encoder->call;
     bool is_unsigned = is_x && encoder->state.facts->unsigned_x;
     const void *factor = is_x ? encoder->x : encoder->delta;
     size_t count = is_x ? call->m : call->n, first = r * count;
-    /* A reciprocal step beyond floats belongs to values near the smallest: both are brought to the middle. */
-    float lift = inverse > 0x1p100 ? 0x1p60f : 1;
-    iq_grid_t grid = {.inverse = (float)(inverse / (double)lift),
+    iq_grid_t grid = {.inverse = step.inverse,
                       .low = is_unsigned ? 0 : -iq_factor_levels(width, false),
                       .high = iq_factor_levels(width, is_unsigned),
                       .stochastic = !encoder->spec->nearest,
@@ -116,9 +55,9 @@ static void round_side(const encoder_t *encoder, bool is_x, size_t r, unsigned w
     for (size_t done = 0, part; done < count; done += part) {
         part = iq_min(count - done, IQ_FACTOR_CHUNK - (first + done) % 4); /* random numbers come in fours */
         iq_factor_load(call->datatype, factor, first + done, part, values);
-        if (lift > 1)
+        if (step.lift > 1)
             for (size_t i = 0; i < part; i++)
-                values[i] *= lift;
+                values[i] *= step.lift;
         iq_kernels()->quantize(&grid, first + done, values, part, codes + done);
     }
 }
@@ -137,13 +76,13 @@ static void pack_plane(uint8_t *codes, size_t count, uint8_t zero, uint8_t *plan
 }
 
 /* One factor's row in the blob; returns its bytes. */
-static size_t write_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, double inverse, uint8_t *out,
+static size_t write_side(const encoder_t *encoder, bool is_x, size_t r, unsigned width, iq_factor_step_t step, uint8_t *out,
                          bool *has_plane)
 {
     uint8_t *codes = encoder->state.codes;
     size_t count = is_x ? encoder->call->m : encoder->call->n, nonzero = 0;
     uint8_t zero = is_x && encoder->state.facts->unsigned_x ? 0 : (uint8_t)iq_factor_levels(width, false);
-    round_side(encoder, is_x, r, width, inverse, codes);
+    round_side(encoder, is_x, r, width, step, codes);
     for (size_t i = 0; i < count; i++)
         nonzero += codes[i] != zero;
     size_t plane_bytes = iq_packed_bytes(count, 1), bytes = iq_factor_side_bytes(count, nonzero, width);
@@ -158,22 +97,21 @@ static size_t write_side(const encoder_t *encoder, bool is_x, size_t r, unsigned
 }
 
 /* Row `r` in one of its forms; returns its bytes. */
-static size_t write_row(const encoder_t *encoder, size_t r, const form_t *form, uint8_t *out)
+static size_t write_row(const encoder_t *encoder, size_t r, const iq_factor_form_t *form, uint8_t *out)
 {
     const iq_factor_row_t *row = &encoder->state.rows[r];
-    double p = (double)form->keep / (double)IQ_FACTOR_CERTAIN;
     bool plane_x = false, plane_delta;
     uint8_t *at = out;
-    *at++ = form->c > 0 ? weight_byte(form->c, &encoder->grid_c) : 0;
+    *at++ = form->c > 0 ? iq_factor_weight_byte(form->c, &encoder->frame.grid_c) : 0;
     if (encoder->call->want_bias)
-        *at++ = form->on_grid_b ? weight_byte(form->b, &encoder->grid_b) : 0;
+        *at++ = form->on_grid_b ? iq_factor_weight_byte(form->b, &encoder->frame.grid_b) : 0;
     uint8_t *shape = at++;
     *shape = (uint8_t)((row->width_delta - 1) << 3);
     if (form->c > 0) {
-        at += write_side(encoder, true, r, row->width_x, form->b / form->c, at, &plane_x);
+        at += write_side(encoder, true, r, row->width_x, iq_factor_step_x(form), at, &plane_x);
         *shape |= (uint8_t)((row->width_x - 1) | (plane_x ? IQ_FACTOR_PLANE_X : 0));
     }
-    at += write_side(encoder, false, r, row->width_delta, 1 / (form->b * p), at, &plane_delta);
+    at += write_side(encoder, false, r, row->width_delta, iq_factor_step_delta(form), at, &plane_delta);
     *shape |= plane_delta ? IQ_FACTOR_PLANE_DELTA : 0;
     return (size_t)(at - out);
 }
@@ -182,20 +120,20 @@ static size_t write_row(const encoder_t *encoder, size_t r, const form_t *form, 
 static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count)
 {
     const iq_factor_call_t *call = encoder->call;
-    uint64_t point = iq_draw(call->seed, call->call, IQ_STREAM_ROWS, (uint32_t)call->rank, 0).word[0], start = 0;
+    uint32_t point = iq_draw(call->seed, call->call, IQ_STREAM_ROWS, (uint32_t)call->rank, 0).word[0];
+    uint64_t start = 0;
     uint8_t *at = out;
     for (size_t i = 0; i < call->batch; i++) {
         size_t r = encoder->state.order[i];
-        form_t forms[2];
+        iq_factor_form_t forms[2];
         if (encoder->state.rows[r].keep == 0)
             continue;
-        int options = list_forms(encoder, &encoder->state.rows[r], forms);
+        int options = iq_factor_forms(&encoder->frame, &encoder->state.rows[r], forms);
         for (int k = 0; k < options; k++) {
             uint64_t end = start + forms[k].keep;
-            if (point < end) {
+            if (iq_factor_points_below(point, end) > iq_factor_points_below(point, start)) {
                 at += write_row(encoder, r, &forms[k], at);
                 (*count)++;
-                point += IQ_FACTOR_CERTAIN;
             }
             start = end;
         }
@@ -206,12 +144,12 @@ static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count
 size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
                         void *memory, const float peaks[2], void *blob)
 {
-    encoder_t encoder = {
-        spec, call, x, delta, iq_factor_state(call, memory), iq_factor_grid(call, peaks[0]), iq_factor_grid(call, peaks[1])};
+    encoder_t encoder = {.spec = spec, .call = call, .x = x, .delta = delta, .state = iq_factor_state(call, memory)};
     uint8_t *out = blob;
     uint32_t count = 0;
     size_t bytes = IQ_FACTOR_HEADER_BYTES;
     bool finite = encoder.state.facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
+    encoder.frame = iq_factor_frame_of(call->want_bias, encoder.state.facts->unsigned_x, peaks[0], peaks[1]);
     memset(out, 0, IQ_FACTOR_HEADER_BYTES);
     out[0] = IQ_FACTOR_VERSION;
     out[1] =

@@ -2,19 +2,15 @@
 /*
  * First look at the factors: measure every row once, choose widths and keep probabilities, find the heaviest weights.
  *
- * Sums of floats go through 16 lanes that are folded as a tree, so that they are the same at every SIMD width.
+ * Sums of floats go through the lanes of kernels/factor_rows.h, so that they are the same at every SIMD width and on GPUs.
  */
 #include "base/util.h"
 #include "codec/factor_internal.h"
 #include "kernels/quant_math.h"
 
-#include <float.h>
 #include <math.h>
 
 #define LANES IQ_FACTOR_LANES
-
-/* Peaks stay clear of subnormal floats; rows below are light rows like any others. */
-#define LEAST_PEAK 0x1p-120
 
 typedef struct lanes {
     double sum_squares[LANES];
@@ -79,18 +75,11 @@ static void measure_rows(const iq_factor_call_t *call, const void *x, const void
     *state->facts = (iq_factor_facts_t){finite, !negative};
 }
 
-/* Fixed widths, every row that contributes anything. */
 static void keep_all(const iq_factor_spec_t *spec, const iq_factor_call_t *call, iq_factor_state_t *state)
 {
-    for (size_t r = 0; r < call->batch; r++) {
-        iq_factor_row_t *row = &state->rows[r];
-        bool counts = row->delta.max_abs > 0 && (row->x.max_abs > 0 || call->want_bias);
-        row->keep = counts ? IQ_FACTOR_CERTAIN : 0;
-        row->width_x = spec->width_x;
-        row->width_delta = spec->width_delta;
-        row->bytes = iq_factor_row_header(call) + iq_factor_side_bytes(call->n, row->delta.nonzero, row->width_delta) +
-                     (row->x.max_abs > 0 ? iq_factor_side_bytes(call->m, row->x.nonzero, row->width_x) : 0);
-    }
+    iq_factor_shape_t shape = iq_factor_shape(call);
+    for (size_t r = 0; r < call->batch; r++)
+        iq_factor_keep(&shape, spec->width_x, spec->width_delta, &state->rows[r]);
 }
 
 /* By bytes, then by number: Shell sort, which needs no memory. */
@@ -114,13 +103,6 @@ static void sort_rows(const iq_factor_call_t *call, iq_factor_state_t *state)
         }
 }
 
-static float peak_of(double weight)
-{
-    if (weight > 0 && weight < LEAST_PEAK)
-        weight = LEAST_PEAK;
-    return weight > (double)FLT_MAX ? INFINITY : (float)weight;
-}
-
 void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *memory,
                        float peaks[2])
 {
@@ -139,10 +121,10 @@ void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *cal
     for (size_t r = 0; r < call->batch; r++)
         if (state.rows[r].keep != 0) {
             iq_factor_weights_t weights =
-                iq_factor_weights(&state.rows[r], state.facts->unsigned_x, state.rows[r].keep, call->want_bias);
-            b = fmax(b, weights.b);
-            c = fmax(c, weights.c);
+                iq_factor_weigh(&state.rows[r], state.facts->unsigned_x, state.rows[r].keep, call->want_bias);
+            b = iq_larger(b, weights.b);
+            c = iq_larger(c, weights.c);
         }
-    peaks[0] = call->want_bias ? peak_of(b) : 0;
-    peaks[1] = peak_of(c);
+    peaks[0] = call->want_bias ? iq_factor_peak(b) : 0;
+    peaks[1] = iq_factor_peak(c);
 }

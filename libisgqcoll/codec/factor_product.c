@@ -89,7 +89,7 @@ typedef struct finish {
 double iq_factor_scale(const iq_factor_call_t *call, const float peaks[2], bool bias)
 {
     bool finite = !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
-    return finite ? ldexp(1, iq_factor_grid(call, peaks[bias ? 0 : 1]).exponent) : NAN;
+    return finite ? iq_power_of_two(iq_factor_grid_of(call->want_bias, peaks[bias ? 0 : 1]).exponent) : NAN;
 }
 
 static finish_t finish_of(const iq_factor_call_t *call, const float peaks[2], bool bias, bool avg, bool accumulate)

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Codec `none` on device memory: the steps of none.c, a launch each. */
+#include "codec/convert.h"
 #include "codec/dense.h"
 #include "codec/device.h"
 
@@ -94,6 +95,28 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 {
     (void)codec;
     narrow(call, span, acc, divisor_of(call), call->accumulate, dst);
+}
+
+/* Sums of small floats; integers and doubles go step by step. */
+bool iq_none_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                     const void *const messages[], int own, const void *src, void *dst, void *result)
+{
+    (void)codec;
+    if (!iq_is_small_float(call->datatype) || (call->op != ISGQ_SUM && call->op != ISGQ_AVG))
+        return false;
+    iq_cuda_combine_t combine = {.nparts = (unsigned)nparts,
+                                 .part = iq_device_values(call->datatype, NULL),
+                                 .own = -1, /* own values are what a message of them would be */
+                                 .sum = iq_device_values(ISGQ_FLOAT32, NULL),
+                                 .result = iq_device_output(call->datatype, result, false),
+                                 .output = iq_device_output(call->datatype, dst, call->accumulate),
+                                 .first = span.first,
+                                 .count = span.count};
+    combine.sum.divisor = (float)divisor_of(call);
+    for (int i = 0; i < nparts; i++)
+        combine.parts[i].data = i == own ? src : messages[i];
+    iq_device_combine(call->device, combine);
+    return true;
 }
 
 const iq_codec_ops_t iq_codec_none_cuda_ops = {

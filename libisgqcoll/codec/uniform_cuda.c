@@ -16,7 +16,8 @@ size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count)
     if ((codec->ops != &iq_codec_uniform_ops && codec->ops != &iq_codec_uniform_cuda_ops) || count == 0)
         return 0;
     iq_span_t worst = {codec->bucket == 0 ? 0 : codec->bucket - 1, count}; /* starts with a bucket's last element */
-    return iq_uniform_buckets(codec, worst) * sizeof(float);
+    size_t kinds = codec->shared ? 1 : 2;                                  /* scales of the sum; and of own values beside them */
+    return kinds * iq_uniform_buckets(codec, worst) * sizeof(float);
 }
 
 /* ---- sources ---- */
@@ -78,7 +79,8 @@ static iq_cuda_grid_t grid_of(const iq_codec_t *codec, const iq_codec_call_t *ca
                             .stream = is_sum ? IQ_STREAM_RESULT : IQ_STREAM_OWN,
                             .rank = is_sum ? 0 : (uint32_t)call->rank,
                             .seed = call->seed,
-                            .call = call->call};
+                            .call = call->call,
+                            .replays = call->device->replays};
 }
 
 static iq_cuda_target_t sums_into(void *acc, bool accumulate)
@@ -206,6 +208,101 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 {
     iq_cuda_target_t output = iq_device_output(call->datatype, dst, call->accumulate);
     iq_device_map(call->device, map_of(codec, span, sum_of(codec, call, span, acc), output));
+}
+
+/* ---- the whole sum in one pass; two passes where its scales must be known first ---- */
+
+/* Codes of all ranks, and own values where those are not codes yet. */
+static iq_cuda_combine_t parts_of(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                                  const void *const messages[], int own, const void *src)
+{
+    size_t codes_at = codec->shared ? 0 : iq_uniform_codes_at(codec, span);
+    iq_cuda_source_t values = iq_device_values(call->datatype, src);
+    iq_cuda_combine_t combine = {.nparts = (unsigned)nparts,
+                                 .part = codes_of(codec, NULL, 1),
+                                 .own = own,
+                                 .own_type = call->datatype,
+                                 .through = ISGQ_FLOAT32,
+                                 .integers = codec->shared,
+                                 .sum = sum_of(codec, call, span, NULL),
+                                 .first = span.first,
+                                 .bucket = codec->bucket,
+                                 .count = span.count};
+    if (!codec->shared)
+        combine.part = as_values(codec, combine.part, 1, NULL);
+    combine.part.foreign_scales = !codec->shared;
+    for (int i = 0; i < nparts; i++) {
+        if (i == own)
+            combine.parts[i].data = src;
+        else
+            combine.parts[i] =
+                (iq_cuda_part_t){(const unsigned char *)messages[i] + codes_at, codec->shared ? NULL : messages[i]};
+    }
+    if (own >= 0 && codec->shared)
+        combine.own_grid = grid_of(codec, call, shared_scales(codec, call, span), false);
+    else if (own >= 0 && call->nranks > 1)
+        combine.own_grid = grid_of(codec, call, measure(codec, call, span, &values), false);
+    return combine;
+}
+
+/* Where own values have their scales, those of the sum come after them. */
+static float *measure_sum(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, iq_cuda_combine_t combine)
+{
+    iq_device_t *device = call->device;
+    size_t bytes = iq_uniform_codes_at(codec, span), before = codec->shared ? 0 : bytes;
+    iq_assert(before + bytes <= device->scratch_bytes);
+    combine.measure = device->scratch + before / sizeof(float);
+    iq_device_clear(device, combine.measure, bytes);
+    iq_device_combine(device, combine);
+    return combine.measure;
+}
+
+bool iq_uniform_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
+                        const void *const messages[], int own, const void *src, void *dst, void *result)
+{
+    size_t codes_at = iq_uniform_codes_at(codec, span);
+    if (span.count == 0)
+        return true;
+    iq_cuda_combine_t combine = parts_of(codec, call, span, nparts, messages, own, src);
+    if (result != NULL && iq_uniform_result_is_exact(codec, call)) {
+        combine.result = codes_into(result, iq_uniform_width(codec, call->nranks));
+    } else if (result != NULL) {
+        float *scales = measure_sum(codec, call, span, combine);
+        iq_device_copy(call->device, result, scales, codes_at);
+        combine.result = codes_into((unsigned char *)result + codes_at, codec->bits);
+        combine.result_grid = grid_of(codec, call, scales, true);
+    }
+    combine.output = iq_device_output(call->datatype, dst, call->accumulate);
+    iq_device_combine(call->device, combine);
+    return true;
+}
+
+/* ---- lanes ---- */
+
+size_t iq_codec_lane_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+{
+    bool is_uniform = codec->ops == &iq_codec_uniform_ops || codec->ops == &iq_codec_uniform_cuda_ops;
+    if (!is_uniform || !iq_uniform_result_is_exact(codec, call))
+        return 0;
+    size_t lanes = 32 / iq_uniform_width(codec, call->nranks);
+    return (span.count / lanes + (span.count % lanes != 0)) * sizeof(uint32_t);
+}
+
+void iq_codec_encode_lanes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *words)
+{
+    iq_cuda_target_t lanes = {.form = IQ_CUDA_LANES, .data = words, .width = iq_uniform_width(codec, call->nranks)};
+    iq_cuda_map_t map = map_of(codec, span, iq_device_values(call->datatype, src), lanes);
+    map.grid = grid_of(codec, call, shared_scales(codec, call, span), false);
+    iq_device_map(call->device, map);
+}
+
+void iq_codec_decode_lanes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *words, void *dst)
+{
+    iq_cuda_source_t sums = codes_of(codec, words, call->nranks);
+    sums = as_values(codec, sums, call->nranks, shared_scales(codec, call, span));
+    sums.form = IQ_CUDA_LANES;
+    sums.divisor = iq_uniform_divisor(call);
+    iq_device_map(call->device, map_of(codec, span, sums, iq_device_output(call->datatype, dst, call->accumulate)));
 }
 
 const iq_codec_ops_t iq_codec_uniform_cuda_ops = {

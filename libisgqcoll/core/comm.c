@@ -57,15 +57,16 @@ isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation)
 
 /* ---- memory ---- */
 
-/* Accumulator (at most twice the input), one result message and (on devices) one chunk's scales come before everything else: see iq_run_begin. */
-static size_t reserved_scratch(isgq_comm_t comm)
+size_t iq_scratch_reserved(const iq_site_t *site)
 {
-    return 4 * iq_max(comm->chunk_bytes, 1024) + comm->slot_bytes + comm->chunk_bytes / 4 + 4096;
+    return 4 * iq_max(site->chunk_bytes, 1024) + site->slot_bytes + site->chunk_bytes / 4 + 4096;
 }
 
 static isgq_result_t take_memory(isgq_comm_t comm)
 {
-    comm->scratch_reserved = reserved_scratch(comm);
+    comm->site = (iq_site_t){.memory = &comm->scratch, .host = &comm->scratch, .plans = &comm->plans, .chunk_bytes = comm->chunk_bytes,
+                             .slot_bytes = comm->slot_bytes, .slots = IQ_SLOTS};
+    comm->scratch_reserved = iq_scratch_reserved(&comm->site);
     if (comm->scratch.bytes < comm->scratch_reserved + (1u << 20))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "ISGQ_SCRATCH_BYTES is %zu; chunks of %zu bytes need at least %zu", comm->scratch.bytes,
                        comm->chunk_bytes, comm->scratch_reserved + (1u << 20));
@@ -163,6 +164,7 @@ isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_c
     comm->nranks = nranks;
     comm->lineage = origin.lineage;
     comm->device = origin.device;
+    comm->native = origin.native;
     comm->pid = getpid();
     atomic_store(&comm->awaited, -1);
     pthread_mutex_init(&comm->progress_lock, NULL);

@@ -27,7 +27,7 @@
 #define IQ_QUEUE_CALLS 256 /* calls queued or remembered for mismatch reports; a power of two */
 #define IQ_SLOTS 4         /* messages per link and direction */
 #define IQ_MAX_TRANSPORTS 4
-#define IQ_MAX_STAGES 10
+#define IQ_MAX_STAGES 12
 
 typedef enum iq_call_kind {
     IQ_CALL_ALLREDUCE,
@@ -63,6 +63,9 @@ typedef struct iq_call {
     const iq_algorithm_t *algorithm;  /* of the main plan */
     char why[96];
     uint64_t sequence, fingerprint;
+    bool streamed;                    /* enqueued on its stream as a whole (core/exec_stream.h) */
+    bool captured;                    /* streamed into a CUDA graph */
+    uint64_t wire_bytes, own_bytes;   /* streamed: what was enqueued */
 } iq_call_t;
 
 struct iq_run;    /* core/run.h */
@@ -74,6 +77,7 @@ struct iq_memory; /* core/memory.c */
 typedef struct iq_origin {
     uint64_t lineage; /* 0: joined by itself */
     int device;       /* that it works on if it is to work on one; IQ_CURRENT_DEVICE: the calling thread's */
+    void *native;     /* an ncclComm_t of the application, which joins the ranks' devices; NULL: none */
 } iq_origin_t;
 
 #define IQ_CURRENT_DEVICE (-1)
@@ -83,6 +87,19 @@ typedef struct iq_scratch {
     size_t bytes, used;  /* `bytes` is the same on all ranks */
     size_t mapped;       /* host memory behind it, 0 on a device */
 } iq_scratch_t;
+
+/* Where calls get memory and plans from, and how they cut tensors. Whoever lays out a call owns its site. */
+typedef struct iq_site {
+    iq_scratch_t *memory;      /* where the rank works */
+    iq_scratch_t *host;        /* in host memory; the same on ranks that work there */
+    iq_plan_cache_t *plans;
+    struct iq_device *device;  /* NULL: host memory */
+    size_t chunk_bytes;        /* of input */
+    size_t slot_bytes;         /* largest message */
+    unsigned slots;            /* that a link holds per direction */
+    bool rounds;               /* links hold nothing, see iq_wire_ops_t */
+    bool streams;              /* everything is enqueued, nothing waits for hosts */
+} iq_site_t;
 
 struct isgq_comm {
     int rank, nranks, nhosts;
@@ -98,7 +115,9 @@ struct isgq_comm {
     isgq_device_type_t device_type;   /* of this rank */
     bool devices;                     /* some rank works on device memory */
     int device;                       /* wanted, see iq_origin_t */
+    void *native;                     /* see there */
     struct iq_gpu *gpu;               /* NULL: this rank works on host memory; scratch lies where it works */
+    struct iq_stream_exec *stream_exec; /* NULL: no wire joins the ranks' devices, and calls are driven by hosts */
     const struct iq_cuda_module *watch; /* host memory, but the process uses CUDA: pointers are looked at */
     isgq_comm_config_t config;        /* as given, for split */
     uint64_t init_deadline_ns;
@@ -118,6 +137,7 @@ struct isgq_comm {
     iq_scratch_t scratch;
     size_t scratch_reserved;          /* at the front of every call: accumulator and result message */
     iq_plan_cache_t plans;
+    iq_site_t site;                   /* of the calls that are driven by hosts */
 
     pthread_mutex_t queue_lock;
     pthread_cond_t queue_changed;     /* for the communicator's thread: work came, a waiter left, stop */
@@ -156,6 +176,9 @@ isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation);
 
 /* Checked settings and memory, nobody met yet; and the opposite of everything, each part of which may be absent. */
 isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_comm_config_t *config, isgq_comm_t *comm);
+
+/* Scratch at the front of every call: accumulator, result message and, on devices, one chunk's scales. */
+size_t iq_scratch_reserved(const iq_site_t *site);
 void iq_comm_release(isgq_comm_t comm);
 
 /* ---- memory.c ---- */

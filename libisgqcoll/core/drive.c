@@ -100,7 +100,7 @@ static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
 }
 
 /* No step could be done: the `turn`th time in a row. */
-static void back_off(isgq_comm_t comm, unsigned turn)
+static void back_off(isgq_comm_t comm, const iq_run_t *run, unsigned turn)
 {
     const struct timespec nap = {.tv_nsec = GPU_NAP_NS};
     unsigned spins = comm->crowded ? 0 : SPINS;
@@ -108,7 +108,7 @@ static void back_off(isgq_comm_t comm, unsigned turn)
         cpu_pause();
     else if (turn < spins + YIELDS)
         sched_yield();
-    else if (atomic_load_explicit(&comm->awaited, memory_order_relaxed) == comm->rank)
+    else if (run->polls_device)
         nanosleep(&nap, NULL);
     else if (comm->ntransports == 0)
         sched_yield();
@@ -122,6 +122,8 @@ static void describe_step(const iq_run_t *run, char *text, size_t bytes)
     const char *call = iq_call_kind_name(run->call->kind);
     if (run->stage == run->nstages)
         snprintf(text, bytes, "%s, last messages on their way", call);
+    else if (run->stages[run->stage].work != NULL)
+        snprintf(text, bytes, "%s, %s", call, run->stages[run->stage].name);
     else
         snprintf(text, bytes, "%s, %s, %s, chunk %u", call, run->stages[run->stage].name, iq_step_kind_name(run->action.kind),
                  run->action.chunk);
@@ -241,7 +243,7 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
             continue;
         if (turns % 64 == 0)
             check_deadline(comm, run);
-        back_off(comm, turns);
+        back_off(comm, run, turns);
     }
     if (atomic_load(&comm->failed) != 0)
         iq_gpu_surrender(comm);

@@ -124,7 +124,7 @@ static isgq_result_t make_stand_in(int nranks, int rank, const char *quantizer, 
     config.device_type = ISGQ_DEVICE_HOST;
     if (quantizer != NULL)
         IQ_TRY(isgq_quantizer_create(&config.quantizer, quantizer));
-    isgq_result_t result = iq_comm_new(nranks, rank, (iq_origin_t){0, IQ_CURRENT_DEVICE}, &config, comm);
+    isgq_result_t result = iq_comm_new(nranks, rank, (iq_origin_t){.device = IQ_CURRENT_DEVICE}, &config, comm);
     isgq_quantizer_destroy(config.quantizer);
     IQ_TRY(result);
     (*comm)->nhosts = 1;

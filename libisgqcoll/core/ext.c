@@ -6,7 +6,9 @@
 #include "base/util.h"
 #include "core/gpu.h"
 #include "core/run.h"
+#include "transport/nccl.h"
 #include "transport/topology.h"
+#include "transport/wire.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -58,7 +60,7 @@ isgq_result_t isgqx_algorithm(size_t index, isgqx_algorithm_t *algorithm)
 
 /* ---- devices ---- */
 
-#define DESCRIPTION_BYTES 192
+#define DESCRIPTION_BYTES 256
 
 static isgq_result_t load_cuda(const iq_cuda_module_t **cuda)
 {
@@ -70,9 +72,10 @@ static isgq_result_t describe(const iq_cuda_module_t *cuda, int ordinal, char te
 {
     iq_cuda_device_t device;
     IQ_TRY(cuda->describe(ordinal, &device));
-    snprintf(text, DESCRIPTION_BYTES, "%s, compute capability %d.%d, %zu MiB, %d processors, PCI %s, stream memory operations: %s",
-             device.name, device.major, device.minor, device.bytes >> 20, device.processors, device.pci,
-             device.awaits_words ? "yes" : "no");
+    snprintf(text, DESCRIPTION_BYTES,
+             "%s, compute capability %d.%d, %zu MiB, %d processors, PCI %s, stream memory operations: %s, streams wait for other ranks: %s",
+             device.name, device.major, device.minor, device.bytes >> 20, device.processors, device.pci, device.awaits_words ? "yes" : "no",
+             device.orders_ranks ? "yes" : "no");
     return ISGQ_SUCCESS;
 }
 
@@ -117,6 +120,18 @@ isgq_result_t isgqx_copy(isgq_comm_t comm, void *dst, const void *src, size_t by
 
 /* ---- the build and the machine ---- */
 
+/* How kernels on one device reach the memory of another: directly, or only through host memory. */
+static void print_device_links(const iq_cuda_module_t *cuda, int count, isgqx_line_fn line, void *context)
+{
+    char text[96];
+    for (int a = 0; a < count; a++)
+        for (int b = a + 1; b < count; b++) {
+            bool direct = cuda->reach(a, b) == ISGQ_SUCCESS && cuda->reach(b, a) == ISGQ_SUCCESS;
+            snprintf(text, sizeof(text), "link        device %d to device %d: %s", a, b, direct ? "peer access" : "through host memory");
+            line(context, text);
+        }
+}
+
 static void print_devices(isgqx_line_fn line, void *context)
 {
     const iq_cuda_module_t *cuda;
@@ -133,6 +148,7 @@ static void print_devices(isgqx_line_fn line, void *context)
         snprintf(text, sizeof(text), "device      %d: %s", i, known ? description : iq_last_error());
         line(context, text);
     }
+    print_device_links(cuda, count, line, context);
 }
 
 isgq_result_t isgqx_info_print(isgqx_line_fn line, void *context)
@@ -148,6 +164,10 @@ isgq_result_t isgqx_info_print(isgqx_line_fn line, void *context)
         snprintf(text, sizeof(text), "transport   %s", iq_transports[i]->name);
         line(context, text);
     }
+    for (size_t i = 0; iq_wires[i] != NULL; i++) {
+        snprintf(text, sizeof(text), "wire        %s", iq_wires[i]->name);
+        line(context, text);
+    }
     for (size_t i = 0; i < IQ_ARRAY_SIZE(modules); i++) {
         const iq_module_t *module = iq_module_load(modules[i]);
         snprintf(text, sizeof(text), "module      %s: %s", modules[i], module != NULL ? "loaded" : iq_last_error());
@@ -159,6 +179,13 @@ isgq_result_t isgqx_info_print(isgqx_line_fn line, void *context)
     snprintf(text, sizeof(text), "host id     %016llx", (unsigned long long)iq_host_id());
     line(context, text);
     return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgqx_use_nccl(isgqx_find_symbol_fn find, void *context)
+{
+    if (find == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "use_nccl: find is NULL");
+    return iq_nccl_use(find, context);
 }
 
 double isgqx_fp32_ring_bytes(size_t count, int nranks)

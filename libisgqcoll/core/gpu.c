@@ -4,6 +4,7 @@
 
 #include "base/log.h"
 #include "base/util.h"
+#include "core/exec_stream.h"
 #include "core/run.h"
 
 #include <errno.h>
@@ -29,6 +30,7 @@
 typedef struct words {
     _Alignas(IQ_CACHE_LINE) _Atomic uint32_t done;
     _Alignas(IQ_CACHE_LINE) uint32_t fault;
+    _Alignas(IQ_CACHE_LINE) uint32_t stream_fault;
 } words_t;
 
 struct iq_gpu {
@@ -135,6 +137,8 @@ isgq_result_t iq_gpu_open(isgq_comm_t comm)
     }
     IQ_TRY(take_pinned(comm, gpu));
     IQ_TRY(take_host_memory(comm, gpu));
+    comm->site.device = &gpu->device;
+    comm->site.host = &gpu->host;
     return take_scratch(comm, gpu);
 }
 
@@ -157,7 +161,12 @@ static void advance_done(isgq_comm_t comm, uint32_t value)
         ;
 }
 
-static void let_go(isgq_comm_t comm) { advance_done(comm, (uint32_t)atomic_load(&comm->completed) + LET_GO); }
+static void let_go(isgq_comm_t comm)
+{
+    advance_done(comm, (uint32_t)atomic_load(&comm->completed) + LET_GO);
+    if (atomic_load(&comm->failed) != 0) /* else streams have passed, and other ranks' must not be told to */
+        iq_stream_let_go(comm);
+}
 
 static bool await_event(iq_gpu_t *gpu, iq_cuda_event_t event, uint64_t end_ns)
 {
@@ -209,6 +218,7 @@ void iq_gpu_close(isgq_comm_t comm)
         if (comm->scratch.base != NULL)
             cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
         free_pinned(gpu);
+        iq_stream_close(comm); /* streams have passed, or never will */
         for (int i = 0; i < IQ_GPU_QUEUE_CALLS; i++) {
             if (gpu->arrivals[i] != NULL)
                 cuda->event_destroy(gpu->device.ordinal, gpu->arrivals[i]);
@@ -251,20 +261,26 @@ isgq_result_t iq_gpu_check_buffer(isgq_comm_t comm, const char *operation, const
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_stream_t stream)
+/* A graph cannot contain what hosts do. */
+static isgq_result_t refuse_capture(isgq_comm_t comm, const char *operation, isgq_stream_t stream)
 {
     bool capturing;
+    IQ_TRY(comm->gpu->device.cuda->stream_capturing(comm->gpu->device.ordinal, stream, &capturing));
+    if (!capturing)
+        return ISGQ_SUCCESS;
+    return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: the stream is being captured, and what hosts carry (transports %s) cannot be part of a graph",
+                   operation, comm->transport_names);
+}
+
+isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_stream_t stream)
+{
     if (comm->gpu == NULL)
         return stream == NULL ? ISGQ_SUCCESS
                               : IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: a communicator for host memory takes no stream; pass NULL", operation);
-    IQ_TRY(comm->gpu->device.cuda->stream_capturing(comm->gpu->device.ordinal, stream, &capturing));
-    if (capturing)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: the stream is being captured; staged messages cannot be part of a graph", operation);
-    return ISGQ_SUCCESS;
+    return comm->stream_exec != NULL ? ISGQ_SUCCESS : refuse_capture(comm, operation, stream); /* else when the call is enqueued */
 }
 
-/* The stream waits for a call that will never be made: the communicator cannot go on. */
-static isgq_result_t give_up(isgq_comm_t comm, isgq_result_t result)
+isgq_result_t iq_gpu_give_up(isgq_comm_t comm, isgq_result_t result)
 {
     char text[IQ_ERROR_TEXT_BYTES];
     snprintf(text, sizeof(text), "rank %d: %.480s", comm->rank, iq_last_error());
@@ -273,23 +289,52 @@ static isgq_result_t give_up(isgq_comm_t comm, isgq_result_t result)
     return result;
 }
 
+static iq_cuda_event_t event_of(const iq_cuda_event_t events[IQ_GPU_QUEUE_CALLS], uint64_t sequence)
+{
+    return events[sequence % IQ_GPU_QUEUE_CALLS];
+}
+
+isgq_result_t iq_gpu_mark_arrival(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)
+{
+    iq_device_t *device = &comm->gpu->device;
+    return device->cuda->event_record(device->ordinal, event_of(comm->gpu->arrivals, sequence), stream);
+}
+
+isgq_result_t iq_gpu_mark_departure(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)
+{
+    iq_device_t *device = &comm->gpu->device;
+    return device->cuda->event_record(device->ordinal, event_of(comm->gpu->departures, sequence), stream);
+}
+
+isgq_result_t iq_gpu_follow(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)
+{
+    iq_device_t *device = &comm->gpu->device;
+    return device->cuda->wait_event(device->ordinal, stream, event_of(comm->gpu->departures, sequence - 1));
+}
+
 isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)
 {
     iq_gpu_t *gpu = comm->gpu;
     iq_device_t *device = &gpu->device;
-    size_t slot = sequence % IQ_GPU_QUEUE_CALLS;
-    IQ_TRY(device->cuda->event_record(device->ordinal, gpu->arrivals[slot], stream));
+    IQ_TRY(refuse_capture(comm, "this call", stream));
+    IQ_TRY(iq_gpu_mark_arrival(comm, sequence, stream));
     IQ_TRY(device->cuda->await(device->ordinal, stream, (uint32_t *)&gpu->words->done, (uint32_t)sequence));
-    isgq_result_t result = device->cuda->event_record(device->ordinal, gpu->departures[slot], stream);
-    return result == ISGQ_SUCCESS ? result : give_up(comm, result);
+    isgq_result_t result = iq_gpu_mark_departure(comm, sequence, stream);
+    return result == ISGQ_SUCCESS ? result : iq_gpu_give_up(comm, result);
 }
 
 /* ---- for the run ---- */
 
 isgq_result_t iq_gpu_arrival(isgq_comm_t comm, uint64_t sequence)
 {
-    iq_gpu_t *gpu = comm->gpu;
-    return gpu->device.cuda->event_poll(gpu->device.ordinal, gpu->arrivals[sequence % IQ_GPU_QUEUE_CALLS]);
+    iq_device_t *device = &comm->gpu->device;
+    return device->cuda->event_poll(device->ordinal, event_of(comm->gpu->arrivals, sequence));
+}
+
+isgq_result_t iq_gpu_departure(isgq_comm_t comm, uint64_t sequence)
+{
+    iq_device_t *device = &comm->gpu->device;
+    return device->cuda->event_poll(device->ordinal, event_of(comm->gpu->departures, sequence));
 }
 
 bool iq_gpu_busy(isgq_comm_t comm) { return comm->gpu != NULL && comm->gpu->busy; }
@@ -314,7 +359,7 @@ isgq_result_t iq_gpu_finish(isgq_comm_t comm, const char *codec)
 unsigned char *iq_gpu_outgoing(isgq_comm_t comm) { return comm->gpu->outgoing; }
 unsigned char *iq_gpu_incoming(isgq_comm_t comm) { return comm->gpu->incoming; }
 iq_device_t *iq_gpu_device(isgq_comm_t comm) { return &comm->gpu->device; }
-iq_scratch_t *iq_gpu_host_memory(isgq_comm_t comm) { return &comm->gpu->host; }
+uint32_t *iq_gpu_stream_fault(isgq_comm_t comm) { return &comm->gpu->words->stream_fault; }
 
 void iq_gpu_use(isgq_comm_t comm)
 {

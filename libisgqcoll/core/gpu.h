@@ -61,10 +61,24 @@ isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_
 /* Enqueue arrival, wait and departure of call `sequence` on its stream, before anybody sees the call. Holds no lock. */
 isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
 
+/* For calls that are streamed: the two marks alone, and an order between call `sequence` and the one before it. */
+isgq_result_t iq_gpu_mark_arrival(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
+isgq_result_t iq_gpu_mark_departure(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
+isgq_result_t iq_gpu_follow(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
+
+/* A stream waits for a call that will never be made in full: the communicator cannot go on. Returns `result`, whose text is the last error. */
+isgq_result_t iq_gpu_give_up(isgq_comm_t comm, isgq_result_t result);
+
+/* The fault word of streamed calls. */
+uint32_t *iq_gpu_stream_fault(isgq_comm_t comm);
+
 /* ---- for the run: whoever holds progress_lock ---- */
 
 /* ISGQ_IN_PROGRESS until the caller's stream has reached call `sequence`. */
 isgq_result_t iq_gpu_arrival(isgq_comm_t comm, uint64_t sequence);
+
+/* ISGQ_IN_PROGRESS until it has passed it. */
+isgq_result_t iq_gpu_departure(isgq_comm_t comm, uint64_t sequence);
 
 /* Is the work of a step launched and not yet finished? */
 bool iq_gpu_busy(isgq_comm_t comm);
@@ -78,9 +92,6 @@ unsigned char *iq_gpu_incoming(isgq_comm_t comm);
 
 /* What codecs work with. */
 iq_device_t *iq_gpu_device(isgq_comm_t comm);
-
-/* Host memory of the call in progress. */
-iq_scratch_t *iq_gpu_host_memory(isgq_comm_t comm);
 
 /* This thread works for the communicator from now on. */
 void iq_gpu_use(isgq_comm_t comm);

@@ -3,7 +3,9 @@
 #include "base/config.h"
 #include "base/util.h"
 #include "core/gpu.h"
+#include "kernels/cuda/cuda_module.h"
 #include "kernels/philox.h"
+#include "transport/nccl.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -24,7 +26,7 @@ isgq_result_t iq_comm_join(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, i
 {
     iq_rendezvous_t rendezvous;
     IQ_TRY(iq_rendezvous_from_id(&id, rank, &rendezvous));
-    return iq_comm_create(comm, nranks, rank, (iq_origin_t){0, device}, &rendezvous, config);
+    return iq_comm_create(comm, nranks, rank, (iq_origin_t){.device = device}, &rendezvous, config);
 }
 
 isgq_result_t isgq_get_unique_id(isgq_unique_id_t *id)
@@ -53,7 +55,7 @@ isgq_result_t isgq_comm_init_env(isgq_comm_t *comm, const isgq_comm_config_t *co
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_env: comm is NULL");
     IQ_TRY(iq_group_forbid("comm_init_env"));
     IQ_TRY(iq_rendezvous_from_environment(deadline, &rank, &nranks, &rendezvous));
-    return iq_comm_create(comm, nranks, rank, (iq_origin_t){0, IQ_CURRENT_DEVICE}, &rendezvous, config);
+    return iq_comm_create(comm, nranks, rank, (iq_origin_t){.device = IQ_CURRENT_DEVICE}, &rendezvous, config);
 }
 
 isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_oob_allgather_fn allgather, void *context,
@@ -85,13 +87,47 @@ isgq_result_t isgq_comm_init_oob(isgq_comm_t *comm, int nranks, int rank, isgq_o
     return iq_comm_join(comm, nranks, id, rank, IQ_CURRENT_DEVICE, config);
 }
 
+/* The ranks meet as always; where, rank 0 tells the others over NCCL. */
+static isgq_result_t join_nccl(isgq_comm_t *comm, struct ncclComm *nccl_comm, const isgq_comm_config_t *config)
+{
+    struct {
+        isgq_unique_id_t id;
+        int32_t result;
+    } told;
+    int nranks, rank, device;
+    iq_rendezvous_t rendezvous;
+    uint64_t deadline = iq_now_ns() + (uint64_t)iq_config()->init_timeout_ms * 1000000u;
+    const iq_cuda_module_t *cuda = (const iq_cuda_module_t *)iq_module_load("cuda");
+    if (cuda == NULL)
+        return ISGQ_ERR_UNSUPPORTED;
+    IQ_TRY(iq_nccl_describe(nccl_comm, &nranks, &rank, &device));
+    memset(&told, 0, sizeof(told));
+    if (rank == 0)
+        told.result = (int32_t)isgq_get_unique_id(&told.id);
+    isgq_unique_id_t listening = told.id;
+    isgq_result_t result = iq_nccl_tell(nccl_comm, cuda, device, &told, sizeof(told), deadline);
+    if (result != ISGQ_SUCCESS) {
+        iq_rendezvous_drop_id(&listening);
+        return result;
+    }
+    if (told.result != 0)
+        return IQ_FAIL((isgq_result_t)told.result, "comm_init_nccl: rank 0 could not listen");
+    IQ_TRY(iq_rendezvous_from_id(&told.id, rank, &rendezvous));
+    return iq_comm_create(comm, nranks, rank, (iq_origin_t){.device = device, .native = nccl_comm}, &rendezvous, config);
+}
+
 isgq_result_t isgq_comm_init_nccl(isgq_comm_t *comm, struct ncclComm *nccl_comm, const isgq_comm_config_t *config)
 {
-    (void)nccl_comm;
-    (void)config;
-    if (comm == NULL)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_nccl: comm is NULL");
-    return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "comm_init_nccl: this build has no NCCL transport");
+    isgq_comm_config_t on_device = ISGQ_COMM_CONFIG_INIT;
+    if (comm == NULL || nccl_comm == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_nccl: %s is NULL", comm == NULL ? "comm" : "nccl_comm");
+    IQ_TRY(iq_group_forbid("comm_init_nccl"));
+    if (config != NULL && config->size != sizeof(*config))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_init_nccl: config->size is %zu, this library's is %zu", config->size, sizeof(*config));
+    if (config != NULL)
+        on_device = *config;
+    on_device.device_type = ISGQ_DEVICE_CUDA;
+    return join_nccl(comm, nccl_comm, &on_device);
 }
 
 /* ---- split ---- */
@@ -151,7 +187,8 @@ static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_
         return ISGQ_SUCCESS;
     }
     IQ_TRY(iq_rendezvous_from_id(&ids[all[0].rank], new_rank, &rendezvous));
-    iq_origin_t origin = {lineage_of_child(comm, color), comm->gpu != NULL ? iq_gpu_device(comm)->ordinal : IQ_CURRENT_DEVICE};
+    iq_origin_t origin = {.lineage = lineage_of_child(comm, color),
+                          .device = comm->gpu != NULL ? iq_gpu_device(comm)->ordinal : IQ_CURRENT_DEVICE};
     return iq_comm_create(new_comm, members, new_rank, origin, &rendezvous, config);
 }
 

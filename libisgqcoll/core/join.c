@@ -6,6 +6,7 @@
 #include "base/config.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "core/exec_stream.h"
 #include "core/gpu.h"
 #include "transport/topology.h"
 
@@ -51,9 +52,9 @@ typedef struct hello {
 
 static void write_settings(isgq_comm_t comm, char text[SETTINGS_BYTES])
 {
-    snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
+    snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_WIRE_CHUNK_BYTES %zu\nISGQ_WIRE_SUM %d\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
                                    "ISGQ_ALGORITHM %s\ndefault quantizer %s\n",
-             comm->chunk_bytes, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed,
+             comm->chunk_bytes, iq_config()->wire_chunk_bytes, iq_config()->wire_sum, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed,
              comm->algorithm, comm->quantizer->text);
 }
 
@@ -214,6 +215,8 @@ static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
         result = agree(comm, comm->init_deadline_ns, &token);
     if (result == ISGQ_SUCCESS)
         result = connect_ranks(comm, token);
+    if (result == ISGQ_SUCCESS)
+        result = iq_stream_open(comm, token);
     if (result == ISGQ_SUCCESS)
         result = iq_progress_start(comm);
     if (result == ISGQ_SUCCESS) { /* nobody returns before everybody is connected */

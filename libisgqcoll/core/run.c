@@ -8,6 +8,7 @@
 #include "core/run.h"
 
 #include "base/util.h"
+#include "core/exec_stream.h"
 #include "core/gpu.h"
 
 #include <string.h>
@@ -23,9 +24,9 @@ static void *take(iq_scratch_t *scratch, size_t bytes)
     return scratch->base + start;
 }
 
-void *iq_scratch_take(isgq_comm_t comm, size_t bytes) { return take(&comm->scratch, bytes); }
+void *iq_scratch_take(iq_run_t *run, size_t bytes) { return take(run->site->memory, bytes); }
 
-void *iq_host_take(isgq_comm_t comm, size_t bytes) { return take(comm->gpu != NULL ? iq_gpu_host_memory(comm) : &comm->scratch, bytes); }
+void *iq_host_take(iq_run_t *run, size_t bytes) { return take(run->site->host, bytes); }
 
 /* ---- building stages ---- */
 
@@ -59,6 +60,16 @@ static size_t block_unit(const iq_codec_t *codec, size_t count, int nranks)
     return codec->bucket > 32 && count / codec->bucket >= 4 * (size_t)nranks ? codec->bucket : 32;
 }
 
+/* Scales that travel with a result cover what its message covers. Where messages part a bucket the cut decides bits, and then every site cuts as hosts do. */
+static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
+{
+    size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
+    size_t ours = chunk_elements(run->site->chunk_bytes, element_bytes), hosts = chunk_elements(comm->chunk_bytes, element_bytes);
+    bool has_scales = codec->bits != 0 && !codec->ops->result_is_exact(codec, codec_call);
+    bool parted = codec->bucket == 0 || ours % codec->bucket != 0 || hosts % codec->bucket != 0;
+    return has_scales && parted ? hosts : ours;
+}
+
 static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
                               const iq_codec_call_t *codec_call, size_t count, bool on_device, iq_stage_t **stage)
 {
@@ -69,20 +80,21 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
                                  .root = run->call->root,
                                  .count = count,
                                  .block_unit = block_unit(codec, count, comm->nranks),
-                                 .chunk = chunk_elements(comm->chunk_bytes, element_bytes),
-                                 .slots = IQ_SLOTS};
+                                 .chunk = plan_chunk(comm, run, codec, codec_call),
+                                 .slots = run->site->slots,
+                                 .rounds = run->site->rounds};
     const iq_plan_t *plan;
-    IQ_TRY(iq_plan_cache_get(&comm->plans, algorithm, &request, &plan));
+    IQ_TRY(iq_plan_cache_get(run->site->plans, algorithm, &request, &plan));
     *stage = add_stage(run, name);
     (*stage)->plan = plan;
     (*stage)->codec = *codec;
     (*stage)->codec_call = *codec_call;
     (*stage)->element_bytes = element_bytes;
     (*stage)->on_device = on_device;
-    (*stage)->room = on_device || comm->gpu == NULL ? run->room : run->host_room;
+    (*stage)->room = on_device || run->site->device == NULL ? run->room : run->host_room;
     if (on_device) {
         (*stage)->codec.ops = iq_codec_on_device(codec->ops);
-        (*stage)->codec_call.device = iq_gpu_device(comm);
+        (*stage)->codec_call.device = run->site->device;
     }
     (*stage)->sums_in_place = codec->ops == iq_codec_none.ops && codec->ops->acc_bytes(codec, codec_call) == element_bytes &&
                               codec_call->op != ISGQ_AVG && !codec_call->accumulate;
@@ -110,27 +122,34 @@ isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs)
+isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs, bool on_device)
 {
     const iq_algorithm_t *algorithm;
     iq_stage_t *stage;
     size_t count = stride * (size_t)comm->nranks;
     iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .op = ISGQ_SUM, .nranks = 1, .rank = comm->rank};
     IQ_TRY(exact_algorithm(comm, IQ_ALLGATHER, ISGQ_UINT8, ISGQ_SUM, count, &algorithm));
-    IQ_TRY(add_plan(comm, run, "gather", algorithm, &iq_codec_none, &codec_call, count, false, &stage));
+    IQ_TRY(add_plan(comm, run, "gather", algorithm, &iq_codec_none, &codec_call, count, on_device, &stage));
     stage->src = blobs;
     stage->dst = blobs;
-    stage->variable = true;
+    stage->variable = !on_device;
     return ISGQ_SUCCESS;
 }
 
-/* Local maxima of the dense tensor, one chunk a trip. */
+/* How much of a tensor is measured in one trip: a chunk, so that hosts look at the network in between; a stream takes all of it. */
+static size_t measured_piece(const iq_run_t *run, size_t element_bytes, size_t count)
+{
+    return run->site->streams ? count : chunk_elements(run->site->chunk_bytes, element_bytes);
+}
+
+/* Local maxima of the dense tensor. */
 static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     const iq_stage_t *main_stage = &run->stages[run->stage + 2]; /* this one, the maximum over ranks, then the data */
-    const iq_plan_t *plan = main_stage->plan;
-    size_t piece = chunk_elements(comm->chunk_bytes, main_stage->element_bytes);
-    iq_span_t span = {trip * piece, iq_min(piece, plan->count - trip * piece)};
+    size_t count = main_stage->plan->count;
+    size_t piece = measured_piece(run, main_stage->element_bytes, count);
+    iq_span_t span = {trip * piece, iq_min(piece, count - trip * piece)};
+    (void)comm;
     main_stage->codec.ops->local_scales(&main_stage->codec, &main_stage->codec_call, span,
                                         main_stage->src + span.first * main_stage->element_bytes, run->scales);
     return ISGQ_SUCCESS;
@@ -139,15 +158,15 @@ static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
 static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
 {
     size_t nscales = iq_codec_scales(codec, count);
-    run->scales = iq_scratch_take(comm, nscales * sizeof(float));
+    run->scales = iq_scratch_take(run, nscales * sizeof(float));
     if (run->scales == NULL)
         return ISGQ_ERR_NO_MEMORY;
-    if (comm->gpu != NULL)
-        iq_device_clear(iq_gpu_device(comm), run->scales, nscales * sizeof(float));
+    if (run->site->device != NULL)
+        iq_device_clear(run->site->device, run->scales, nscales * sizeof(float));
     else
         memset(run->scales, 0, nscales * sizeof(float));
-    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, chunk_elements(comm->chunk_bytes, element_bytes)));
-    return iq_run_add_exact(comm, run, "maximum of scales", ISGQ_FLOAT32, ISGQ_MAX, nscales, run->scales, comm->gpu != NULL);
+    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, element_bytes, count)));
+    return iq_run_add_exact(comm, run, "maximum of scales", ISGQ_FLOAT32, ISGQ_MAX, nscales, run->scales, run->site->device != NULL);
 }
 
 isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorithm_t *algorithm, iq_codec_t codec, isgq_data_type_t datatype,
@@ -168,8 +187,8 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
         IQ_TRY(add_scales(comm, run, &codec, iq_datatype_bytes(datatype), count));
         codec_call.scales = run->scales;
     }
-    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count, comm->gpu != NULL,
-                    &stage));
+    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count,
+                    run->site->device != NULL, &stage));
     stage->src = src;
     stage->dst = dst;
     return ISGQ_SUCCESS;
@@ -202,39 +221,85 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
     return iq_run_add_dense(comm, run, call->algorithm, call->codec, datatype, call->op, count, src, dst, call->accumulate);
 }
 
-static bool take_room(isgq_comm_t comm, iq_room_t *room, void *(*take_bytes)(isgq_comm_t comm, size_t bytes))
+static bool take_room(iq_run_t *run, iq_room_t *room, void *(*take_bytes)(iq_run_t *run, size_t bytes))
 {
-    room->acc = take_bytes(comm, 4 * iq_max(comm->chunk_bytes, 1024)); /* accumulators are at most twice the input */
-    room->result = take_bytes(comm, comm->slot_bytes);
+    room->acc = take_bytes(run, 4 * iq_max(run->site->chunk_bytes, 1024)); /* accumulators are at most twice the input */
+    room->result = take_bytes(run, run->site->slot_bytes);
     return room->acc != NULL && room->result != NULL;
 }
 
 /* Scales that codecs measure on the way, of one chunk; and the same room on the host as on the device. */
-static bool take_device_memory(isgq_comm_t comm, iq_run_t *run)
+static bool take_device_memory(iq_run_t *run)
 {
     const iq_call_t *call = run->call;
-    iq_device_t *device = iq_gpu_device(comm);
-    device->scratch_bytes = iq_codec_device_scratch(&call->codec, chunk_elements(comm->chunk_bytes, iq_datatype_bytes(call->datatype)));
-    device->scratch = iq_scratch_take(comm, device->scratch_bytes);
-    iq_gpu_host_memory(comm)->used = 0;
-    return device->scratch != NULL && take_room(comm, &run->host_room, iq_host_take);
+    iq_device_t *device = run->site->device;
+    size_t chunk = chunk_elements(run->site->chunk_bytes, iq_datatype_bytes(call->datatype));
+    device->scratch_bytes = iq_codec_device_scratch(&call->codec, chunk);
+    device->scratch = iq_scratch_take(run, device->scratch_bytes);
+    return device->scratch != NULL && (run->site->streams || take_room(run, &run->host_room, iq_host_take));
+}
+
+static void reset(iq_run_t *run, iq_site_t *site, iq_call_t *call)
+{
+    run->call = call;
+    run->site = site;
+    run->nstages = run->stage = 0;
+    run->trip = 0;
+    run->cursor = (iq_plan_cursor_t){0};
+    run->has_action = run->mismatch_reported = run->stall_reported = run->polls_device = false;
+    run->wire_bytes = call->wire_bytes;
+    run->own_bytes = call->own_bytes;
+    run->waited_ns = run->blocked_ns = 0;
+    run->started_ns = run->progress_ns = iq_now_ns();
+}
+
+isgq_result_t iq_run_lay_out(isgq_comm_t comm, iq_run_t *run, iq_site_t *site, iq_call_t *call)
+{
+    reset(run, site, call);
+    site->memory->used = site->host->used = 0;
+    if (!take_room(run, &run->room, iq_scratch_take) || (site->device != NULL && !take_device_memory(run)))
+        return ISGQ_ERR_NO_MEMORY;
+    return call->kind == IQ_CALL_FACTORED ? iq_run_begin_factored(comm, run) : begin_collective(comm, run);
+}
+
+/* ---- the host side of a streamed call: all ranks mean the same call, and the stream has passed it ---- */
+
+/* A stream that is busy with other things is no stall, and none of this call's time. */
+static isgq_result_t work_arrival(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    (void)trip;
+    run->started_ns = run->progress_ns = iq_now_ns();
+    return iq_gpu_arrival(comm, run->call->sequence);
+}
+
+static isgq_result_t work_departure(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    (void)trip;
+    return iq_stream_passed(comm, run->call->sequence, &run->awaits);
+}
+
+static isgq_result_t begin_streamed(isgq_comm_t comm, iq_run_t *run)
+{
+    const iq_algorithm_t *barrier;
+    iq_stage_t *stage;
+    iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .nranks = 1, .rank = comm->rank};
+    run->arrived = run->drained = true; /* nothing of the call is driven from here */
+    IQ_TRY(exact_algorithm(comm, IQ_BARRIER, ISGQ_UINT8, ISGQ_SUM, 0, &barrier));
+    IQ_TRY(add_plan(comm, run, "agreement", barrier, &iq_codec_none, &codec_call, 0, false, &stage));
+    if (!run->call->captured) {
+        iq_run_add_work(run, "arrival", work_arrival, 1);
+        iq_run_add_work(run, "stream", work_departure, 1);
+    }
+    return ISGQ_SUCCESS;
 }
 
 isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call)
 {
-    run->call = call;
-    run->nstages = run->stage = 0;
-    run->trip = 0;
-    run->cursor = (iq_plan_cursor_t){0};
-    run->has_action = run->mismatch_reported = run->stall_reported = false;
     run->arrived = run->drained = comm->gpu == NULL;
-    run->wire_bytes = run->own_bytes = run->waited_ns = 0;
-    run->blocked_ns = 0;
-    run->started_ns = run->progress_ns = iq_now_ns();
-    comm->scratch.used = 0;
-    if (!take_room(comm, &run->room, iq_scratch_take) || (comm->gpu != NULL && !take_device_memory(comm, run)))
-        return ISGQ_ERR_NO_MEMORY;
-    return call->kind == IQ_CALL_FACTORED ? iq_run_begin_factored(comm, run) : begin_collective(comm, run);
+    if (!call->streamed)
+        return iq_run_lay_out(comm, run, &comm->site, call);
+    reset(run, &comm->site, call);
+    return begin_streamed(comm, run);
 }
 
 /* ---- advancing ---- */
@@ -246,12 +311,13 @@ static void next_stage(iq_run_t *run)
     run->cursor = (iq_plan_cursor_t){0};
 }
 
-/* Waiting for this rank's own GPU or stream: *there is false, and this rank is the one that is waited for. */
-static isgq_result_t await_device(isgq_comm_t comm, isgq_result_t result, bool *there)
+/* Waiting for a stream: *there is false, and run->awaits says who is waited for. */
+static isgq_result_t await_device(isgq_comm_t comm, iq_run_t *run, isgq_result_t result, bool *there)
 {
     *there = result != ISGQ_IN_PROGRESS;
+    run->polls_device = !*there;
     if (!*there)
-        atomic_store_explicit(&comm->awaited, comm->rank, memory_order_relaxed);
+        atomic_store_explicit(&comm->awaited, run->awaits, memory_order_relaxed);
     return *there ? result : ISGQ_SUCCESS;
 }
 
@@ -262,7 +328,8 @@ static isgq_result_t advance_work(isgq_comm_t comm, iq_run_t *run, const iq_stag
         next_stage(run);
         return ISGQ_SUCCESS;
     }
-    IQ_TRY(await_device(comm, stage->work(comm, run, run->trip), moved));
+    run->awaits = comm->rank;
+    IQ_TRY(await_device(comm, run, stage->work(comm, run, run->trip), moved));
     run->trip += *moved;
     return ISGQ_SUCCESS;
 }
@@ -282,6 +349,7 @@ static isgq_result_t advance_once(isgq_comm_t comm, iq_run_t *run, bool *moved)
     run->has_action = true;
     IQ_TRY(iq_run_action(comm, run, stage, &run->action, &blocked_on));
     *moved = blocked_on < 0;
+    run->polls_device = blocked_on == comm->rank;
     run->has_action = blocked_on >= 0;
     atomic_store_explicit(&comm->awaited, blocked_on, memory_order_relaxed);
     return ISGQ_SUCCESS;
@@ -293,7 +361,8 @@ isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, 
     *moved = false;
     *done = false;
     if (!run->arrived) { /* a stream that is busy with other things is no stall, and none of this call's time */
-        IQ_TRY(await_device(comm, iq_gpu_arrival(comm, run->call->sequence), &run->arrived));
+        run->awaits = comm->rank;
+        IQ_TRY(await_device(comm, run, iq_gpu_arrival(comm, run->call->sequence), &run->arrived));
         run->started_ns = run->progress_ns = iq_now_ns();
         run->blocked_ns = 0;
         *moved = run->arrived;
@@ -301,8 +370,9 @@ isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, 
     }
     while (once && actions-- > 0) {
         if (run->stage == run->nstages) {
+            run->awaits = comm->rank;
             if (!run->drained)
-                IQ_TRY(await_device(comm, iq_gpu_finish(comm, "device memory"), &run->drained));
+                IQ_TRY(await_device(comm, run, iq_gpu_finish(comm, "device memory"), &run->drained));
             *done = run->drained;
             return ISGQ_SUCCESS;
         }

@@ -16,6 +16,7 @@
 #define ISGQ_CORE_RUN_H
 
 #include "core/comm.h"
+#include "kernels/cuda/factor_module.h"
 
 struct iq_run;
 
@@ -43,11 +44,14 @@ typedef struct iq_stage {
     iq_room_t room;
     bool sums_in_place;       /* values as they are: the output serves as accumulator, and its bytes are the result message */
     bool variable;            /* byte blobs: messages are cut to what is there, lengths are kept in run->blob_bytes */
+    size_t length_at;         /* byte blobs on a device: where in a blob the 32-bit length of what lies behind `length_from` is; 0: they have full length */
+    size_t length_from;
 } iq_stage_t;
 
-/* What the factored stages share. */
+/* What the factored stages share. Where all ranks work on devices, everything that these point at lies there. */
 typedef struct iq_factored_run {
     iq_factor_call_t call;
+    iq_cuda_factor_call_t on_device;
     const struct iq_factored_work *work;
     const void *x, *delta;  /* in host memory: the caller's, or copies */
     void *state;
@@ -56,6 +60,7 @@ typedef struct iq_factored_run {
     unsigned char *blobs;   /* [nranks x blob_stride]; product reduction: only this rank's */
     size_t blob_stride;
     size_t *blob_bytes;     /* [nranks] */
+    size_t sent_bytes;      /* of this rank's blob, where it lies on a device */
     iq_factor_rows_t rows;
     void *product_scratch;  /* in host memory: panels; on a device: rows */
     void *sums;             /* integers of the product reduction, or f32 gradient and bias of the dense way */
@@ -72,6 +77,7 @@ typedef struct iq_factored_work {
 
 typedef struct iq_run {
     iq_call_t *call; /* NULL: idle */
+    iq_site_t *site;
     iq_stage_t stages[IQ_MAX_STAGES];
     int nstages, stage;
     size_t trip;
@@ -80,17 +86,21 @@ typedef struct iq_run {
     bool has_action;
     bool arrived, drained;  /* on a device: the caller's stream has reached the call; all its work is done */
     bool mismatch_reported, stall_reported;
+    bool polls_device;      /* what could not be done waits for a device: nobody rings */
+    int awaits;             /* whom local work waits for: this rank's device unless it says so */
     iq_room_t room;         /* where the rank works */
     iq_room_t host_room;    /* on the host; only factored calls on devices need it */
-    size_t result_bytes;
     float *scales;
     iq_factored_run_t factored;
     uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
     uint64_t wire_bytes, own_bytes;
 } iq_run_t;
 
-/* Lay out scratch and stages of `call`; the run is then ready to advance. */
+/* Lay out scratch and stages of `call`; the run is then ready to advance. Of a streamed call: those of its host side. */
 isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call);
+
+/* The same for the stages of a streamed call that are enqueued. */
+isgq_result_t iq_run_lay_out(isgq_comm_t comm, iq_run_t *run, iq_site_t *site, iq_call_t *call);
 
 /* Do what can be done now: at most `actions` steps. *done: the call is complete. *moved: something happened. */
 isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, bool *done, bool *moved);
@@ -111,13 +121,20 @@ void iq_factored_prepare(iq_run_t *run);
 
 extern const iq_factored_work_t iq_factored_on_device;
 
+/* ---- run_factored_device.c ---- */
+
+bool iq_factored_all_on_devices(isgq_comm_t comm);
+
+/* The stages of gather and reduce where all ranks work on devices, when run->factored.call is set. */
+isgq_result_t iq_run_begin_on_devices(isgq_comm_t comm, iq_run_t *run);
+
 /* ---- run.c, for the builders of stages ---- */
 
 /* 64-byte aligned memory that lives until the call ends; NULL with a sentence if ISGQ_SCRATCH_BYTES is too small. */
-void *iq_scratch_take(isgq_comm_t comm, size_t bytes);
+void *iq_scratch_take(iq_run_t *run, size_t bytes);
 
 /* The same in host memory, also where the rank works on a device. */
-void *iq_host_take(isgq_comm_t comm, size_t bytes);
+void *iq_host_take(iq_run_t *run, size_t bytes);
 
 iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, size_t trips);
 
@@ -129,7 +146,7 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
                                void *data, bool on_device);
 
-/* A gather of byte blobs in host memory, in place: blob r at dst + r * stride. */
-isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs);
+/* A gather of byte blobs, in place: blob r at blobs + r * stride. In host memory no more of them than run->factored.blob_bytes travels. */
+isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs, bool on_device);
 
 #endif

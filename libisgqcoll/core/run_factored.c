@@ -3,8 +3,9 @@
  * The stages of a factored call, three ways to the same kind of result. Gather and reduce give the same bits (codec/factor.h);
  * dense multiplies first and quantizes the product.
  *
- * Encoding, gathering and decoding happen on the host. Where factors are taken from and the gradient is made is a row of
- * functions: those of this file for host memory, those of run_factored_gpu.c for devices.
+ * Where all ranks work on devices, gather and reduce are run_factored_device.c. Else encoding, gathering and decoding happen on the host,
+ * and where factors are taken from and the gradient is made is a row of functions: those of this file for host memory, those of
+ * run_factored_gpu.c for devices.
  */
 #include "base/util.h"
 #include "codec/convert.h"
@@ -126,18 +127,18 @@ static const iq_factored_work_t on_host = {.prepare = work_prepare,
                                            .product_scratch = iq_factor_product_scratch};
 
 /* Blobs, decoded rows and product memory for the rows of `ranks` ranks. */
-static isgq_result_t take_factor_memory(isgq_comm_t comm, iq_run_t *run, size_t ranks)
+static isgq_result_t take_factor_memory(iq_run_t *run, size_t ranks)
 {
     iq_factored_run_t *factored = &run->factored;
     iq_factor_call_t *call = &factored->call;
     size_t capacity = ranks * call->max_batch;
     factored->blob_stride = iq_align_up(iq_factor_blob_bytes(&run->call->factor, call), IQ_CACHE_LINE);
-    factored->blob_bytes = iq_host_take(comm, ranks * sizeof(size_t));
-    factored->blobs = iq_host_take(comm, ranks * factored->blob_stride);
-    factored->shared_peaks = iq_host_take(comm, sizeof(factored->peaks));
-    factored->state = iq_host_take(comm, iq_factor_state_bytes(call));
-    void *rows = iq_host_take(comm, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
-    factored->product_scratch = iq_scratch_take(comm, factored->work->product_scratch(call, capacity));
+    factored->blob_bytes = iq_host_take(run, ranks * sizeof(size_t));
+    factored->blobs = iq_host_take(run, ranks * factored->blob_stride);
+    factored->shared_peaks = iq_host_take(run, sizeof(factored->peaks));
+    factored->state = iq_host_take(run, iq_factor_state_bytes(call));
+    void *rows = iq_host_take(run, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
+    factored->product_scratch = iq_scratch_take(run, factored->work->product_scratch(call, capacity));
     if (factored->blob_bytes == NULL || factored->blobs == NULL || factored->shared_peaks == NULL || factored->state == NULL || rows == NULL ||
         factored->product_scratch == NULL)
         return ISGQ_ERR_NO_MEMORY;
@@ -157,8 +158,8 @@ static isgq_result_t take_factors(isgq_comm_t comm, iq_run_t *run)
         factored->delta = factors->delta;
         return ISGQ_SUCCESS;
     }
-    factored->x = iq_host_take(comm, row_bytes * factors->m);
-    factored->delta = iq_host_take(comm, row_bytes * factors->n);
+    factored->x = iq_host_take(run, row_bytes * factors->m);
+    factored->delta = iq_host_take(run, row_bytes * factors->n);
     return factored->x != NULL && factored->delta != NULL ? ISGQ_SUCCESS : ISGQ_ERR_NO_MEMORY;
 }
 
@@ -176,9 +177,9 @@ static isgq_result_t add_encoding(isgq_comm_t comm, iq_run_t *run)
 static isgq_result_t begin_gather(isgq_comm_t comm, iq_run_t *run)
 {
     iq_factored_run_t *factored = &run->factored;
-    IQ_TRY(take_factor_memory(comm, run, (size_t)comm->nranks));
+    IQ_TRY(take_factor_memory(run, (size_t)comm->nranks));
     IQ_TRY(add_encoding(comm, run));
-    IQ_TRY(iq_run_add_gather(comm, run, factored->blob_stride, factored->blobs));
+    IQ_TRY(iq_run_add_gather(comm, run, factored->blob_stride, factored->blobs, false));
     iq_run_add_work(run, "decode", work_decode, (size_t)comm->nranks);
     iq_run_add_work(run, "product", factored->work->product, factored->work->product_trips(comm, run));
     return ISGQ_SUCCESS;
@@ -190,8 +191,8 @@ static isgq_result_t begin_reduce(isgq_comm_t comm, iq_run_t *run)
     const iq_factor_call_t *call = &factored->call;
     isgq_data_type_t type = iq_factor_sum_type(&run->call->factor, call);
     size_t sums = call->m * call->n + (call->want_bias ? call->n : 0);
-    IQ_TRY(take_factor_memory(comm, run, 1));
-    factored->sums = iq_scratch_take(comm, sums * iq_datatype_bytes(type));
+    IQ_TRY(take_factor_memory(run, 1));
+    factored->sums = iq_scratch_take(run, sums * iq_datatype_bytes(type));
     if (factored->sums == NULL)
         return ISGQ_ERR_NO_MEMORY;
     IQ_TRY(add_encoding(comm, run));
@@ -207,8 +208,8 @@ static isgq_result_t begin_dense(isgq_comm_t comm, iq_run_t *run)
     iq_factored_run_t *factored = &run->factored;
     const iq_call_t *call = run->call;
     size_t count = call->factors.m * call->factors.n + (call->factors.bias != NULL ? call->factors.n : 0);
-    factored->sums = iq_scratch_take(comm, count * sizeof(float));
-    factored->product_scratch = iq_scratch_take(comm, factored->work->product_scratch(&factored->call, 0));
+    factored->sums = iq_scratch_take(run, count * sizeof(float));
+    factored->product_scratch = iq_scratch_take(run, factored->work->product_scratch(&factored->call, 0));
     if (factored->sums == NULL || factored->product_scratch == NULL)
         return ISGQ_ERR_NO_MEMORY;
     iq_run_add_work(run, "local gradient", factored->work->local_gradient, factored->work->tiles(&factored->call));
@@ -232,6 +233,8 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
                                             .n = call->factors.n,
                                             .batch = call->factors.batch,
                                             .want_bias = call->factors.bias != NULL};
+    if (call->way != IQ_FACTORED_DENSE && iq_factored_all_on_devices(comm))
+        return iq_run_begin_on_devices(comm, run);
     if (call->way == IQ_FACTORED_GATHER)
         return begin_gather(comm, run);
     return call->way == IQ_FACTORED_REDUCE ? begin_reduce(comm, run) : begin_dense(comm, run);

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What a factored call does on a device. The thin factors come to the host, where the codec works as it does for ranks on host
- * memory; decoded rows go back, and the gradient is made where it belongs: it never crosses the bus.
+ * What a factored call does on a device where some ranks work on host memory. The thin factors come to the host, where the codec works as
+ * it does for those ranks; decoded rows go back, and the gradient is made where it belongs: it never crosses the bus. (Where all ranks work
+ * on devices, only the dense way is here; the others are run_factored_device.c.)
  *
  *     factors --> host: prepare, peaks, encode, blobs, decode --> rows --> gradient, or integers that are summed first
  *
@@ -225,13 +226,14 @@ static isgq_result_t gpu_from_integers(isgq_comm_t comm, iq_run_t *run, size_t t
 {
     const iq_factor_call_t *call = &run->factored.call;
     isgq_data_type_t type = iq_factor_sum_type(&run->call->factor, call);
+    (void)comm;
     (void)trip;
     for (int bias = 0; bias <= (call->want_bias ? 1 : 0); bias++) {
         iq_cuda_convert_t convert = {.type = type,
                                      .src = sums_of(run, type, bias != 0).data,
                                      .outcome = outcome_of(run, bias != 0),
                                      .count = bias != 0 ? call->n : call->m * call->n};
-        iq_device_convert(iq_gpu_device(comm), &convert);
+        iq_device_convert(run->site->device, &convert);
     }
     return ISGQ_SUCCESS;
 }
@@ -248,11 +250,12 @@ static isgq_result_t gpu_local_gradient(isgq_comm_t comm, iq_run_t *run, size_t 
                                  .m = factors->m,
                                  .n = factors->n,
                                  .outcome = sums_of(run, ISGQ_FLOAT32, false)};
+    (void)comm;
     (void)trip;
-    iq_device_product(iq_gpu_device(comm), &product);
+    iq_device_product(run->site->device, &product);
     product = of_ones(product, NULL, sums_of(run, ISGQ_FLOAT32, true));
     if (factors->bias != NULL)
-        iq_device_product(iq_gpu_device(comm), &product);
+        iq_device_product(run->site->device, &product);
     return ISGQ_SUCCESS;
 }
 
@@ -261,6 +264,7 @@ static isgq_result_t gpu_copy_out(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     const iq_call_t *call = run->call;
     size_t counts[2] = {call->factors.m * call->factors.n, call->factors.bias != NULL ? call->factors.n : 0};
+    (void)comm;
     (void)trip;
     for (int bias = 0; bias < 2; bias++) {
         iq_cuda_divide_t copy = {.src_type = ISGQ_FLOAT32,
@@ -270,7 +274,7 @@ static isgq_result_t gpu_copy_out(isgq_comm_t comm, iq_run_t *run, size_t trip)
                                  .divisor = 1,
                                  .accumulate = call->accumulate,
                                  .count = counts[bias]};
-        iq_device_divide(iq_gpu_device(comm), &copy);
+        iq_device_divide(run->site->device, &copy);
     }
     return ISGQ_SUCCESS;
 }

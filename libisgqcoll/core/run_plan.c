@@ -9,7 +9,7 @@
 #include "base/util.h"
 #include "core/frame.h"
 #include "core/gpu.h"
-#include "core/run.h"
+#include "core/step.h"
 
 #include <string.h>
 
@@ -19,10 +19,8 @@ typedef struct step {
     iq_run_t *run;
     const iq_stage_t *stage;
     const iq_action_t *action;
-    iq_span_t span;
-    const unsigned char *src; /* own input of the span */
-    unsigned char *dst;       /* output of the span */
-    int blocked_on;           /* rank, or -1: done */
+    iq_step_data_t data;
+    int blocked_on; /* rank, or -1: done */
 } step_t;
 
 typedef isgq_result_t (*step_fn)(step_t *step);
@@ -125,7 +123,7 @@ static isgq_result_t begin_receive(step_t *step, int peer, size_t expected, cons
         return ISGQ_SUCCESS;
     }
     if (frame.stage != step->run->stage || frame.chunk != step->action->chunk ||
-        (step->stage->variable ? frame.bytes > expected : frame.bytes != expected))
+        (step->stage->variable || step->stage->length_at != 0 ? frame.bytes > expected : frame.bytes != expected))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "call %llu: rank %d sent stage %u chunk %u with %u bytes where stage %d chunk %u with %zu was due",
                        (unsigned long long)call->sequence, peer, frame.stage, frame.chunk, frame.bytes, step->run->stage,
                        step->action->chunk, expected);
@@ -148,105 +146,86 @@ static isgq_result_t end_receive(step_t *step, int peer)
 static size_t blob_part(const step_t *step, int rank)
 {
     const iq_factored_run_t *factored = &step->run->factored;
-    size_t start = step->span.first - (size_t)rank * factored->blob_stride;
+    size_t start = step->data.span.first - (size_t)rank * factored->blob_stride;
     size_t there = factored->blob_bytes[rank];
-    return there > start ? iq_min(there - start, step->span.count) : 0;
+    return there > start ? iq_min(there - start, step->data.span.count) : 0;
+}
+
+/* How much of this rank's blob, which lies on the device, is in the span: the host reads its length when the piece that holds it passes through pinned
+ * memory. Where that is not the first piece, all of the blob travels. */
+static size_t device_blob_part(const step_t *step, const unsigned char *piece)
+{
+    iq_factored_run_t *factored = &step->run->factored;
+    size_t start = step->data.span.first - (size_t)step->comm->rank * factored->blob_stride;
+    uint32_t behind;
+    if (start == 0) {
+        factored->sent_bytes = factored->blob_stride;
+        if (step->stage->length_at + sizeof(behind) <= step->data.span.count) {
+            memcpy(&behind, piece + step->stage->length_at, sizeof(behind));
+            factored->sent_bytes = iq_min(step->stage->length_from + behind, factored->blob_stride);
+        }
+    }
+    return factored->sent_bytes > start ? iq_min(factored->sent_bytes - start, step->data.span.count) : 0;
 }
 
 /* Keep what arrived; the pieces of a blob arrive in order, so its length is where the last non-empty piece ends. */
 static void keep_blob_part(const step_t *step, const unsigned char *payload, size_t bytes)
 {
     iq_factored_run_t *factored = &step->run->factored;
-    size_t owner = step->span.first / factored->blob_stride;
+    size_t owner = step->data.span.first / factored->blob_stride;
     if (bytes == 0)
         return;
-    memcpy(step->dst, payload, bytes);
-    factored->blob_bytes[owner] = step->span.first - owner * factored->blob_stride + bytes;
+    memcpy(step->data.dst, payload, bytes);
+    factored->blob_bytes[owner] = step->data.span.first - owner * factored->blob_stride + bytes;
 }
 
 /* ---- steps ---- */
 
-static const iq_codec_ops_t *ops_of(const step_t *step) { return step->stage->codec.ops; }
-
-/* Where this step sums: the output itself where values are summed as they are (and own input does not lie there), else scratch. */
-static void *accumulator(const step_t *step)
-{
-    return step->stage->sums_in_place && step->src != step->dst ? step->dst : step->stage->room.acc;
-}
-
 static isgq_result_t step_send_own(step_t *step)
 {
-    const iq_stage_t *stage = step->stage;
     bool finished;
     unsigned char *payload = begin_send(step, step->action->peer);
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    size_t bytes = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
+    size_t bytes = iq_step_partial_bytes(&step->data, 1);
     if (starts(step))
-        ops_of(step)->encode(&stage->codec, &stage->codec_call, step->span, step->src, payload);
+        iq_step_encode(&step->data, payload);
     IQ_TRY(finish_work(step, &finished));
     if (!finished)
         return ISGQ_SUCCESS;
-    if (stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
+    if (step->stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
         step->run->own_bytes += bytes;
     return end_send(step, step->action->peer, payload, bytes);
 }
 
 static isgq_result_t step_reduce(step_t *step)
 {
-    const iq_stage_t *stage = step->stage;
     bool first = step->action->parts == 1;
     int peer = step->action->peer;
     size_t bytes;
     const unsigned char *payload;
     bool finished;
-    if (stage->variable)
+    if (step->stage->variable)
         return ISGQ_SUCCESS;
-    size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
+    size_t expected = iq_step_partial_bytes(&step->data, 1);
     if (peer == step->comm->rank) {
-        ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, accumulator(step), first);
-        step->run->own_bytes += expected;
+        iq_step_add_own(&step->data, iq_step_accumulator(&step->data), first);
+        step->run->own_bytes += step->stage->length_at != 0 && step->comm->nranks > 1 ? 0 : expected; /* else when it is sent */
         return ISGQ_SUCCESS;
     }
     if (starts(step)) {
         IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
         if (payload == NULL)
             return ISGQ_SUCCESS;
-        IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, 1, accumulator(step), first));
+        IQ_TRY(iq_step_add(&step->data, payload, 1, iq_step_accumulator(&step->data), first));
     }
     IQ_TRY(finish_work(step, &finished));
     return finished ? end_receive(step, peer) : ISGQ_SUCCESS;
 }
 
-/* Output and result message from the accumulator. Lossless results go straight to the output. */
-static isgq_result_t finish_into(step_t *step, const void *acc, unsigned char *message)
-{
-    const iq_stage_t *stage = step->stage;
-    if (message != NULL)
-        ops_of(step)->finish(&stage->codec, &stage->codec_call, step->span, acc, message);
-    if (message == NULL || ops_of(step)->result_is_exact(&stage->codec, &stage->codec_call)) {
-        ops_of(step)->deliver(&stage->codec, &stage->codec_call, step->span, acc, step->dst);
-        return ISGQ_SUCCESS;
-    }
-    return ops_of(step)->decode(&stage->codec, &stage->codec_call, step->span, message, step->dst);
-}
+static isgq_result_t step_finish(step_t *step) { return step->stage->variable ? ISGQ_SUCCESS : iq_step_finish(&step->data); }
 
-static isgq_result_t step_finish(step_t *step)
-{
-    const iq_stage_t *stage = step->stage;
-    if (stage->variable)
-        return ISGQ_SUCCESS;
-    step->run->result_bytes = ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span);
-    if (stage->sums_in_place) /* the output is the result message */
-        return accumulator(step) == step->dst ? ISGQ_SUCCESS : finish_into(step, stage->room.acc, NULL);
-    return finish_into(step, stage->room.acc, stage->room.result);
-}
-
-static isgq_result_t step_deliver(step_t *step)
-{
-    const void *acc = accumulator(step);
-    return acc == step->dst ? ISGQ_SUCCESS : finish_into(step, acc, NULL);
-}
+static isgq_result_t step_deliver(step_t *step) { return iq_step_deliver(&step->data); }
 
 static isgq_result_t step_send_result(step_t *step)
 {
@@ -254,28 +233,32 @@ static isgq_result_t step_send_result(step_t *step)
     unsigned char *payload = begin_send(step, step->action->peer);
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank) : step->run->result_bytes;
+    size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank) : iq_step_result_bytes(&step->data);
     if (starts(step))
-        move_bytes(step, payload, step->stage->variable || step->stage->sums_in_place ? step->dst : step->stage->room.result, bytes);
+        move_bytes(step, payload, step->stage->variable ? step->data.dst : iq_step_result(&step->data), bytes);
     IQ_TRY(finish_work(step, &finished));
+    if (finished && step->stage->length_at != 0) {
+        bytes = device_blob_part(step, payload);
+        step->run->own_bytes += step->action->peer == (step->comm->rank + 1) % step->comm->nranks ? bytes : 0; /* once */
+    }
     return finished ? end_send(step, step->action->peer, payload, bytes) : ISGQ_SUCCESS;
 }
 
 static size_t expected_result(const step_t *step)
 {
-    const iq_stage_t *stage = step->stage;
-    return stage->variable ? step->span.count : ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span);
+    return step->stage->variable ? step->data.span.count : iq_step_result_bytes(&step->data);
 }
 
 /* A result message to the output. */
 static isgq_result_t take_result(step_t *step, const unsigned char *payload, size_t bytes)
 {
-    const iq_stage_t *stage = step->stage;
-    if (stage->variable) {
+    if (step->stage->length_at != 0)
+        move_bytes(step, step->data.dst, payload, bytes);
+    else if (!step->stage->variable)
+        return iq_step_decode(&step->data, payload);
+    else
         keep_blob_part(step, payload, bytes);
-        return ISGQ_SUCCESS;
-    }
-    return ops_of(step)->decode(&stage->codec, &stage->codec_call, step->span, payload, step->dst);
+    return ISGQ_SUCCESS;
 }
 
 static isgq_result_t step_recv_result(step_t *step)
@@ -316,18 +299,16 @@ static isgq_result_t step_forward(step_t *step)
 /* acc = partial sum from the peer + own; *there is false if the message is not. */
 static isgq_result_t add_partial_and_own(step_t *step, void *acc, bool *there)
 {
-    const iq_stage_t *stage = step->stage;
     int before = step->action->parts - 1;
     const unsigned char *payload;
     size_t bytes;
-    size_t expected = ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, before);
-    IQ_TRY(begin_receive(step, step->action->peer, expected, &payload, &bytes));
+    IQ_TRY(begin_receive(step, step->action->peer, iq_step_partial_bytes(&step->data, before), &payload, &bytes));
     *there = payload != NULL;
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    IQ_TRY(ops_of(step)->add(&stage->codec, &stage->codec_call, step->span, payload, before, acc, true));
-    ops_of(step)->add_own(&stage->codec, &stage->codec_call, step->span, step->src, acc, false);
-    step->run->own_bytes += ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, 1);
+    IQ_TRY(iq_step_add(&step->data, payload, before, acc, true));
+    iq_step_add_own(&step->data, acc, false);
+    step->run->own_bytes += iq_step_partial_bytes(&step->data, 1);
     return ISGQ_SUCCESS;
 }
 
@@ -356,14 +337,13 @@ static isgq_result_t step_hop(step_t *step)
         if (!there)
             return ISGQ_SUCCESS;
         if (acc != out)
-            ops_of(step)->store(&stage->codec, &stage->codec_call, step->span, acc, parts, out);
+            iq_step_store(&step->data, acc, parts, out);
     }
-    return end_hop(step, out, ops_of(step)->partial_bytes(&stage->codec, &stage->codec_call, step->span, parts));
+    return end_hop(step, out, iq_step_partial_bytes(&step->data, parts));
 }
 
 static isgq_result_t step_last_hop(step_t *step)
 {
-    const iq_stage_t *stage = step->stage;
     unsigned char *out = NULL;
     bool there;
     if (step->action->to >= 0) {
@@ -372,12 +352,12 @@ static isgq_result_t step_last_hop(step_t *step)
             return ISGQ_SUCCESS;
     }
     if (starts(step)) {
-        IQ_TRY(add_partial_and_own(step, stage->room.acc, &there));
+        IQ_TRY(add_partial_and_own(step, step->stage->room.acc, &there));
         if (!there)
             return ISGQ_SUCCESS;
-        IQ_TRY(finish_into(step, stage->room.acc, out));
+        IQ_TRY(iq_step_finish_into(&step->data, step->stage->room.acc, out));
     }
-    return end_hop(step, out, ops_of(step)->result_bytes(&stage->codec, &stage->codec_call, step->span));
+    return end_hop(step, out, iq_step_result_bytes(&step->data));
 }
 
 static isgq_result_t step_signal(step_t *step)
@@ -410,16 +390,7 @@ static const step_fn step_functions[IQ_STEP_KIND_COUNT] = {
 
 isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, const iq_action_t *action, int *blocked_on)
 {
-    /* src and dst may be notional: only the part that this rank has is ever touched. Arithmetic goes through uintptr_t for that reason. */
-    size_t offset = action->first * stage->element_bytes;
-    step_t step = {.comm = comm,
-                   .run = run,
-                   .stage = stage,
-                   .action = action,
-                   .span = {action->first, action->count},
-                   .src = (const unsigned char *)((uintptr_t)stage->src + offset),
-                   .dst = (unsigned char *)((uintptr_t)stage->dst + offset),
-                   .blocked_on = -1};
+    step_t step = {.comm = comm, .run = run, .stage = stage, .action = action, .data = iq_step_data(stage, action), .blocked_on = -1};
     isgq_result_t result = step_functions[action->kind](&step);
     *blocked_on = step.blocked_on;
     return result;

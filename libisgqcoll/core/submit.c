@@ -3,6 +3,7 @@
  * From a decided call to a queued one: fingerprint the arguments that all ranks must agree on, remember them, queue, wake the thread.
  */
 #include "base/util.h"
+#include "core/exec_stream.h"
 #include "core/gpu.h"
 
 #include <stdio.h>
@@ -94,6 +95,19 @@ isgq_result_t iq_queue_wait(isgq_comm_t comm)
     return iq_queue_full(comm) ? iq_progress_wait(comm, comm->submitted + 1 - queue_room(comm)) : ISGQ_SUCCESS;
 }
 
+/* What a device does with the call, before anybody sees it. */
+static isgq_result_t enqueue(isgq_comm_t comm, iq_call_t *call)
+{
+    bool begun;
+    if (comm->gpu == NULL)
+        return ISGQ_SUCCESS;
+    call->streamed = iq_stream_takes(comm, call);
+    if (!call->streamed)
+        return iq_gpu_enqueue(comm, call->sequence, call->stream);
+    isgq_result_t result = iq_stream_enqueue(comm, call, &begun);
+    return result == ISGQ_SUCCESS || !begun ? result : iq_gpu_give_up(comm, result);
+}
+
 isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
 {
     IQ_TRY(iq_comm_check(comm));
@@ -101,13 +115,13 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[call->kind]);
     IQ_TRY(iq_queue_wait(comm));
     uint64_t sequence = comm->submitted + 1; /* one thread at a time makes calls */
-    if (comm->gpu != NULL)
-        IQ_TRY(iq_gpu_enqueue(comm, sequence, call->stream));
+    iq_call_t enqueued = *call;
+    enqueued.sequence = sequence;
+    IQ_TRY(enqueue(comm, &enqueued));
     pthread_mutex_lock(&comm->queue_lock);
     iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
     isgq_quantizer_t forgotten = slot->quantizer;
-    *slot = *call;
-    slot->sequence = sequence;
+    *slot = enqueued;
     slot->fingerprint = fingerprint(call);
     if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);

@@ -222,14 +222,17 @@ struct ncclComm; /* ncclComm_t is a pointer to it */
 /** @endcond */
 
 /**
- * Wrap an existing NCCL communicator, which supplies ranks, device and
- * transport. Collective over @p nccl_comm.
+ * Wrap an existing NCCL communicator, which supplies ranks, device and the way between the devices. Collective over @p nccl_comm.
+ * Compressed data travels as grouped ncclSend and ncclRecv of bytes on the streams of the calls, so calls on @p comm and on
+ * @p nccl_comm are made in the same order on every rank, and no ncclGroupStart is open meanwhile. If @p comm fails, streams may wait
+ * until the application calls ncclCommAbort: this library only reports. The hosts meet as for isgq_comm_init_rank (ISGQ_INTERFACE).
  *
- * @param[out] comm       the new communicator; does not own @p nccl_comm and
- *                        must be destroyed before it
+ * NCCL is loaded while the program runs: libnccl.so.2, 2.10 or later, or what ISGQ_NCCL_LIB names.
+ *
+ * @param[out] comm       the new communicator; does not own @p nccl_comm and must be destroyed before it
  * @param[in]  nccl_comm  an ncclComm_t
- * @param[in]  config     options or NULL; device_type and transport are ignored
- * @return as isgq_comm_init_rank; ISGQ_ERR_UNSUPPORTED in a build without NCCL
+ * @param[in]  config     options or NULL; device_type is ignored, transports concern only what hosts tell each other
+ * @return as isgq_comm_init_rank; ISGQ_ERR_UNSUPPORTED without NCCL or without module "cuda", with the reason
  */
 ISGQ_API ISGQ_NODISCARD isgq_result_t isgq_comm_init_nccl(
     isgq_comm_t *comm, struct ncclComm *nccl_comm, const isgq_comm_config_t *config);
@@ -454,8 +457,12 @@ typedef struct isgq_call_options {
  * ISGQ_DEVICE_HOST: `stream` is NULL. ISGQ_DEVICE_CUDA: buffers are device,
  * managed or pinned memory; a call starts when `stream` (NULL: the default
  * stream) reaches it, and the stream goes on when the call is complete or the
- * communicator has failed. A stream that is being captured is refused
- * (ISGQ_ERR_UNSUPPORTED). While a call waits for other ranks its stream does
+ * communicator has failed. Where cuda_ipc or nccl joins the devices of all
+ * ranks, the whole call is enqueued on the stream, and a CUDA graph may capture
+ * it: on all ranks or on none, and launched by all in the same order among the
+ * communicator's other calls, which is the caller's to keep. Replays draw fresh
+ * random numbers; graphs end before their communicator. Otherwise a stream that
+ * is being captured is refused (ISGQ_ERR_UNSUPPORTED). While a call waits for other ranks its stream does
  * not move, so until isgq_comm_wait or isgq_comm_synchronize has returned,
  * do not call what waits for the whole device: cudaFree, cudaHostRegister,
  * cudaDeviceSynchronize. Ranks that share a process and a GPU need a

@@ -140,6 +140,18 @@ ISGQ_API isgq_result_t isgqx_device_name(isgq_comm_t comm, char *text, size_t by
  */
 ISGQ_API isgq_result_t isgqx_copy(isgq_comm_t comm, void *dst, const void *src, size_t bytes);
 
+/** The address of one of NCCL's functions ("ncclSend"), or NULL. */
+typedef void *(*isgqx_find_symbol_fn)(void *context, const char *symbol);
+
+/**
+ * Where NCCL's functions come from, instead of a library that is looked for: for a library that stands in for NCCL itself, where
+ * a search would find the stand-in. Before the first communicator on a GPU.
+ * @param[in] find     called once for each function, in any thread, when NCCL is first needed
+ * @param[in] context  handed to @p find
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_INVALID_USAGE when NCCL has been looked for already
+ */
+ISGQ_API isgq_result_t isgqx_use_nccl(isgqx_find_symbol_fn find, void *context);
+
 /**
  * Bytes that one rank sends for an exact fp32 ring allreduce of @p count elements: what every ratio is measured against.
  * @param[in] count   elements

@@ -37,5 +37,7 @@ isgq_result_t iq_build_broadcast_chain(const iq_plan_request_t *request, iq_plan
         iq_plan_step(plan, (iq_step_t){.kind = (uint8_t)kind, .peer = iq_prev(1), .to = is_last ? (iq_place_t){0} : iq_next(1)});
     }
     iq_plan_end(plan);
+    if (request->rounds)
+        iq_plan_stagger_rounds(plan, position == 0 ? 0 : position - 1); /* it receives what its neighbour sends in that round */
     return ISGQ_SUCCESS;
 }

@@ -137,6 +137,9 @@ static bool make_action(const iq_plan_t *plan, const iq_plan_cursor_t *cursor, c
     action->peer = place(plan, step->peer, k);
     action->to = place(plan, step->to, k);
     action->parts = step->parts + k * step->parts_per_trip;
+    action->receive_round = action->send_round = 0;
+    if (plan->rounds != 0)
+        iq_plan_find_rounds(plan, cursor, action);
     return true;
 }
 

@@ -73,10 +73,12 @@ typedef struct iq_step {
     uint8_t kind; /* iq_step_kind_t */
     iq_place_t peer, to, block;
     int16_t parts, parts_per_trip; /* parts = parts + k * parts_per_trip */
+    uint16_t receive_round, send_round; /* in a plan of rounds: within the iteration, at k = 0 */
 } iq_step_t;
 
 typedef struct iq_loop {
     uint16_t trips, first_step, nsteps, lag;
+    uint16_t rounds_per_trip; /* in a plan of rounds: later by so many for each k */
 } iq_loop_t;
 
 #define IQ_PLAN_MAX_LOOPS 8
@@ -97,6 +99,7 @@ typedef struct iq_plan {
     uint32_t group;         /* chunks that go through a loop side by side */
     uint64_t ngroups;
     uint64_t iterations; /* t ends here */
+    uint32_t first_round, rounds; /* t begins with round first_round + t * rounds; rounds is 0 in a plan without rounds */
     uint16_t nloops, nsteps;
     iq_loop_t loops[IQ_PLAN_MAX_LOOPS];
     iq_step_t steps[IQ_PLAN_MAX_STEPS];
@@ -111,6 +114,7 @@ typedef struct iq_plan_request {
     size_t block_unit; /* allreduce: blocks are multiples of so many elements (32, or the bucket); others cut into nranks alike */
     size_t chunk;      /* elements, at least 1 */
     unsigned slots;    /* messages that every link holds per direction, at least 2 (0 means 2); more allows more overlap */
+    bool rounds;       /* for links that hold nothing: what is sent in one round is received in the same round (iq_action_t) */
 } iq_plan_request_t;
 
 /* ISGQ_ERR_UNSUPPORTED with a sentence if the algorithm does not do this collective. */
@@ -145,6 +149,9 @@ typedef struct iq_action {
     int parts;           /* contributions in the partial sum that the step leaves; 0 where it handles no partial sum */
     uint32_t block, chunk;
     uint16_t step; /* index of the step, for frames and messages */
+    /* In a plan of rounds: which one this step's message is received or sent in, from 0; a REDUCE of own data has that of the loop's other
+     * steps. Else 0. */
+    uint32_t receive_round, send_round;
 } iq_action_t;
 
 /* Resumable walk. Zero-initialise. */

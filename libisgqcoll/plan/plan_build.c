@@ -52,6 +52,7 @@ isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, c
     plan->root = request->root;
     plan->nblocks = (uint32_t)nblocks;
     plan->nchunks = plan->group = 1;
+    plan->rounds = request->rounds;
     if (collective == IQ_BARRIER)
         return ISGQ_SUCCESS;
 
@@ -62,7 +63,8 @@ isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, c
     plan->block_units = units / (size_t)nblocks;
     plan->longer_blocks = (uint32_t)(units % (size_t)nblocks);
     iq_plan_block(plan, 0, &first, &longest);
-    if (iq_ceil_div(longest, plan->chunk) > UINT32_MAX)
+    uint64_t rounds_per_chunk = request->rounds ? 2 * (uint64_t)plan->nranks : 1; /* at most; rounds are counted in 32 bits too */
+    if (iq_ceil_div(longest, plan->chunk) > UINT32_MAX / rounds_per_chunk)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: chunks of %zu elements are too small for %zu",
                        iq_collective_name(collective), plan->chunk, plan->count);
     plan->nchunks = (uint32_t)iq_ceil_div(longest, plan->chunk);
@@ -71,7 +73,7 @@ isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, c
 
 unsigned iq_plan_slots(const iq_plan_request_t *request)
 {
-    return (unsigned)iq_min(iq_max(request->slots, 2), IQ_PLAN_USEFUL_SLOTS);
+    return request->rounds ? 1 : (unsigned)iq_min(iq_max(request->slots, 2), IQ_PLAN_USEFUL_SLOTS);
 }
 
 void iq_plan_set_group(iq_plan_t *plan, unsigned group) { plan->group = group; }
@@ -114,4 +116,6 @@ void iq_plan_end(iq_plan_t *plan)
         lag = plan->loops[i].lag > lag ? plan->loops[i].lag : lag;
     plan->ngroups = iq_ceil_div(plan->nchunks, plan->group);
     plan->iterations = plan->ngroups == 0 || plan->nloops == 0 ? 0 : plan->ngroups + lag;
+    if (plan->rounds != 0)
+        iq_plan_number_rounds(plan);
 }

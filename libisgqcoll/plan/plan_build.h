@@ -24,7 +24,8 @@ static inline iq_place_t iq_self(void) { return iq_next(0); }
 isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, const char *algorithm, iq_collective_t collective,
                             int nblocks);
 
-/* Messages a link holds, as the request says: 2..IQ_PLAN_USEFUL_SLOTS. More slots than that buy nothing. */
+/* Messages a link holds, as the request says: 2..IQ_PLAN_USEFUL_SLOTS. More slots than that buy nothing. A plan of rounds has 1, which
+ * is no room to run ahead: every lag is 0. */
 #define IQ_PLAN_USEFUL_SLOTS 8
 unsigned iq_plan_slots(const iq_plan_request_t *request);
 
@@ -39,6 +40,14 @@ void iq_plan_step(iq_plan_t *plan, iq_step_t step);
 void iq_plan_loop_own(iq_plan_t *plan, unsigned lag, iq_place_t block, iq_step_kind_t last);
 
 void iq_plan_end(iq_plan_t *plan);
+
+/* Rounds are numbered at the end. Builders whose ranks begin at different times then say in which round this one does, and that an
+ * iteration begins one round after the other although it takes more. */
+void iq_plan_number_rounds(iq_plan_t *plan);
+void iq_plan_stagger_rounds(iq_plan_t *plan, int first);
+
+/* The rounds of the action that the walk makes at the cursor, where it has messages. */
+void iq_plan_find_rounds(const iq_plan_t *plan, const iq_plan_cursor_t *cursor, iq_action_t *action);
 
 /* For texts that say why: 65536 is "64 KiB". */
 void iq_format_bytes(double bytes, char *text, size_t text_bytes);

@@ -17,9 +17,12 @@
 static isgq_result_t begin(iq_plan_t *plan, const iq_plan_request_t *request, iq_collective_t collective)
 {
     IQ_TRY(iq_plan_begin(plan, request, "ring", collective, request->nranks));
-    iq_plan_set_group(plan, iq_plan_slots(request) / 2);
+    iq_plan_set_group(plan, request->rounds ? 1 : iq_plan_slots(request) / 2);
     return ISGQ_SUCCESS;
 }
+
+/* The lag of all loops but those that send own data. In rounds nothing overlaps, so there the loops stand in their natural order. */
+static unsigned late(const iq_plan_t *plan) { return plan->rounds == 0; }
 
 static void loop_send_own(iq_plan_t *plan)
 {
@@ -29,7 +32,7 @@ static void loop_send_own(iq_plan_t *plan)
 
 static void loop_hops(iq_plan_t *plan)
 {
-    iq_plan_loop(plan, plan->nranks - 2, 1);
+    iq_plan_loop(plan, plan->nranks - 2, late(plan));
     iq_plan_step(
         plan,
         (iq_step_t){
@@ -38,7 +41,7 @@ static void loop_hops(iq_plan_t *plan)
 
 static void loop_last_hop(iq_plan_t *plan, iq_place_t to)
 {
-    iq_plan_loop(plan, 1, 1);
+    iq_plan_loop(plan, 1, late(plan));
     iq_plan_step(
         plan,
         (iq_step_t){.kind = IQ_STEP_LAST_HOP, .peer = iq_prev(1), .to = to, .block = iq_self(), .parts = (int16_t)plan->nranks});
@@ -46,13 +49,13 @@ static void loop_last_hop(iq_plan_t *plan, iq_place_t to)
 
 static void loop_forward(iq_plan_t *plan)
 {
-    iq_plan_loop(plan, plan->nranks - 2, 1);
+    iq_plan_loop(plan, plan->nranks - 2, late(plan));
     iq_plan_step(plan, (iq_step_t){.kind = IQ_STEP_FORWARD, .peer = iq_prev(1), .to = iq_next(1), .block = iq_behind(1)});
 }
 
 static void loop_recv_last(iq_plan_t *plan)
 {
-    iq_plan_loop(plan, 1, 1);
+    iq_plan_loop(plan, 1, late(plan));
     iq_plan_step(plan, (iq_step_t){.kind = IQ_STEP_RECV_RESULT, .peer = iq_prev(1), .block = iq_next(1)});
 }
 
@@ -63,10 +66,13 @@ isgq_result_t iq_build_allreduce_ring(const iq_plan_request_t *request, iq_plan_
     if (plan->nranks == 1) {
         iq_plan_loop_own(plan, 0, iq_self(), IQ_STEP_FINISH);
     } else {
+        if (request->rounds)
+            loop_send_own(plan);
         loop_hops(plan);
         loop_last_hop(plan, iq_next(1));
         loop_forward(plan);
-        loop_send_own(plan);
+        if (!request->rounds)
+            loop_send_own(plan);
         loop_recv_last(plan);
     }
     iq_plan_end(plan);
@@ -79,22 +85,36 @@ isgq_result_t iq_build_reduce_scatter_ring(const iq_plan_request_t *request, iq_
     if (plan->nranks == 1) {
         iq_plan_loop_own(plan, 0, iq_self(), IQ_STEP_DELIVER);
     } else {
+        if (request->rounds)
+            loop_send_own(plan);
         loop_hops(plan);
-        loop_send_own(plan);
+        if (!request->rounds)
+            loop_send_own(plan);
         loop_last_hop(plan, (iq_place_t){0});
     }
     iq_plan_end(plan);
     return ISGQ_SUCCESS;
 }
 
+static void loop_own(iq_plan_t *plan)
+{
+    iq_plan_loop_own(plan, 0, iq_self(), IQ_STEP_FINISH);
+    if (plan->nranks > 1)
+        iq_plan_step(plan, (iq_step_t){.kind = IQ_STEP_SEND_RESULT, .peer = iq_next(1), .block = iq_self()});
+}
+
 isgq_result_t iq_build_allgather_ring(const iq_plan_request_t *request, iq_plan_t *plan)
 {
     IQ_TRY(begin(plan, request, IQ_ALLGATHER));
-    if (plan->nranks > 1)
+    if (plan->nranks == 1) {
+        loop_own(plan);
+    } else if (request->rounds) {
+        loop_own(plan);
         loop_forward(plan);
-    iq_plan_loop_own(plan, 0, iq_self(), IQ_STEP_FINISH);
-    if (plan->nranks > 1) {
-        iq_plan_step(plan, (iq_step_t){.kind = IQ_STEP_SEND_RESULT, .peer = iq_next(1), .block = iq_self()});
+        loop_recv_last(plan);
+    } else {
+        loop_forward(plan);
+        loop_own(plan);
         loop_recv_last(plan);
     }
     iq_plan_end(plan);

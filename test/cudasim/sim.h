@@ -9,6 +9,7 @@
 #include <cuda_runtime.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -17,6 +18,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <vector>
 
 #define CUDASIM_EXPORT extern "C" __attribute__((visibility("default")))
 
@@ -105,8 +107,11 @@ template <typename Object> class Handles {
 /* Runs operations one after the other on a thread of its own, which starts with the first one. */
 class Stream {
   public:
-    explicit Stream(int device_number) : device(device_number) {}
-    /* Returns the number of the operation. */
+    /* `legacy`: a default stream; `blocking`: created without cudaStreamNonBlocking, so that a default stream waits for it. */
+    Stream(int device_number, bool is_legacy, bool is_blocking) : device(device_number), legacy(is_legacy), blocking(is_blocking)
+    {
+    }
+    /* Returns the number of the operation. What a program asks for goes through submit(), which knows captures. */
     uint64_t push(std::function<void()> operation);
     void wait(uint64_t number); /* until that operation is done */
     void drain();               /* until all that were pushed before are done */
@@ -114,6 +119,7 @@ class Stream {
     void close(); /* after what was pushed */
 
     const int device;
+    const bool legacy, blocking;
 
   private:
     static void serve(const std::shared_ptr<Stream> &stream);
@@ -124,16 +130,94 @@ class Stream {
     uint64_t pushed = 0, done = 0;
     bool running = false, closing = false;
 
-    friend std::shared_ptr<Stream> make_stream(int device);
+    friend std::shared_ptr<Stream> make_stream(int device, bool legacy, bool blocking);
     std::weak_ptr<Stream> own;
 };
 
-std::shared_ptr<Stream> make_stream(int device);
+std::shared_ptr<Stream> make_stream(int device, bool legacy, bool blocking);
 /* NULL is the default stream of the current device; nullptr if there is no such stream. */
 std::shared_ptr<Stream> find_stream(cudaStream_t handle);
 void drain_device(int device);
 int stream_count();
+
+/* ---- sim_event.cpp ---- */
+
+/* A place in a stream that it has passed or not. */
+class Record {
+  public:
+    typedef std::chrono::steady_clock Clock;
+
+    void complete()
+    {
+        std::lock_guard<std::mutex> guard(lock);
+        done = true;
+        time = Clock::now();
+        completed.notify_all();
+    }
+    void wait()
+    {
+        std::unique_lock<std::mutex> guard(lock);
+        while (!done)
+            completed.wait(guard);
+    }
+    bool is_done()
+    {
+        std::lock_guard<std::mutex> guard(lock);
+        return done;
+    }
+    Clock::time_point time; /* once it is done */
+
+  private:
+    std::mutex lock;
+    std::condition_variable completed;
+    bool done = false;
+};
+
 int event_count();
+
+/* ---- sim_capture.cpp ---- */
+
+bool is_captured(const Stream *stream);
+
+/* What streams do: `operation` in its turn, or in the graph that is captured, each time that this is launched. `number` is for
+ * Stream::wait, 0 if it was captured. */
+cudaError_t submit(const std::shared_ptr<Stream> &stream, std::function<void()> operation, uint64_t *number = nullptr);
+
+/* What a call must return at once because of captures, which become invalid then. The first is for every call that CUDA may
+ * find unsafe while anybody captures: what waits, asks for the state of work, allocates or releases. */
+cudaError_t check_unsafe();
+cudaError_t check_not_captured(const std::shared_ptr<Stream> &stream);
+cudaError_t check_device(int device); /* no stream of it is captured */
+
+#define CUDASIM_ENTER_UNSAFE()                          \
+    CUDASIM_ENTER();                                    \
+    do {                                                \
+        cudaError_t unsafe = ::cudasim::check_unsafe(); \
+        if (unsafe != cudaSuccess)                      \
+            return ::cudasim::report(unsafe);           \
+    } while (0)
+
+/* Where in a capture an event was recorded. */
+struct Mark;
+cudaError_t make_mark(const std::shared_ptr<Stream> &stream, std::shared_ptr<Mark> *mark); /* nullptr: it is not captured */
+cudaError_t wait_for_mark(const std::shared_ptr<Stream> &stream, const std::shared_ptr<Mark> &mark);
+cudaError_t wait_from_outside(const std::shared_ptr<Stream> &stream, bool *captured); /* for an event without a mark */
+cudaError_t check_mark(const std::shared_ptr<Mark> &mark);                            /* nobody asks for an event with a mark */
+
+/* ---- sim_graph.cpp ---- */
+
+struct Node {
+    size_t lane; /* nodes of a lane run one after the other; lane 0 is that of the stream in which the capture began */
+    std::vector<size_t> after; /* lower numbers */
+    std::function<void()> operation;
+};
+
+struct Graph {
+    std::vector<Node> nodes;  /* as they were captured */
+    std::vector<int> devices; /* of the lanes */
+};
+cudaGraph_t add_graph(std::shared_ptr<Graph> graph);
+int graph_count(); /* those that can be launched, too */
 
 /* ---- sim_memory.cpp ---- */
 
@@ -149,6 +233,11 @@ Place locate(const void *memory, size_t bytes);
 
 /* When an operation runs: dies if [memory, memory + bytes) is device memory that is not there yet or not any more. */
 void require_present(const char *what, const void *memory, size_t bytes);
+
+/* ---- sim_ipc.cpp ---- */
+
+bool can_reach(int device, int other); /* cudaDeviceCanAccessPeer */
+bool reaches(int device, int other);   /* it is the same, or cudaDeviceEnablePeerAccess was called */
 
 /* ---- sim_kernel.cpp ---- */
 

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Copies and fills. Ranges are checked when they are asked for, and again when they run.
+ * Copies and fills. Ranges are checked when they are asked for, and again when they run. A copy from or to memory that CUDA does not
+ * know waits until it is done, and so cannot be captured.
  */
 #include "cudasim/sim.h"
 
@@ -11,7 +12,7 @@ namespace cudasim {
 static bool is_device(Place place) { return place.kind == Kind::device; }
 
 static cudaError_t copy(void *dst, const void *src, size_t count, cudaMemcpyKind kind, const std::shared_ptr<Stream> &stream,
-                        bool wait)
+                        bool must_wait)
 {
     if (stream == nullptr)
         return cudaErrorInvalidResourceHandle;
@@ -26,14 +27,20 @@ static cudaError_t copy(void *dst, const void *src, size_t count, cudaMemcpyKind
     bool from_device = kind == cudaMemcpyDeviceToHost || kind == cudaMemcpyDeviceToDevice;
     if (kind != cudaMemcpyDefault && (to_device != is_device(to) || from_device != is_device(from)))
         return cudaErrorInvalidValue;
-    uint64_t operation = stream->push([dst, src, count] {
+    bool wait = must_wait || to.kind == Kind::unknown || from.kind == Kind::unknown;
+    cudaError_t error = wait ? check_not_captured(stream) : cudaSuccess;
+    if (error != cudaSuccess)
+        return error;
+    uint64_t number = 0;
+    auto operation = [dst, src, count] {
         require_present("a copy", dst, count);
         require_present("a copy", src, count);
         memcpy(dst, src, count);
-    });
-    if (wait || to.kind == Kind::unknown || from.kind == Kind::unknown)
-        stream->wait(operation);
-    return cudaSuccess;
+    };
+    error = submit(stream, operation, &number);
+    if (error == cudaSuccess && wait)
+        stream->wait(number);
+    return error;
 }
 
 static cudaError_t fill(void *memory, int value, size_t count, const std::shared_ptr<Stream> &stream, bool wait)
@@ -45,13 +52,15 @@ static cudaError_t fill(void *memory, int value, size_t count, const std::shared
     Place place = locate(memory, count);
     if ((place.kind != Kind::device && place.kind != Kind::pinned) || !place.whole)
         return cudaErrorInvalidValue;
-    uint64_t operation = stream->push([memory, value, count] {
+    uint64_t number = 0;
+    auto operation = [memory, value, count] {
         require_present("a fill", memory, count);
         memset(memory, value, count);
-    });
-    if (wait)
-        stream->wait(operation);
-    return cudaSuccess;
+    };
+    cudaError_t error = submit(stream, operation, &number);
+    if (error == cudaSuccess && wait)
+        stream->wait(number);
+    return error;
 }
 
 } // namespace cudasim
@@ -60,7 +69,7 @@ using namespace cudasim;
 
 CUDASIM_EXPORT cudaError_t cudaMemcpy(void *dst, const void *src, size_t count, cudaMemcpyKind kind)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     return report(copy(dst, src, count, kind, find_stream(nullptr), true));
 }
 
@@ -72,7 +81,7 @@ CUDASIM_EXPORT cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t co
 
 CUDASIM_EXPORT cudaError_t cudaMemset(void *devPtr, int value, size_t count)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     return report(fill(devPtr, value, count, find_stream(nullptr), true));
 }
 

@@ -41,10 +41,9 @@ static cudaError_t launch(const cudaLaunchConfig_t &config, const void *kernel, 
         return cudaErrorNotSupported;
     if (!load(stream->device, kernel))
         drain_device(stream->device);
-    stream->push([kernel, run, closure, grid = config.gridDim, block = config.blockDim] {
+    return submit(stream, [kernel, run, closure, grid = config.gridDim, block = config.blockDim] {
         run_kernel({kernel, run, closure.get(), grid, block});
     });
-    return cudaSuccess;
 }
 
 } // namespace cudasim
@@ -87,4 +86,13 @@ CUDASIM_EXPORT cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int *nu
         return report(cudaErrorInvalidValue);
     *numBlocks = 2048 / ((blockSize + 31) / 32 * 32);
     return cudaSuccess;
+}
+
+CUDASIM_EXPORT cudaError_t cudaLaunchHostFunc(cudaStream_t stream, cudaHostFn_t fn, void *userData)
+{
+    CUDASIM_ENTER();
+    std::shared_ptr<Stream> found = find_stream(stream);
+    if (found == nullptr || fn == nullptr)
+        return report(found == nullptr ? cudaErrorInvalidResourceHandle : cudaErrorInvalidValue);
+    return report(submit(found, [fn, userData] { fn(userData); }));
 }

@@ -5,9 +5,7 @@
  * Allocated memory ends at a page that may not be touched, up to the 256 bytes to which it is rounded; these last bytes are checked
  * when it is released. Released memory keeps its address for a while, without access, so that late users are found.
  */
-#include "cudasim/sim.h"
-
-#include <cudasim.h>
+#include "cudasim/sim_memory.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -30,34 +28,11 @@ namespace cudasim {
 
 enum { alignment = 256, fill = 0xCB, redzone = 0xFD, kept_released = 256 };
 
-struct Block {
-    uintptr_t start;
-    size_t size;
-    Kind kind;
-    int device;
-    void *mapping; /* of allocated memory: a page, the memory, a page */
-    size_t mapped;
-    bool in_order;  /* from cudaMallocAsync */
-    bool present;   /* its stream got to the allocation */
-    bool releasing; /* cudaFreeAsync was called */
-};
-
-struct Table {
-    std::mutex lock;
-    std::map<uintptr_t, Block> blocks;
-    std::map<int, size_t> used; /* by device */
-    std::deque<uintptr_t> released;
-    cudasim_count_t count;
-};
-
-static Table &table()
+Table &table()
 {
     static Table *made = new Table{};
     return *made;
 }
-
-static uintptr_t number(const void *memory) { return reinterpret_cast<uintptr_t>(memory); }
-static void *pointer(uintptr_t address) { return reinterpret_cast<void *>(address); }
 
 static size_t rounded(size_t bytes, size_t unit) { return (bytes + unit - 1) / unit * unit; }
 
@@ -95,20 +70,21 @@ void require_present(const char *what, const void *memory, size_t bytes)
 
 /* ---- blocks ---- */
 
-static void make_present(const Block &block)
+void make_present(const Block &block, bool fresh)
 {
     size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     uintptr_t first = number(block.mapping) + page, end = block.start + rounded(block.size, alignment);
     if (mprotect(pointer(first), end - first, PROT_READ | PROT_WRITE) != 0)
         die("mprotect of %zu bytes fails: are there too many mappings?", block.size);
-    memset(pointer(first), redzone, end - first);
-    memset(pointer(block.start), fill, block.size);
+    if (fresh) {
+        memset(pointer(first), redzone, end - first);
+        memset(pointer(block.start), fill, block.size);
+    }
     ASAN_POISON_MEMORY_REGION(pointer(first), block.start - first);
     ASAN_POISON_MEMORY_REGION(pointer(block.start + block.size), end - block.start - block.size);
 }
 
-/* Pages without access, at the end of which a block of `size` bytes starts. */
-static cudaError_t map_block(size_t size, Kind kind, Block *block)
+cudaError_t map_block(size_t size, Kind kind, Origin origin, Block *block)
 {
     size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
     size_t inside = rounded(rounded(size, alignment), page);
@@ -118,29 +94,53 @@ static cudaError_t map_block(size_t size, Kind kind, Block *block)
     if (mapping == MAP_FAILED)
         return cudaErrorMemoryAllocation;
     uintptr_t end = number(mapping) + page + inside;
-    *block = {end - rounded(size, alignment), size, kind, current_device(), mapping, inside + 2 * page, false, true, false};
+    *block = {};
+    block->start = end - rounded(size, alignment);
+    block->size = size;
+    block->kind = kind;
+    block->origin = origin;
+    block->device = current_device();
+    block->mapping = mapping;
+    block->mapped = inside + 2 * page;
+    block->file = -1;
+    block->present = origin != Origin::malloc_async;
     return cudaSuccess;
 }
 
-static cudaError_t allocate(size_t size, Kind kind, bool in_order, Block *block)
+/* Takes its bytes from the device's memory. */
+static bool take(const Block &block)
 {
-    cudaError_t error = map_block(size, kind, block);
+    Table &all = table();
+    if (block.kind == Kind::pinned) {
+        all.count.pinned_blocks++;
+        return true;
+    }
+    size_t &used = all.used[block.device];
+    if (block.size > settings().memory || used > settings().memory - block.size)
+        return false;
+    used += block.size;
+    all.count.device_blocks++;
+    return true;
+}
+
+static cudaError_t allocate(size_t size, Kind kind, Origin origin, Block *block)
+{
+    cudaError_t error = map_block(size, kind, origin, block);
     if (error != cudaSuccess)
         return error;
-    block->in_order = in_order;
-    block->present = !in_order;
     Table &all = table();
     std::lock_guard<std::mutex> guard(all.lock);
-    size_t &used = all.used[block->device];
-    if (kind == Kind::device && (size > settings().memory || used > settings().memory - size)) {
+    error = origin == Origin::malloc ? share_block(block) : cudaSuccess;
+    if (error == cudaSuccess && !take(*block))
+        error = cudaErrorMemoryAllocation;
+    if (error != cudaSuccess) {
         munmap(block->mapping, block->mapped);
-        return cudaErrorMemoryAllocation;
+        if (block->file >= 0)
+            close(block->file);
+        return error;
     }
-    if (kind == Kind::device)
-        used += size;
-    (kind == Kind::device ? all.count.device_blocks : all.count.pinned_blocks)++;
     if (block->present)
-        make_present(*block);
+        make_present(*block, true);
     all.blocks[block->start] = *block;
     return cudaSuccess;
 }
@@ -158,18 +158,16 @@ static void check_redzones(const Block &block)
             at += block.size - 1;
 }
 
-/* Call with the lock held. */
-static void release(Block *block)
+void make_gone(Block *block)
 {
     Table &all = table();
-    check_redzones(*block);
-    if (block->kind == Kind::device)
-        all.used[block->device] -= block->size;
-    (block->kind == Kind::device ? all.count.device_blocks : all.count.pinned_blocks)--;
+    ASAN_UNPOISON_MEMORY_REGION(block->mapping, block->mapped);
     block->kind = Kind::gone;
     if (mmap(block->mapping, block->mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0) ==
         MAP_FAILED)
         die("mmap fails: are there too many mappings?");
+    if (block->file >= 0)
+        close(block->file);
     all.released.push_back(block->start);
     if (all.released.size() <= kept_released)
         return;
@@ -179,11 +177,22 @@ static void release(Block *block)
     all.blocks.erase(oldest);
 }
 
-/* What starts at an address and is no longer released by anyone else; call with the lock held. */
-static Block *owned_block(void *memory, Kind kind)
+/* Call with the lock held. */
+static void release(Block *block)
+{
+    Table &all = table();
+    check_redzones(*block);
+    if (block->kind == Kind::device)
+        all.used[block->device] -= block->size;
+    (block->kind == Kind::device ? all.count.device_blocks : all.count.pinned_blocks)--;
+    make_gone(block);
+}
+
+Block *owned_block(void *memory, Origin origin)
 {
     auto found = table().blocks.find(number(memory));
-    if (found == table().blocks.end() || found->second.kind != kind || found->second.releasing)
+    if (found == table().blocks.end() || found->second.kind == Kind::gone || found->second.origin != origin ||
+        found->second.releasing)
         return nullptr;
     return &found->second;
 }
@@ -198,6 +207,7 @@ CUDASIM_EXPORT cudasim_count_t cudasim_objects(void)
     cudasim_count_t objects = table().count;
     objects.streams = stream_count();
     objects.events = event_count();
+    objects.graphs = graph_count();
     return objects;
 }
 
@@ -220,12 +230,12 @@ CUDASIM_EXPORT cudaError_t cudaPointerGetAttributes(cudaPointerAttributes *attri
 
 CUDASIM_EXPORT cudaError_t cudaMalloc(void **devPtr, size_t size)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     Block block;
     *devPtr = nullptr;
     if (size == 0)
         return cudaSuccess;
-    cudaError_t error = allocate(size, Kind::device, false, &block);
+    cudaError_t error = allocate(size, Kind::device, Origin::malloc, &block);
     if (error == cudaSuccess)
         *devPtr = pointer(block.start);
     return report(error);
@@ -239,13 +249,15 @@ CUDASIM_EXPORT cudaError_t cudaMallocAsync(void **devPtr, size_t size, cudaStrea
         return report(cudaErrorInvalidResourceHandle);
     Block block;
     *devPtr = nullptr;
-    cudaError_t error = allocate(size, Kind::device, true, &block);
+    cudaError_t error = check_not_captured(found); /* memory of graphs is not supported */
+    if (error == cudaSuccess)
+        error = allocate(size, Kind::device, Origin::malloc_async, &block);
     if (error != cudaSuccess)
         return report(error);
     *devPtr = pointer(block.start);
     found->push([block] {
         std::lock_guard<std::mutex> guard(table().lock);
-        make_present(block);
+        make_present(block, true);
         table().blocks[block.start].present = true;
     });
     return cudaSuccess;
@@ -253,12 +265,14 @@ CUDASIM_EXPORT cudaError_t cudaMallocAsync(void **devPtr, size_t size, cudaStrea
 
 CUDASIM_EXPORT cudaError_t cudaFree(void *devPtr)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     if (devPtr == nullptr)
         return cudaSuccess;
     drain_device(current_device());
     std::lock_guard<std::mutex> guard(table().lock);
-    Block *block = owned_block(devPtr, Kind::device);
+    Block *block = owned_block(devPtr, Origin::malloc);
+    if (block == nullptr)
+        block = owned_block(devPtr, Origin::malloc_async);
     if (block == nullptr || !block->present)
         return report(cudaErrorInvalidValue);
     release(block);
@@ -273,10 +287,13 @@ CUDASIM_EXPORT cudaError_t cudaFreeAsync(void *devPtr, cudaStream_t stream)
         return report(cudaErrorInvalidResourceHandle);
     if (devPtr == nullptr)
         return cudaSuccess;
+    cudaError_t error = check_not_captured(found);
+    if (error != cudaSuccess)
+        return report(error);
     {
         std::lock_guard<std::mutex> guard(table().lock);
-        Block *block = owned_block(devPtr, Kind::device);
-        if (block == nullptr || !block->in_order)
+        Block *block = owned_block(devPtr, Origin::malloc_async);
+        if (block == nullptr)
             return report(cudaErrorInvalidValue);
         block->releasing = true;
     }
@@ -294,7 +311,7 @@ static cudaError_t allocate_pinned(void **ptr, size_t size)
 {
     Block block;
     *ptr = nullptr;
-    cudaError_t error = allocate(size, Kind::pinned, false, &block);
+    cudaError_t error = allocate(size, Kind::pinned, Origin::host_alloc, &block);
     if (error == cudaSuccess)
         *ptr = pointer(block.start);
     return report(error);
@@ -302,25 +319,25 @@ static cudaError_t allocate_pinned(void **ptr, size_t size)
 
 CUDASIM_EXPORT cudaError_t cudaHostAlloc(void **ptr, size_t size, unsigned int)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     return allocate_pinned(ptr, size);
 }
 
 CUDASIM_EXPORT cudaError_t cudaMallocHost(void **ptr, size_t size)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     return allocate_pinned(ptr, size);
 }
 
 CUDASIM_EXPORT cudaError_t cudaFreeHost(void *ptr)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     if (ptr == nullptr)
         return cudaSuccess;
     drain_device(current_device());
     std::lock_guard<std::mutex> guard(table().lock);
-    Block *block = owned_block(ptr, Kind::pinned);
-    if (block == nullptr || block->mapping == nullptr)
+    Block *block = owned_block(ptr, Origin::host_alloc);
+    if (block == nullptr)
         return report(cudaErrorInvalidValue);
     release(block);
     return cudaSuccess;
@@ -328,7 +345,7 @@ CUDASIM_EXPORT cudaError_t cudaFreeHost(void *ptr)
 
 CUDASIM_EXPORT cudaError_t cudaHostRegister(void *ptr, size_t size, unsigned int)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     if (ptr == nullptr || size == 0)
         return report(cudaErrorInvalidValue);
     Place place = locate(ptr, size);
@@ -337,17 +354,24 @@ CUDASIM_EXPORT cudaError_t cudaHostRegister(void *ptr, size_t size, unsigned int
     if (place.kind != Kind::unknown || !place.whole)
         return report(cudaErrorHostMemoryAlreadyRegistered);
     std::lock_guard<std::mutex> guard(table().lock);
-    table().blocks[number(ptr)] = {number(ptr), size, Kind::pinned, current_device(), nullptr, 0, false, true, false};
+    Block block = {};
+    block.start = number(ptr);
+    block.size = size;
+    block.kind = Kind::pinned;
+    block.origin = Origin::host_register;
+    block.device = current_device();
+    block.file = -1;
+    block.present = true;
+    table().blocks[block.start] = block;
     table().count.registrations++;
     return cudaSuccess;
 }
 
 CUDASIM_EXPORT cudaError_t cudaHostUnregister(void *ptr)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     std::lock_guard<std::mutex> guard(table().lock);
-    Block *block = owned_block(ptr, Kind::pinned);
-    if (block == nullptr || block->mapping != nullptr)
+    if (owned_block(ptr, Origin::host_register) == nullptr)
         return report(cudaErrorHostMemoryNotRegistered);
     table().blocks.erase(number(ptr));
     table().count.registrations--;

@@ -1,67 +1,20 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Streams and events. A stream is a queue with a thread; an event is the last of its records, and who waits for an event waits for
- * the record that was the last one when it asked.
+ * Streams: each is a queue with a thread.
  */
 #include "cudasim/sim.h"
 
 #include <cudasim.h>
 
-#include <chrono>
 #include <pthread.h>
 #include <random>
 #include <signal.h>
-#include <stdlib.h>
-#include <string.h>
 #include <thread>
-#include <vector>
 
 namespace cudasim {
 
-typedef std::chrono::steady_clock Clock;
-
-struct Record {
-    std::mutex lock;
-    std::condition_variable completed;
-    bool done = false;
-    Clock::time_point time;
-
-    void complete()
-    {
-        std::lock_guard<std::mutex> guard(lock);
-        done = true;
-        time = Clock::now();
-        completed.notify_all();
-    }
-    void wait()
-    {
-        std::unique_lock<std::mutex> guard(lock);
-        while (!done)
-            completed.wait(guard);
-    }
-    bool is_done()
-    {
-        std::lock_guard<std::mutex> guard(lock);
-        return done;
-    }
-};
-
-struct Event {
-    int device;
-    bool timing;
-    std::mutex lock;
-    std::shared_ptr<Record> last;
-
-    std::shared_ptr<Record> record()
-    {
-        std::lock_guard<std::mutex> guard(lock);
-        return last;
-    }
-};
-
 struct All {
     Handles<Stream> streams{0x50000000};
-    Handles<Event> events{0xe0000000};
     std::mutex lock;
     std::vector<std::shared_ptr<Stream>> every; /* closed ones too, while they work */
     std::map<int, std::shared_ptr<Stream>> defaults;
@@ -74,11 +27,8 @@ static All &all()
 }
 
 int stream_count() { return all().streams.size(); }
-int event_count() { return all().events.size(); }
 
 static uintptr_t number(const void *handle) { return reinterpret_cast<uintptr_t>(handle); }
-
-static std::shared_ptr<Event> find_event(cudaEvent_t event) { return all().events.find(number(event)); }
 
 /* Who waits for the device does not wait for this stream any more. */
 static void forget(const Stream *stream)
@@ -126,6 +76,8 @@ void Stream::serve(const std::shared_ptr<Stream> &stream)
 
 uint64_t Stream::push(std::function<void()> operation)
 {
+    if (is_captured(this))
+        die("cudasim itself runs an operation of a stream that is captured");
     std::lock_guard<std::mutex> guard(lock);
     if (!running) {
         /* Signals belong to the threads of the program. */
@@ -173,9 +125,9 @@ void Stream::close()
     forget(this);
 }
 
-std::shared_ptr<Stream> make_stream(int device)
+std::shared_ptr<Stream> make_stream(int device, bool legacy, bool blocking)
 {
-    std::shared_ptr<Stream> stream = std::make_shared<Stream>(device);
+    std::shared_ptr<Stream> stream = std::make_shared<Stream>(device, legacy, blocking);
     stream->own = stream;
     All &state = all();
     std::lock_guard<std::mutex> guard(state.lock);
@@ -194,7 +146,7 @@ std::shared_ptr<Stream> find_stream(cudaStream_t handle)
         if (found != state.defaults.end())
             return found->second;
     }
-    std::shared_ptr<Stream> made = make_stream(current_device());
+    std::shared_ptr<Stream> made = make_stream(current_device(), true, false);
     std::unique_lock<std::mutex> guard(state.lock);
     std::shared_ptr<Stream> used = state.defaults.emplace(made->device, made).first->second;
     guard.unlock();
@@ -226,7 +178,8 @@ static cudaError_t create_stream(cudaStream_t *stream, unsigned int flags)
 {
     if (stream == nullptr || flags > cudaStreamNonBlocking)
         return report(cudaErrorInvalidValue);
-    *stream = reinterpret_cast<cudaStream_t>(all().streams.add(make_stream(current_device())));
+    std::shared_ptr<Stream> made = make_stream(current_device(), false, flags == cudaStreamDefault);
+    *stream = reinterpret_cast<cudaStream_t>(all().streams.add(made));
     return cudaSuccess;
 }
 
@@ -251,147 +204,45 @@ CUDASIM_EXPORT cudaError_t cudaStreamCreate(cudaStream_t *stream)
 CUDASIM_EXPORT cudaError_t cudaStreamDestroy(cudaStream_t stream)
 {
     CUDASIM_ENTER();
-    std::shared_ptr<Stream> found = all().streams.remove(number(stream));
+    std::shared_ptr<Stream> found = stream == nullptr ? nullptr : find_stream(stream);
     if (found == nullptr)
         return report(cudaErrorInvalidResourceHandle);
+    cudaError_t error = check_not_captured(found);
+    if (error != cudaSuccess)
+        return report(error);
+    if (all().streams.remove(number(stream)) == nullptr)
+        return report(cudaErrorInvalidResourceHandle); /* another thread was faster */
     found->close();
     return cudaSuccess;
 }
 
 CUDASIM_EXPORT cudaError_t cudaStreamSynchronize(cudaStream_t stream)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     std::shared_ptr<Stream> found = find_stream(stream);
-    if (found == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
+    cudaError_t error = found == nullptr ? cudaErrorInvalidResourceHandle : check_not_captured(found);
+    if (error != cudaSuccess)
+        return report(error);
     found->drain();
     return cudaSuccess;
 }
 
 CUDASIM_EXPORT cudaError_t cudaStreamQuery(cudaStream_t stream)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
     std::shared_ptr<Stream> found = find_stream(stream);
-    if (found == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
+    cudaError_t error = found == nullptr ? cudaErrorInvalidResourceHandle : check_not_captured(found);
+    if (error != cudaSuccess)
+        return report(error);
     return report(found->idle() ? cudaSuccess : cudaErrorNotReady);
 }
 
 CUDASIM_EXPORT cudaError_t cudaDeviceSynchronize(void)
 {
-    CUDASIM_ENTER();
+    CUDASIM_ENTER_UNSAFE();
+    cudaError_t error = check_device(current_device());
+    if (error != cudaSuccess)
+        return report(error);
     drain_device(current_device());
-    return cudaSuccess;
-}
-
-CUDASIM_EXPORT cudaError_t cudaThreadExchangeStreamCaptureMode(cudaStreamCaptureMode *mode)
-{
-    static thread_local cudaStreamCaptureMode current = cudaStreamCaptureModeGlobal;
-    CUDASIM_ENTER();
-    cudaStreamCaptureMode before = current;
-    current = *mode;
-    *mode = before;
-    return cudaSuccess;
-}
-
-CUDASIM_EXPORT cudaError_t cudaStreamIsCapturing(cudaStream_t stream, cudaStreamCaptureStatus *status)
-{
-    CUDASIM_ENTER();
-    if (find_stream(stream) == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
-    const char *capturing = getenv("CUDASIM_CAPTURING");
-    bool active = capturing != nullptr && strcmp(capturing, "1") == 0;
-    *status = active ? cudaStreamCaptureStatusActive : cudaStreamCaptureStatusNone;
-    return cudaSuccess;
-}
-
-CUDASIM_EXPORT cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned int)
-{
-    CUDASIM_ENTER();
-    std::shared_ptr<Stream> found = find_stream(stream);
-    std::shared_ptr<Event> of = find_event(event);
-    if (found == nullptr || of == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
-    if (std::shared_ptr<Record> record = of->record())
-        found->push([record] { record->wait(); });
-    return cudaSuccess;
-}
-
-/* ---- events ---- */
-
-static cudaError_t create_event(cudaEvent_t *event, unsigned int flags)
-{
-    std::shared_ptr<Event> made = std::make_shared<Event>();
-    made->device = current_device();
-    made->timing = (flags & cudaEventDisableTiming) == 0;
-    *event = reinterpret_cast<cudaEvent_t>(all().events.add(made));
-    return cudaSuccess;
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned int flags)
-{
-    CUDASIM_ENTER();
-    return create_event(event, flags);
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventCreate(cudaEvent_t *event)
-{
-    CUDASIM_ENTER();
-    return create_event(event, cudaEventDefault);
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventDestroy(cudaEvent_t event)
-{
-    CUDASIM_ENTER();
-    return report(all().events.remove(number(event)) == nullptr ? cudaErrorInvalidResourceHandle : cudaSuccess);
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream)
-{
-    CUDASIM_ENTER();
-    std::shared_ptr<Stream> found = find_stream(stream);
-    std::shared_ptr<Event> of = find_event(event);
-    if (found == nullptr || of == nullptr || found->device != of->device)
-        return report(cudaErrorInvalidResourceHandle);
-    std::shared_ptr<Record> record = std::make_shared<Record>();
-    std::lock_guard<std::mutex> guard(of->lock);
-    of->last = record;
-    found->push([record] { record->complete(); });
-    return cudaSuccess;
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventQuery(cudaEvent_t event)
-{
-    CUDASIM_ENTER();
-    std::shared_ptr<Event> of = find_event(event);
-    if (of == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
-    std::shared_ptr<Record> record = of->record();
-    return report(record == nullptr || record->is_done() ? cudaSuccess : cudaErrorNotReady);
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventSynchronize(cudaEvent_t event)
-{
-    CUDASIM_ENTER();
-    std::shared_ptr<Event> of = find_event(event);
-    if (of == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
-    if (std::shared_ptr<Record> record = of->record())
-        record->wait();
-    return cudaSuccess;
-}
-
-CUDASIM_EXPORT cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end)
-{
-    CUDASIM_ENTER();
-    std::shared_ptr<Event> from = find_event(start), to = find_event(end);
-    if (from == nullptr || to == nullptr || !from->timing || !to->timing)
-        return report(cudaErrorInvalidResourceHandle);
-    std::shared_ptr<Record> first = from->record(), second = to->record();
-    if (first == nullptr || second == nullptr)
-        return report(cudaErrorInvalidResourceHandle);
-    if (!first->is_done() || !second->is_done())
-        return report(cudaErrorNotReady);
-    *ms = std::chrono::duration<float, std::milli>(second->time - first->time).count();
     return cudaSuccess;
 }

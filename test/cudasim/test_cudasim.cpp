@@ -2,53 +2,6 @@
 /* The simulated CUDA: order of streams, what memory is, and failures. */
 #include "cudasim/test_support.h"
 
-static cudaStream_t new_stream()
-{
-    cudaStream_t stream;
-    OK(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
-    return stream;
-}
-
-static cudaEvent_t new_event()
-{
-    cudaEvent_t event;
-    OK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
-    return event;
-}
-
-typedef CUresult (*word_function_t)(CUstream stream, CUdeviceptr word, cuuint32_t value, unsigned flags);
-
-static word_function_t word_function(const char *name)
-{
-    void *found = nullptr;
-    cudaDriverEntryPointQueryResult result;
-    OK(cudaGetDriverEntryPointByVersion(name, &found, 12000, cudaEnableDefault, &result));
-    ck_assert_int_eq(result, cudaDriverEntryPointSuccess);
-    return reinterpret_cast<word_function_t>(found);
-}
-
-static CUdeviceptr address(void *memory) { return reinterpret_cast<CUdeviceptr>(memory); }
-
-static void wait_word(cudaStream_t stream, unsigned *word, unsigned value)
-{
-    ck_assert_int_eq(word_function("cuStreamWaitValue32")(stream, address(word), value, CU_STREAM_WAIT_VALUE_GEQ), CUDA_SUCCESS);
-}
-
-static void set_word(unsigned *word, unsigned value) { __atomic_store_n(word, value, __ATOMIC_RELEASE); }
-
-__global__ static void append(unsigned *list, unsigned value) { list[++list[0]] = value; }
-__global__ static void copy_word(const unsigned *from, unsigned *to) { *to = *from; }
-__global__ static void nothing() {}
-
-template <typename... Parameters, typename... Arguments>
-static cudaError_t launch(cudaStream_t stream, void (*kernel)(Parameters...), Arguments... arguments)
-{
-    cudaFuncAttributes attributes;
-    OK(cudaFuncGetAttributes(&attributes, kernel));
-    cudaLaunchConfig_t config = on(stream, 1, 1);
-    return cudaLaunchKernelEx(&config, kernel, arguments...);
-}
-
 /* ---- streams ---- */
 
 START_TEST(operations_run_in_order)
@@ -116,6 +69,66 @@ START_TEST(streams_wait_for_words)
     ck_assert_int_eq(wait(writer, address(words) + 1, 0, 0), CUDA_ERROR_INVALID_VALUE);
     ck_assert_int_eq(wait(stream, address(words), 0, 0), CUDA_ERROR_INVALID_HANDLE);
     OK(cudaStreamDestroy(writer));
+    OK(cudaFreeHost(words));
+}
+END_TEST
+
+static CUstreamBatchMemOpParams waiting(CUstreamBatchMemOpType type, void *word, uint64_t value, unsigned flags)
+{
+    CUstreamBatchMemOpParams params = {};
+    params.waitValue.operation = type;
+    params.waitValue.address = address(word);
+    params.waitValue.value64 = value;
+    params.waitValue.flags = flags;
+    return params;
+}
+
+static CUstreamBatchMemOpParams writing(CUstreamBatchMemOpType type, void *word, uint64_t value)
+{
+    CUstreamBatchMemOpParams params = {};
+    params.writeValue.operation = type;
+    params.writeValue.address = address(word);
+    params.writeValue.value64 = value;
+    return params;
+}
+
+/* Operations of a batch run in their order, and what was enqueued before them is done. */
+START_TEST(batches_of_words)
+{
+    cudaStream_t stream = new_stream();
+    uint64_t *words = pinned<uint64_t>(4);
+    unsigned *halves = reinterpret_cast<unsigned *>(words);
+    batch_function_t batch = batch_function();
+    CUstreamBatchMemOpParams steps[] = {
+        waiting(CU_STREAM_MEM_OP_WAIT_VALUE_64, &words[0], 0xffffffff00000006ull, CU_STREAM_WAIT_VALUE_AND),
+        writing(CU_STREAM_MEM_OP_WRITE_VALUE_32, &halves[0], 9),
+        writing(CU_STREAM_MEM_OP_WRITE_VALUE_64, &words[1], 0x100000002ull),
+        waiting(CU_STREAM_MEM_OP_WAIT_VALUE_64, &words[1], 0x100000002ull, CU_STREAM_WAIT_VALUE_EQ),
+        waiting(CU_STREAM_MEM_OP_WAIT_VALUE_32, &halves[4], 1, CU_STREAM_WAIT_VALUE_GEQ),
+        writing(CU_STREAM_MEM_OP_WRITE_VALUE_32, &halves[5], 5),
+    };
+    set_word(&halves[0], 1); /* none of the bits */
+    ck_assert_int_eq(batch(stream, 6, steps, 0), CUDA_SUCCESS);
+    ck_assert_int_eq(cudaStreamQuery(stream), cudaErrorNotReady);
+    set_word(&halves[1], 0x80000000u); /* one of the upper ones */
+    set_word(&halves[4], 1);
+    OK(cudaStreamSynchronize(stream));
+    ck_assert_uint_eq(words[0], 0x8000000000000009ull);
+    ck_assert_uint_eq(words[1], 0x100000002ull);
+    ck_assert_uint_eq(halves[5], 5);
+
+    CUstreamBatchMemOpParams crooked = writing(CU_STREAM_MEM_OP_WRITE_VALUE_64, &halves[1], 0);
+    ck_assert_int_eq(batch(stream, 1, &crooked, 0), CUDA_ERROR_INVALID_VALUE);
+    steps[5].writeValue.flags = CU_STREAM_WRITE_VALUE_NO_MEMORY_BARRIER;
+    ck_assert_int_eq(batch(stream, 6, steps, 0), CUDA_ERROR_NOT_SUPPORTED);
+    OK(cudaStreamQuery(stream)); /* none of them was enqueued */
+    ck_assert_int_eq(batch(stream, 0, steps, 0), CUDA_ERROR_INVALID_VALUE);
+    setenv("CUDASIM_NO_WORDS", "64", 1);
+    ck_assert_int_eq(batch(stream, 1, steps, 0), CUDA_ERROR_NOT_SUPPORTED);
+    ck_assert_int_eq(batch(stream, 1, &steps[1], 0), CUDA_SUCCESS);
+    unsetenv("CUDASIM_NO_WORDS");
+    OK(cudaStreamDestroy(stream));
+    OK(cudaDeviceSynchronize());
     OK(cudaFreeHost(words));
 }
 END_TEST
@@ -439,14 +452,6 @@ START_TEST(forks)
 }
 END_TEST
 
-/* One test case for each setting that is read once: a process may run all tests of a case. */
-#define CASE_OF_ONE(suite, test_case, test) \
-    do {                                    \
-        TCase *one = test_case;             \
-        tcase_add_test(one, test);          \
-        suite_add_tcase(suite, one);        \
-    } while (0)
-
 extern "C" Suite *iq_suite(void)
 {
     Suite *suite = suite_create("cudasim");
@@ -456,6 +461,7 @@ extern "C" Suite *iq_suite(void)
     tcase_add_test(c, operations_run_in_order);
     tcase_add_test(c, streams_are_independent);
     tcase_add_test(c, streams_wait_for_words);
+    tcase_add_test(c, batches_of_words);
     tcase_add_test(c, first_launch_waits);
     suite_add_tcase(suite, c);
 

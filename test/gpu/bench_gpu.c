@@ -17,7 +17,7 @@ enum { SKIPPED = 77, USAGE = 2 };
 static const char usage[] =
     "usage: bench_gpu [--kernels | --calls] [--json] [--quick]\n"
     "\n"
-    "  --kernels   each kernel's rate beside that of a device-to-device copy\n"
+    "  --kernels   each kernel's rate beside that of a device-to-device copy, and a factored call's product beside cuBLASLt's\n"
     "  --calls     allreduce of device memory between 2 and 4 ranks on the one GPU\n"
     "  --json      a JSON object a line instead of a table\n"
     "  --quick     small buffers and few repetitions: every row runs, the times mean nothing\n"
@@ -54,7 +54,7 @@ void bench_head(const bench_t *bench, const char *part)
     if (strcmp(part, "kernel") == 0)
         printf("\n%-12s %-5s %5s %6s %7s %-11s %10s %9s %8s\n", "kernel", "type", "bits", "width", "bucket", "rounding", "us", "GB/s", "of copy");
     else
-        printf("\n%-12s %-6s %-16s %10s %12s %9s\n", "call", "ranks", "quantizer", "bytes", "us", "GB/s");
+        printf("\n%-12s %-6s %-9s %-6s %-16s %10s %12s %9s\n", "call", "ranks", "over", "mode", "quantizer", "bytes", "us", "GB/s");
 }
 
 static int ascending(const void *a, const void *b)
@@ -74,8 +74,10 @@ static void put_json(const bench_t *bench, const bench_row_t *row, double median
     if (row->rounding != NULL)
         printf(", \"rounding\": \"%s\"", row->rounding);
     if (row->ranks > 0)
-        printf(", \"ranks\": %u, \"quantizer\": \"%s\"", row->ranks, row->quantizer);
-    if (!bench->simulated && !bench->quick)
+        printf(", \"ranks\": %u, \"quantizer\": \"%s\", \"way\": \"%s\", \"mode\": \"%s\"", row->ranks, row->quantizer, row->way, row->mode);
+    if (row->skipped != NULL)
+        printf(", \"skipped\": \"%s\"", row->skipped);
+    else if (!bench->simulated && !bench->quick)
         printf(", \"us\": %.3f, \"us_lowest\": %.3f, \"gbs\": %.2f", median, lowest, gbs);
     if (!bench->simulated && !bench->quick && row->rated)
         printf(", \"ratio\": %.4f", gbs / bench->copy_gbs);
@@ -94,9 +96,11 @@ static void put_table(const bench_t *bench, const bench_row_t *row, double media
     else if (row->bucket > 0)
         snprintf(bucket, sizeof(bucket), "%zu", row->bucket);
     if (row->ranks > 0) {
-        if (!bench->simulated && !bench->quick)
+        if (row->skipped != NULL)
+            snprintf(times, sizeof(times), "skipped: %s", row->skipped);
+        else if (!bench->simulated && !bench->quick)
             snprintf(times, sizeof(times), "%12.1f %9.2f", median, gbs);
-        printf("%-12s %-6u %-16s %10zu %12s\n", row->name, row->ranks, row->quantizer, row->bytes, times);
+        printf("%-12s %-6u %-9s %-6s %-16s %10zu %12s\n", row->name, row->ranks, row->way, row->mode, row->quantizer, row->bytes, times);
         return;
     }
     if (!bench->simulated && !bench->quick)
@@ -137,6 +141,7 @@ static void say_what_this_is(bench_t *bench)
         puts("This GPU is simulated: rows only run, and there are no times.");
     else if (!bench->json && bench->quick)
         puts("A quick run: rows only run, and there are no times.");
+    fflush(stdout);
 }
 
 /* ---- the command line ---- */
@@ -186,8 +191,10 @@ int main(int argc, char **argv)
     }
     find_modules();
     say_what_this_is(&bench);
-    if (parts != CALLS)
+    if (parts != CALLS) {
         bench_kernels(&bench);
+        bench_factors(&bench);
+    }
     if (parts != KERNELS)
         bench_calls(&bench);
     return 0;

@@ -22,6 +22,8 @@ typedef struct bench {
 typedef struct bench_row {
     const char *part; /* "kernel" or "call" */
     const char *name, *type, *rounding, *quantizer;
+    const char *way, *mode; /* of calls */
+    const char *skipped;    /* why there is no time */
     unsigned bits, width, ranks;
     size_t bucket, count, bytes;
     bool tensor; /* one scale for all */
@@ -53,6 +55,7 @@ _Noreturn void bench_die(const char *file, int line, const char *call, const cha
 void bench_fill(float *values, size_t count, unsigned salt);
 
 void bench_kernels(bench_t *bench); /* bench_kernels.c */
+void bench_factors(bench_t *bench); /* bench_factors.c, after the copy of bench_kernels */
 void bench_calls(bench_t *bench);   /* bench_calls.c */
 
 #endif

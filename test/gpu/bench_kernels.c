@@ -15,7 +15,7 @@
 
 enum { MOST_SETS = 8, MOST_REPETITIONS = 64 };
 
-typedef enum work { COPY, MEASURE, REDUCE, MAP } work_t;
+typedef enum work { COPY, MEASURE, REDUCE, MAP, COMBINE } work_t;
 
 typedef struct step {
     const char *name; /* of codec.h, where it has one */
@@ -25,9 +25,11 @@ typedef struct step {
     unsigned bits, width;  /* of a rank's codes, and of the packed run */
     size_t bucket;
     bool quantize, stochastic, accumulate;
+    unsigned parts; /* COMBINE: own values, and codes of the others */
+    bool result;    /* COMBINE: written beside the output */
 } step_t;
 
-/* Device memory; elements of all forms describe the same values. */
+/* Device memory; elements of all forms describe the same values. Messages that are combined lie in `sums`, and lanes. */
 typedef struct set {
     void *values, *halves, *codes, *sums, *output;
 } set_t;
@@ -105,7 +107,7 @@ static void close_sets(const bench_t *bench)
 static uint32_t top_of(const step_t *step) { return (1u << step->bits) - 2u; }
 
 /* Sums of so many ranks' codes fit the width. */
-static uint32_t parts_of(const step_t *step) { return step->width > step->bits ? 2 : 1; }
+static uint32_t parts_of(const step_t *step) { return step->parts > 0 ? step->parts : step->width > step->bits ? 2 : 1; }
 
 static void *values_in(const step_t *step, const set_t *set) { return step->type == ISGQ_FLOAT32 ? set->values : set->halves; }
 
@@ -115,7 +117,7 @@ static iq_cuda_source_t source_of(const step_t *step, const set_t *set)
     if (step->from == IQ_CUDA_VALUES)
         return source;
     uint32_t most = parts_of(step) * top_of(step);
-    source = (iq_cuda_source_t){.form = step->from, .data = step->from == IQ_CUDA_SUMS ? set->sums : set->codes, .divisor = 1.0f};
+    source = (iq_cuda_source_t){.form = step->from, .data = step->from == IQ_CUDA_CODES ? set->codes : set->sums, .divisor = 1.0f};
     source.width = step->width;
     source.most = most;
     if (step->to == IQ_CUDA_VALUES || step->quantize) {
@@ -128,22 +130,53 @@ static iq_cuda_source_t source_of(const step_t *step, const set_t *set)
 
 static iq_cuda_target_t target_of(const step_t *step, const set_t *set)
 {
-    void *data = step->to == IQ_CUDA_SUMS ? set->sums : step->to == IQ_CUDA_CODES ? set->codes : set->output;
+    void *data = step->to == IQ_CUDA_VALUES ? set->output : step->to == IQ_CUDA_CODES ? set->codes : set->sums;
     return (iq_cuda_target_t){.form = step->to, .type = step->type, .data = data, .width = step->width, .accumulate = step->accumulate};
+}
+
+static iq_cuda_grid_t grid_of(const step_t *step, uint64_t call)
+{
+    return (iq_cuda_grid_t){.used = true,
+                            .stochastic = step->stochastic,
+                            .top = top_of(step),
+                            .scales = scales,
+                            .stream = IQ_STREAM_OWN,
+                            .seed = 1,
+                            .call = call};
 }
 
 static void map(const bench_t *bench, const step_t *step, iq_cuda_source_t source, iq_cuda_target_t target, uint64_t call)
 {
     iq_cuda_map_t run = {.source = source, .target = target, .through = ISGQ_FLOAT32, .bucket = step->bucket, .count = bench->count, .fault = fault};
     if (step->quantize)
-        run.grid = (iq_cuda_grid_t){.used = true,
-                                    .stochastic = step->stochastic,
-                                    .top = top_of(step),
-                                    .scales = scales,
-                                    .stream = IQ_STREAM_OWN,
-                                    .seed = 1,
-                                    .call = call};
+        run.grid = grid_of(step, call);
     TRY(cuda->map(0, stream, &run));
+}
+
+static void *message_in(const bench_t *bench, const step_t *step, const set_t *set, unsigned part)
+{
+    return (char *)set->sums + part * (bench->count * step->bits / 8);
+}
+
+/* One rank's step of an allreduce: its own values, the others' codes, and the sum; part 0 is its own. */
+static void combine(const bench_t *bench, const step_t *step, const set_t *set, uint64_t call)
+{
+    uint32_t most = step->parts * top_of(step);
+    iq_cuda_combine_t run = {.nparts = step->parts,
+                             .part = {.form = IQ_CUDA_CODES, .width = step->bits, .most = top_of(step), .divisor = 1.0f},
+                             .own_type = step->type,
+                             .through = ISGQ_FLOAT32,
+                             .own_grid = grid_of(step, call),
+                             .integers = true,
+                             .sum = {.form = IQ_CUDA_SUMS, .scales = scales, .top = top_of(step), .zero = (int32_t)most, .divisor = 1.0f},
+                             .result = {.form = IQ_CUDA_CODES, .data = step->result ? set->codes : NULL, .width = step->width},
+                             .output = {.form = IQ_CUDA_VALUES, .type = step->type, .data = set->output},
+                             .bucket = step->bucket,
+                             .count = bench->count,
+                             .fault = fault};
+    for (unsigned part = 0; part < step->parts; part++)
+        run.parts[part].data = part == 0 ? values_in(step, set) : message_in(bench, step, set, part - 1);
+    TRY(cuda->combine(0, stream, &run));
 }
 
 static void launch(const bench_t *bench, const step_t *step, size_t number)
@@ -158,11 +191,27 @@ static void launch(const bench_t *bench, const step_t *step, size_t number)
         TRY(cuda->measure(0, stream, &source, 0, step->bucket, bench->count, measured + number * scales_of(bench, step->bucket)));
     else if (step->work == REDUCE)
         TRY(cuda->reduce(0, stream, &reduce));
+    else if (step->work == COMBINE)
+        combine(bench, step, set, number);
     else
         map(bench, step, source, target_of(step, set), number);
 }
 
 /* ---- a row ---- */
+
+/* Words or messages of all ranks, who have the same values. */
+static void prepare_sums(const bench_t *bench, const step_t *step, const set_t *set)
+{
+    step_t encode = *step;
+    encode.from = IQ_CUDA_VALUES, encode.to = step->work == COMBINE ? IQ_CUDA_CODES : IQ_CUDA_LANES;
+    encode.width = step->work == COMBINE ? step->bits : step->width;
+    encode.quantize = true;
+    for (unsigned part = 0; part + 1 < parts_of(step); part++) {
+        iq_cuda_target_t target = target_of(&encode, set);
+        target.data = message_in(bench, step, set, part);
+        map(bench, &encode, source_of(&encode, set), target, part);
+    }
+}
 
 /* Scales, and codes and sums of them as the step expects, in every set. */
 static void prepare(const bench_t *bench, const step_t *step)
@@ -179,9 +228,13 @@ static void prepare(const bench_t *bench, const step_t *step)
         const set_t *set = &sets[s];
         iq_cuda_source_t values = values_of(step->type, values_in(step, set));
         TRY(cuda->clear(0, stream, set->output, bench->count * sizeof(float)));
-        if (step->work != MAP)
+        if (step->work != MAP && step->work != COMBINE)
             continue;
         TRY(cuda->measure(0, stream, &values, 0, step->bucket, bench->count, scales));
+        if (step->work == COMBINE || step->from == IQ_CUDA_LANES || step->to == IQ_CUDA_LANES) {
+            prepare_sums(bench, step, set);
+            continue;
+        }
         map(bench, &encode, source_of(&encode, set), target_of(&encode, set), 0);
         for (uint32_t part = 0; part < parts_of(step); part++) {
             sum.accumulate = part > 0;
@@ -197,6 +250,8 @@ static size_t form_bytes(const bench_t *bench, const step_t *step, iq_cuda_form_
 {
     if (form == IQ_CUDA_CODES)
         return (bench->count * step->width + 7) / 8;
+    if (form == IQ_CUDA_LANES)
+        return ((bench->count - 1) / (32 / step->width) + 1) * sizeof(uint32_t);
     return bench->count * (form == IQ_CUDA_VALUES && step->type != ISGQ_FLOAT32 ? 2 : 4);
 }
 
@@ -211,6 +266,9 @@ static size_t step_bytes(const bench_t *bench, const step_t *step)
         return read + 2 * f32;
     if (step->work == MEASURE)
         return read + scale_bytes;
+    if (step->work == COMBINE)
+        return 2 * form_bytes(bench, step, IQ_CUDA_VALUES) + (step->parts - 1) * (bench->count * step->bits / 8) + scale_bytes +
+               (step->result ? form_bytes(bench, step, IQ_CUDA_CODES) : 0);
     size_t written = form_bytes(bench, step, step->to);
     bool scaled = step->quantize || (step->from != IQ_CUDA_VALUES && step->to == IQ_CUDA_VALUES);
     return read + written * (step->accumulate ? 2 : 1) + (scaled ? scale_bytes : 0);
@@ -236,7 +294,7 @@ static void run(bench_t *bench, step_t step)
         TRY_CUDA(cudaEventElapsedTime(&microseconds[i], marks[bench->warm + i], marks[bench->warm + i + 1]));
         microseconds[i] *= 1e3f / (float)bench->sets;
     }
-    bool scaled = step.work == MEASURE || step.work == MAP;
+    bool scaled = step.work == MEASURE || step.work == MAP || step.work == COMBINE;
     bench_row_t row = {.part = "kernel",
                        .name = step.name,
                        .type = step.type == ISGQ_FLOAT32 ? "f32" : "bf16",
@@ -298,6 +356,27 @@ static void run_sums(bench_t *bench, unsigned bits)
     run(bench, deliver);
 }
 
+/* The whole sum of two ranks and of four in one pass, to the output and also to the message for the others; and lanes of two ranks' sums. */
+static void run_fused(bench_t *bench, unsigned bits)
+{
+    step_t sum = {.name = "combine", .work = COMBINE, .type = ISGQ_FLOAT32, .bits = bits, .bucket = 1024};
+    step_t encode = map_step("encode-lanes", IQ_CUDA_VALUES, IQ_CUDA_LANES, ISGQ_FLOAT32, bits, 1024);
+    step_t decode = map_step("decode-lanes", IQ_CUDA_LANES, IQ_CUDA_VALUES, ISGQ_FLOAT32, bits, 1024);
+    sum.quantize = sum.stochastic = encode.quantize = encode.stochastic = true;
+    encode.width = decode.width = bits + 1;
+    for (sum.parts = 2; sum.parts <= 4; sum.parts *= 2) {
+        sum.width = bits + sum.parts / 2;
+        sum.name = sum.parts == 2 ? "one-shot-2" : "one-shot-4";
+        sum.result = false;
+        run(bench, sum);
+        sum.name = sum.parts == 2 ? "two-shot-2" : "two-shot-4";
+        sum.result = true;
+        run(bench, sum);
+    }
+    run(bench, encode);
+    run(bench, decode);
+}
+
 void bench_kernels(bench_t *bench)
 {
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_BFLOAT16};
@@ -321,6 +400,7 @@ void bench_kernels(bench_t *bench)
         run_values(bench, ISGQ_FLOAT32, bits, 0);
         run_values(bench, ISGQ_BFLOAT16, bits, 1024);
         run_sums(bench, bits);
+        run_fused(bench, bits);
     }
     run(bench, (step_t){.name = "copy again", .work = COPY, .type = ISGQ_FLOAT32});
     close_sets(bench);

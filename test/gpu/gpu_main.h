@@ -3,9 +3,16 @@
  * Tests of device memory, without Check: a GPU machine may have nothing but a compiler, CMake and the CUDA toolkit. The same sources run on a real GPU
  * and on the simulated one of test/cudasim.
  *
- *     test_gpu_NAME             every case, each in a process of its own
- *     test_gpu_NAME CASE        one case; exit status 77 where there is no usable GPU
- *     test_gpu_NAME --list      names
+ *     test_gpu_NAME [--over WAY]             every case, each in a process of its own
+ *     test_gpu_NAME [--over WAY] CASE        one case; exit status 77 where it cannot run, with a line that says why
+ *     test_gpu_NAME --list                   names
+ *
+ * Ways are how messages between devices travel:
+ *
+ *     cuda_ipc   as the library chooses on one host; streams wait for them
+ *     nccl       the same over NCCL. Ranks that a case starts as threads are processes too, each on a machine of its own in NCCL's eyes
+ *                (NCCL_HOSTID): NCCL refuses two ranks of one machine on one GPU
+ *     staged     through host memory, carried by hosts
  *
  * A case starts ranks with support/ranks.h. Nothing touches CUDA in a process that forks ranks later.
  */
@@ -26,8 +33,21 @@ extern const gpu_case_t gpu_cases[];
 
 #define GPU_CASE(function) {#function, function}
 
-/* Run ranks; ends the process with their sentences if one fails. */
+/* Run ranks, apart; ends the process with their sentences if one fails. */
 void gpu_run_ranks(const iq_ranks_t *ranks);
+
+/* The case ends here as skipped; the second one if this is the way, where it cannot run or shows nothing new. */
+_Noreturn void gpu_skip(const char *why);
+void gpu_not_over(const char *way, const char *why);
+
+/* Devices that ranks will find. Asks in a child. */
+int gpu_devices(void);
+
+/* The case runs over this way. */
+bool gpu_over(const char *way);
+
+/* The communicator's last call went the way that is tested: over its wire, or over none if it is "staged". One rank alone needs none. */
+void gpu_check_way(iq_rank_t *rank, isgq_comm_t comm);
 
 /* A CUDA call succeeds. */
 #define RANK_CUDA(rank, call)                                                                                \

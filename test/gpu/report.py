@@ -17,6 +17,7 @@ import sys
 ABSENT = "not yet run"
 GOAL = 0.85  # of the copy, for f32 at 4 and 8 bits
 GOAL_ROWS = ("encode", "decode", "decode-add", "add")
+PRODUCTS = ("product", "cuBLASLt int8")
 ROW_KEY = ("name", "type", "bits", "width", "bucket", "rounding")
 
 
@@ -48,16 +49,21 @@ def collect(logs):
             steps.append({"kind": kind, "name": name, "result": result, "seconds": float(seconds or 0), **({"note": note} if note else {})})
     for kind, name in (("test", "tests"), ("sanitizer", "sanitizers")):
         report[name] = [{k: v for k, v in step.items() if k != "kind"} for step in steps if step["kind"] == kind]
+    for test in report["tests"]:
+        test["way"] = test["name"].split(".")[0]
     report["passed"] = sum(step["result"] == "passed" for step in report["tests"])
     report["failed"] = sum(step["result"] in ("failed", "timed out", "not run") for step in report["tests"])
+    report["skipped"] = [step["name"] for step in report["tests"] if step["result"] == "skipped"]
     report["steps"] = [step for step in steps if step["kind"] not in ("test", "sanitizer")]
     kernels, calls, torch = (rows_of(logs / f"{name}.out") for name in ("kernels", "calls", "torch"))
     report["device"] = (part(kernels, "device") or part(calls, "device") or [None])[0]
     report["kernels"] = part(kernels, "kernel")
+    report["factors"] = part(kernels, "factor")
     report["calls"] = part(calls, "call")
     report["torch_device"] = (part(torch, "device") or [None])[0]
     report["torch"] = part(torch, "torch")
-    report["isgq_perf"] = [row for path in sorted(logs.glob("perf_*.out")) for row in rows_of(path)]
+    report["isgq_perf"] = [{"way": path.stem[len("perf_"):].rpartition("_")[0], **row} for path in sorted(logs.glob("perf_*.out")) for row in rows_of(path)]
+    report["isgq_train"] = [row for path in sorted(logs.glob("train_*.out")) for row in rows_of(path)]
     return report
 
 
@@ -93,16 +99,38 @@ def kernels_table(report):
     return ["kernel", "type", "bits", "width", "bucket", "rounding", "us", "GB/s", "of copy", "goal", "PyTorch us"], rows
 
 
+def factors_table(report):
+    rows = [[row["name"], str(row["rows"]), str(row["m"]), str(row["n"]), row["quantizer"], row.get("skipped") or number(row, "us", "{:.1f}"),
+             "" if row["name"] in PRODUCTS else number(row, "gbs", "{:.0f}"), number(row, "tops", "{:.0f}") if row["name"] in PRODUCTS else "",
+             "" if row["name"] == PRODUCTS[1] else number({"share": 100 * row["ratio"]} if "ratio" in row else None, "share", "{:.1f} %")]
+            for row in report["factors"]]
+    return ["factors", "rows", "m", "n", "quantizer", "us", "GB/s", "TOPS", "of copy, of cuBLASLt"], rows
+
+
 def calls_table(report):
-    rows = [[row["name"], str(row["ranks"]), row["quantizer"], str(row["bytes"]), number(row, "us", "{:.0f}"), number(row, "gbs", "{:.2f}")]
-            for row in report["calls"]]
-    return ["call", "ranks", "quantizer", "bytes", "us", "GB/s"], rows
+    rows = [[row["name"], str(row["ranks"]), row["way"], row["mode"], row["quantizer"], str(row["bytes"])] +
+            ([row["skipped"], ""] if "skipped" in row else [number(row, "us", "{:.0f}"), number(row, "gbs", "{:.2f}")]) for row in report["calls"]]
+    return ["call", "ranks", "over", "mode", "quantizer", "bytes", "us", "GB/s"], rows
 
 
 def perf_table(report):
-    rows = [[row.get("coll", ""), str(row.get("nranks", "")), row.get("quantizer", ""), str(row.get("bytes", "")), number(row, "time_us", "{:.0f}"),
+    rows = [[row.get("coll", ""), str(row.get("nranks", "")), row["way"], row.get("quantizer", ""), str(row.get("bytes", "")), number(row, "time_us", "{:.0f}"),
              number(row, "algbw_gbs", "{:.2f}"), number(row, "nmse", "{:.2e}"), str(row.get("wrong", ""))] for row in report["isgq_perf"]]
-    return ["isgq_perf", "ranks", "quantizer", "bytes", "us", "GB/s", "nmse", "wrong"], rows
+    return ["isgq_perf", "ranks", "over", "quantizer", "bytes", "us", "GB/s", "nmse", "wrong"], rows
+
+
+def train_table(report):
+    rows = [[row.get("mode", ""), str(row.get("nranks", "")), row.get("quantizer", ""), str(row.get("batch", "")), number(row, "accuracy", "{:.2f}"),
+             number(row, "loss", "{:.4f}"), number(row, "nmse", "{:.2e}"), number(row, "seconds", "{:.2f}"), number(row, "comm_seconds", "{:.2f}"),
+             str(row.get("grad_bytes", "")), number(row, "ratio", "{:.2f}")] for row in report["isgq_train"]]
+    return ["isgq_train", "ranks", "quantizer", "rows/rank", "accuracy %", "loss", "nmse", "s", "calls s", "bytes", "ratio"], rows
+
+
+def tests_table(report):
+    results = ("passed", "failed", "timed out", "not run", "skipped")
+    ways = list(dict.fromkeys(test["way"] for test in report["tests"]))
+    rows = [[way] + [str(sum(test["way"] == way and test["result"] == result for test in report["tests"])) for result in results] for way in ways]
+    return ["tests over", *results], rows
 
 
 def steps_table(report, everything):
@@ -151,7 +179,8 @@ def main():
         return 0
     put = print_markdown if options.markdown else print_plain
     print("\n" + machine(report))
-    for table in (kernels_table(report), calls_table(report), perf_table(report), steps_table(report, options.markdown)):
+    for table in (kernels_table(report), factors_table(report), calls_table(report), perf_table(report), train_table(report), tests_table(report),
+                  steps_table(report, options.markdown)):
         put(table)
     return 0
 

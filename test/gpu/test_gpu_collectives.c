@@ -107,6 +107,8 @@ static pair_t open_pair(iq_rank_t *rank)
 
 static void close_pair(iq_rank_t *rank, pair_t *pair)
 {
+    if (gpu_over("nccl") || getenv("ISGQ_HOSTID") == NULL) /* between hosts there is no other wire */
+        gpu_check_way(rank, pair->device);
     gpu_leave(rank, pair->host);
     gpu_leave(rank, pair->device);
     RANK_CUDA(rank, cudaStreamDestroy(pair->stream));
@@ -176,8 +178,10 @@ static void processes_exact(void) { over(IQ_RANKS_PROCESSES, 3, exact_body); }
 
 static void hosts(void)
 {
-    if (iq_ranks_have_network())
-        over(IQ_RANKS_HOSTS, 2, quantized_body);
+    gpu_not_over("staged", "without a wire between hosts messages are staged anyway");
+    if (!iq_ranks_have_network())
+        gpu_skip("no UCX here");
+    over(IQ_RANKS_HOSTS, 2, quantized_body);
 }
 
 /* ---- ranks on CPUs and GPUs together ---- */
@@ -221,8 +225,17 @@ static void mixed_body(iq_rank_t *rank)
     free(output);
 }
 
-static void mixed(void) { over(IQ_RANKS_THREADS, 4, mixed_body); }
-static void mixed_processes(void) { over(IQ_RANKS_PROCESSES, 3, mixed_body); }
+static void mixed(void)
+{
+    gpu_not_over("nccl", "a rank on a CPU has no part in a wire");
+    over(IQ_RANKS_THREADS, 4, mixed_body);
+}
+
+static void mixed_processes(void)
+{
+    gpu_not_over("nccl", "a rank on a CPU has no part in a wire");
+    over(IQ_RANKS_PROCESSES, 3, mixed_body);
+}
 
 /* clang-format off: one line a case */
 const gpu_case_t gpu_cases[] = {

@@ -72,6 +72,7 @@ void twin_forget(void)
     twin_device.fault = (uint32_t *)arenas[PINNED].memory;
     *twin_device.fault = IQ_CUDA_NO_FAULT;
     twin_device.result = ISGQ_SUCCESS;
+    twin_device.replays = NULL;
 }
 
 static unsigned char *take(arena_t *arena, size_t bytes, size_t skew)

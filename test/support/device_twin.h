@@ -24,7 +24,7 @@ void twin_end(void);
 /* What is being compared, for messages. */
 extern char twin_what[256];
 
-/* All twins are gone; twin_device has neither fault nor failure. */
+/* All twins are gone; twin_device has neither fault nor failure, and no graph that is replayed. */
 void twin_forget(void);
 
 /* Random bytes, at a multiple of 64 and `skew`. */

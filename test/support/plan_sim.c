@@ -6,6 +6,7 @@
 #include "support/plan_sim.h"
 
 #include "base/util.h"
+#include "support/plan_sim_rounds.h"
 
 #include <stdarg.h>
 #include <stdio.h>
@@ -53,6 +54,7 @@ typedef struct sim {
     iq_sim_report_t *report;
     rank_state_t ranks[IQ_SIM_MAX_RANKS];
     link_t *links; /* [from * nranks + to] */
+    iq_sim_rounds_t rounds;
     uint64_t random;
 } sim_t;
 
@@ -115,6 +117,8 @@ static void send(sim_t *sim, int rank, int to, message_t message)
         sent->result += message.count;
     sent->messages++;
     push(sim, rank, to, &message);
+    if (sim->options->rounds)
+        iq_sim_rounds_sent(&sim->rounds, rank, to, sim->ranks[rank].action.send_round);
 }
 
 /* ---- values ---- */
@@ -324,6 +328,17 @@ static void find_ends(sim_t *sim, int rank, int *from, int *to)
         fail(sim, rank, "passes on to nobody");
 }
 
+/* In a plan of rounds: false if the rank waits in a group that must be over before it goes on. */
+static bool reach_round(sim_t *sim, int rank, bool *progress)
+{
+    const rank_state_t *state = &sim->ranks[rank];
+    bool reached = iq_sim_rounds_reach(&sim->rounds, rank, state->done ? NULL : &state->action, state->cursor, progress);
+    if (sim->rounds.error[0] != '\0')
+        fail(sim, rank, "%s", sim->rounds.error);
+    sim->report->peak = sim->rounds.peak;
+    return reached;
+}
+
 /* Let one rank do something; false if it cannot. */
 static bool move(sim_t *sim, int rank)
 {
@@ -336,12 +351,16 @@ static bool move(sim_t *sim, int rank)
         state->busy = !state->done;
         state->received = false;
     }
+    if (sim->options->rounds && !reach_round(sim, rank, &progress))
+        return progress;
     if (state->done)
-        return false;
+        return progress;
     find_ends(sim, rank, &from, &to);
     if (failed(sim))
         return false;
     if (from >= 0 && !state->received) {
+        if (sim->options->rounds && !iq_sim_rounds_take(&sim->rounds, from, rank))
+            fail(sim, rank, "no message from %d arrived in round %u", from, state->action.receive_round);
         if (link_of(sim, from, rank)->count == 0 || (to >= 0 && !sim->options->releases_early && !has_room(sim, rank, to)))
             return false;
         pop(sim, from, rank, &state->in);
@@ -426,6 +445,8 @@ bool iq_sim_run(const iq_plan_t *plans, int nranks, const iq_sim_options_t *opti
     sim->nranks = nranks;
     sim->options = options;
     sim->report = report;
+    sim->rounds.plans = plans;
+    sim->rounds.nranks = nranks;
     sim->random = options->seed * 0x9e3779b97f4a7c15ull + 1;
     sim->links = calloc((size_t)(nranks * nranks), sizeof(*sim->links));
     for (int rank = 0; rank < nranks; rank++) {

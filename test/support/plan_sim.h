@@ -22,6 +22,7 @@ typedef enum iq_sim_schedule {
 typedef struct iq_sim_options {
     unsigned capacity;   /* messages a link holds; 0: no limit */
     bool releases_early; /* steps that receive and send give the received slot back before they wait for room to send */
+    bool rounds;         /* plans of rounds, over links that hold nothing (plan_sim_rounds.h); capacity is 0 then */
     bool ring_order;     /* sums of block b are due in the order b + 1, ..., b; else 0, ..., N - 1 */
     iq_sim_schedule_t schedule;
     uint64_t seed;
@@ -36,7 +37,7 @@ typedef struct iq_sim_traffic {
 
 typedef struct iq_sim_report {
     char error[256]; /* the first thing that was wrong, "" if nothing was */
-    unsigned peak;   /* most messages that lay on one link */
+    unsigned peak;   /* most messages that lay on one link, or went over it in one round */
     iq_sim_traffic_t sent[IQ_SIM_MAX_RANKS];
 } iq_sim_report_t;
 

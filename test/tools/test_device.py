@@ -1,13 +1,15 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""isgq_perf --device cuda and what isgq_info says of GPUs: on the GPU of test/cudasim, and on a real one where there is one.
+"""isgq_perf and isgq_train with --device cuda, and what isgq_info says of GPUs: on the GPU of test/cudasim, and on a real one where there is one.
 
 usage: test_device.py BIN_DIR [CASE...]      standard library only; exit status as test_programs.py
 """
 import os
+import shutil
+import tempfile
 
 import test_programs
-from test_programs import Case, main
+from test_programs import Case, main, write_data_set
 
 QUANTIZERS = ("none;fp16;bf16;uniform:bits=1;uniform:bits=3,rounding=nearest;uniform:bits=4;uniform:bits=8,scale=local;"
               "isgq:bits=2.5;isgq:bits=4")
@@ -30,18 +32,30 @@ def real(case):
 
 
 def compare(case, more, *arguments):
-    """The same sweep on host and device memory: nothing is wrong, and not a bit differs, but of f32 products: each makes its own."""
-    found = {device: case.rows("isgq_perf", "-w", "1", "-i", "2", *arguments, "--device", device, **more) for device in ("host", "cuda")}
+    """The same sweep on host and device memory: nothing is wrong, and not a bit differs, but of f32 products: each makes its own. Where hosts carry the
+    messages the bytes are the same too; links between devices need fewer around a message."""
+    runs = {"host": ("host", {}), "staged": ("cuda", {**more, "ISGQ_TRANSPORTS": "local,shm,ucx"}), "wire": ("cuda", more)}
+    found = {run: case.rows("isgq_perf", "-w", "1", "-i", "2", *arguments, "--device", device, **environment)
+             for run, (device, environment) in runs.items()}
     case.assertGreater(len(found["host"]), 0)
-    for row in found["host"] + found["cuda"]:
+    for row in sum(found.values(), []):
         case.assertEqual(row["wrong"], 0, row)
     case.assertEqual({row["device"] for row in found["host"]}, {"host memory"})
-    for row in found["cuda"]:
+    for row in found["staged"] + found["wire"]:
         case.assertRegex(row["device"], r"^device \d+, .")
-    fields = ("coll", "dtype", "op", "quantizer", "bytes", "algorithm", "wire_bytes", "nmse", "hash")
-    host, cuda = ([tuple(row[field] for field in (fields[:-2] if row["algorithm"] == "dense" else fields)) for row in found[device]]
-                  for device in ("host", "cuda"))
-    case.assertEqual(host, cuda)
+    fields = ("coll", "dtype", "op", "quantizer", "bytes", "algorithm", "nmse", "hash")
+    results = {run: [tuple(row[field] for field in (fields[:-2] if row["algorithm"] == "dense" else fields)) for row in rows]
+               for run, rows in found.items()}
+    case.assertEqual(results["host"], results["staged"])
+    case.assertEqual(results["host"], results["wire"])
+    for host, staged, wire in zip(*found.values()):
+        if host["coll"] == "factored":  # on devices blobs have a table of their rows, and streams send them in their greatest length
+            case.assertLessEqual(host["wire_bytes"], staged["wire_bytes"], staged)
+            case.assertLessEqual(staged["wire_bytes"], host["wire_bytes"] + (4 * host["rows"] + 64) * (host["nranks"] - 1), staged)
+            case.assertLessEqual(wire["wire_bytes"], 3 * host["wire_bytes"], wire)
+        else:
+            case.assertEqual(host["wire_bytes"], staged["wire_bytes"], staged)
+            case.assertLessEqual(wire["wire_bytes"], host["wire_bytes"] + 64, wire)  # hosts still agree, by messages of 32 bytes
 
 
 def compare_everything(case, more):
@@ -62,6 +76,131 @@ def compare_factored(case, more):
     compare(case, more, "-n", "2", *shape, "-d", "f32,f16,bf16", "-o", "sum,avg", "-q", "none;factor:width=4/4;factor:width=8/3;isgq:bits=4")
     for way in ("gather", "reduce"):
         compare(case, more, "-n", "3", *shape, "-q", "isgq:bits=4", "-a", way)
+
+
+MODES = "exact,dense,factored,coarse,dense:uniform:bits=4,scale=local,factored:factor:width=4/4,factored:none"
+
+
+class Training:
+    """Ranks are processes that share a GPU; the network is small and easy to train."""
+    needs = ["isgq_train", "isgq_info"]
+
+    def setUp(self):
+        super().setUp()
+        self.folder = tempfile.mkdtemp()
+        self.addCleanup(shutil.rmtree, self.folder)
+        write_data_set(self.folder)
+
+    def arguments(self, *more):
+        return ("--data", self.folder, "--layers", "16,40,12,3", "--total-batch", "16", "--lr", "0.5", *more)
+
+    def train(self, more, *arguments):
+        return self.rows("isgq_train", *self.arguments(*arguments), **more)
+
+    def compare(self, more):
+        """As on hosts, but for products' last bits: what is sent (to the byte, but where a budget's choices depend on values); how well gradients
+        arrive; what is learnt."""
+        arguments = ("-n", "2", "--epochs", "4", "--grad", MODES)
+        host = self.train({}, *arguments)
+        self.compare_rows(host, self.train(more, *arguments, "--device", "cuda"), False)
+        self.compare_rows(host, self.train(more, *arguments, "--device", "cuda", "-t", "shm"), True)
+
+    def compare_rows(self, host, cuda, same_links):
+        """Links between devices need fewer bytes around a message than those between hosts; factors have a table of rows there, and travel in their greatest
+        length where no host looks into them."""
+        self.assertEqual({row["device"] for row in host}, {"host memory"})
+        self.assertEqual(len(cuda), len(host))
+        for one, other in zip(host, cuda):
+            self.assertEqual(list(one), list(other))
+            self.assertRegex(other["device"], r"^device \d+, .")
+            for field in ("mode", "quantizer", "nranks", "epochs", "batch", "total_batch", "steps"):
+                self.assertEqual(one[field], other[field], other)
+            more = (1.5 if same_links else 3) if one["mode"] == "factored" else 1
+            slack = 1.01 if one["quantizer"].startswith("isgq") else 1  # a budget's choices depend on values
+            self.assertLessEqual(other["gain"], one["gain"] * slack, other)
+            self.assertGreaterEqual(other["gain"] * more, one["gain"] / slack, other)
+            self.assertLessEqual(other["grad_bytes"], one["grad_bytes"] * more * slack, other)
+            if same_links:
+                self.assertGreaterEqual(other["grad_bytes"] * slack, one["grad_bytes"], other)
+            self.assertAlmostEqual(one["nmse"], other["nmse"], delta=0.25 * one["nmse"] + 1e-9, msg=other)
+            self.assertGreater(other["accuracy"], 60 if one["mode"] == "coarse" else 90, other)
+        self.assertEqual(cuda[0]["nmse"], 0)
+        self.assertAlmostEqual(host[0]["loss"], cuda[0]["loss"], delta=1e-3)
+
+    def compare_ranks(self, more):
+        """The same steps from any number of ranks, and the loss falls."""
+        short, *all_long = (self.train(more, "-n", nranks, "--epochs", epochs, "--grad", "exact", "--device", "cuda")[0]
+                            for nranks, epochs in (("2", "1"), ("1", "4"), ("2", "4"), ("3", "4")))
+        for row in all_long:
+            self.assertLess(row["loss"], 0.5 * short["loss"])
+            self.assertAlmostEqual(row["loss"], all_long[0]["loss"], places=3)
+
+    def compare_runs(self, more):
+        """The same bits each time."""
+        first, second = (self.train(more, "-n", "2", "--epochs", "2", "--grad", "exact,factored", "--device", "cuda") for _ in range(2))
+        self.assertEqual([row["hash"] for row in first], [row["hash"] for row in second])
+
+
+class SimulatedTrain(Training, Case):
+    def test_as_on_hosts(self):
+        self.compare(simulated(self))
+
+    def test_any_number_of_ranks(self):
+        self.compare_ranks(simulated(self))
+
+    def test_layout(self):
+        arguments = self.arguments("-n", "2", "--epochs", "1", "--grad", "exact,factored")
+        host = self.succeed("isgq_train", *arguments).stdout.splitlines()
+        cuda = self.succeed("isgq_train", *arguments, "--device", "cuda", **simulated(self)).stdout.splitlines()
+        self.assertEqual(cuda.pop(1), "# network and gradients: device 0, Simulated GPU")
+        self.assertEqual(host[:3], cuda[:3])
+        self.assertEqual([len(line.split()) for line in host], [len(line.split()) for line in cuda])
+
+
+class SimulatedTrainOrder(Training, Case):
+    def test_same_bits(self):
+        self.compare_runs(simulated(self))
+
+    def test_late_streams(self):
+        arguments = ("-n", "2", "--epochs", "1", "--grad", "dense,factored", "--device", "cuda")
+        hashes = [[row["hash"] for row in self.train({**simulated(self), **late}, *arguments)] for late in ({}, {"CUDASIM_DELAY": "100"})]
+        self.assertEqual(hashes[0], hashes[1])
+
+
+class GpuTrain(Training, Case):
+    def test_as_on_hosts(self):
+        self.compare(real(self))
+
+    def test_any_number_of_ranks(self):
+        self.compare_ranks(real(self))
+
+    def test_same_bits(self):
+        self.compare_runs(real(self))
+
+
+class TrainRefused(Training, Case):
+    def refuse_cuda(self, mention, **more):
+        self.refuse("isgq_train", *self.arguments("-n", "2", "--device", "cuda"), status=1, mention=mention, **more)
+
+    def test_options(self):
+        self.refuse("isgq_train", *self.arguments("-n", "2", "--device", "gpu"), mention="'gpu'")
+
+    def test_no_module(self):
+        self.refuse_cuda("module cuda", ISGQ_MODULE_DIR="/nonexistent")
+
+    def test_no_gpu(self):
+        self.refuse_cuda("no CUDA-capable device", CUDASIM_DEVICES="0", **simulated(self))
+
+    def test_no_part_for_gpus(self):
+        folder = tempfile.mkdtemp(dir=self.folder)
+        os.symlink(os.path.join(simulated(self)["ISGQ_MODULE_DIR"], "isgqcoll-cuda.so"), os.path.join(folder, "isgqcoll-cuda.so"))
+        self.refuse_cuda("isgq-train-cuda.so", ISGQ_MODULE_DIR=folder)
+
+    def test_failures_of_cuda(self):
+        for function in ("cublasCreate", "cublasSgemm", "cudaEventCreate"):
+            result = test_programs.run("isgq_train", *self.arguments("-n", "1", "--device", "cuda"), CUDASIM_FAIL=function + ":1", **simulated(self))
+            self.assertEqual((result.returncode, result.stdout), (1, ""), result.stderr)
+            self.assertRegex(result.stderr, rf"^isgq_train: (rank 0: )?{function}: .+\n")
 
 
 class SimulatedPerf(Case):
@@ -134,11 +273,11 @@ class DeviceInfo(Case):
         self.assertEqual(len(devices), 2)
         for number, line in enumerate(devices):
             self.assertRegex(line, rf"^device +{number}: Simulated GPU, compute capability \d+\.\d+, \d+ MiB, \d+ processors, "
-                                   r"PCI [0-9a-f:.]+, stream memory operations: yes$")
+                                   r"PCI [0-9a-f:.]+, stream memory operations: yes, streams wait for other ranks: yes$")
         self.assertIn("cuda: loaded", " ".join(self.about("module", lines)))
 
     def test_old_driver(self):
-        self.assertRegex(self.about("device", self.lines(CUDASIM_NO_WORDS="1", **simulated(self)))[0], "stream memory operations: no$")
+        self.assertRegex(self.about("device", self.lines(CUDASIM_NO_WORDS="1", **simulated(self)))[0], "stream memory operations: no, streams wait for other ranks: no$")
 
     def test_no_gpu(self):
         lines = self.lines(CUDASIM_DEVICES="0", **simulated(self))

@@ -26,6 +26,7 @@ typedef struct setup {
     int nranks;
     iq_span_t span;
     twin_place_t place; /* of messages */
+    uint32_t replays;   /* of the device's graph: the host adds them to the number of the call itself */
 } setup_t;
 
 #define BYTES ISGQ_UINT8
@@ -47,6 +48,7 @@ static pair_t make_pair(const setup_t *setup)
         .datatype = setup->datatype, .op = setup->op, .nranks = setup->nranks, .seed = 0x123456789abcdef, .call = 77};
     pair.device_call = pair.host_call;
     pair.device_call.device = &twin_device;
+    pair.host_call.call += (uint64_t)setup->replays << 32;
     text[0] = '\0';
     if (codec->bits != 0)
         snprintf(text, sizeof(text), " bits %u bucket %zu %s %s exact %d", codec->bits, codec->bucket,
@@ -202,6 +204,15 @@ static twin_t scratch_new(const setup_t *setup)
     return scratch;
 }
 
+/* The word that counts them, where kernels read it. */
+static void replays_new(const setup_t *setup)
+{
+    twin_t word = twin_new(sizeof(setup->replays), 0, ON_DEVICE);
+    memcpy(word.host, &setup->replays, sizeof(setup->replays));
+    twin_push(&word);
+    twin_device.replays = (const uint32_t *)word.device;
+}
+
 static void run_setup(const setup_t *setup)
 {
     twin_t inputs[5], messages[5], acc, own, result, out, scratch;
@@ -209,6 +220,8 @@ static void run_setup(const setup_t *setup)
     size_t acc_bytes = setup->span.count * setup->codec.ops->acc_bytes(&pair.host, &pair.host_call);
     twin_forget();
     scratch = scratch_new(setup);
+    if (setup->replays != 0)
+        replays_new(setup);
     for (int rank = 0; rank < setup->nranks; rank++)
         inputs[rank] = input_new(setup, rank % 2);
     if (pair.device.ops->needs_scales(&pair.device))
@@ -316,6 +329,30 @@ START_TEST(uniform_local)
 }
 END_TEST
 
+/* Random bits of every kernel that draws them: of quads, of single elements, of any run. */
+START_TEST(replays)
+{
+    static const uint32_t numbers[] = {1, 77, UINT32_MAX};
+    twin_start();
+    for (size_t i = 0; i < 2 * 8 * IQ_ARRAY_SIZE(spans); i++) {
+        iq_codec_t codec = {.ops = &iq_codec_uniform_ops,
+                            .bits = (unsigned)(i / 2 % 8) + 1,
+                            .bucket = i % 3 == 0 ? 0 : 100,
+                            .rounding = IQ_ROUND_STOCHASTIC,
+                            .shared = i % 2,
+                            .exact = i % 5 == 0};
+        setup_t setup = {.codec = codec,
+                         .datatype = floats[i % 3],
+                         .nranks = 2,
+                         .span = spans[i / 16],
+                         .place = ON_DEVICE,
+                         .replays = numbers[i / 3 % 3]};
+        run_setup(&setup);
+    }
+    twin_end();
+}
+END_TEST
+
 /* ---- damaged messages ---- */
 
 /* The host's verdict on the message as it is must be the device's. */
@@ -397,6 +434,9 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("uniform_local");
     tcase_add_loop_test(tcase, uniform_local, 1, 9);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("replays");
+    tcase_add_test(tcase, replays);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("damage");
     tcase_add_test(tcase, damage_is_found_where_the_host_finds_it);

@@ -56,12 +56,19 @@ static isgq_result_t fake_divide(int ordinal, isgq_stream_t stream, const iq_cud
     return launch();
 }
 
+static isgq_result_t fake_combine(int ordinal, isgq_stream_t stream, const iq_cuda_combine_t *combine)
+{
+    (void)ordinal, (void)stream, (void)combine;
+    return launch();
+}
+
 static const iq_cuda_module_t fake_module = {.copy = fake_copy,
                                              .clear = fake_clear,
                                              .measure = fake_measure,
                                              .map = fake_map,
                                              .reduce = fake_reduce,
-                                             .divide = fake_divide};
+                                             .divide = fake_divide,
+                                             .combine = fake_combine};
 
 /* Every step once; the last result. */
 static isgq_result_t all_steps(const iq_codec_t *codec, iq_device_t *fake, iq_span_t span)
@@ -79,6 +86,8 @@ static isgq_result_t all_steps(const iq_codec_t *codec, iq_device_t *fake, iq_sp
     ops->store(codec, &call, span, memory, 2, memory);
     ops->finish(codec, &call, span, memory, memory);
     ops->deliver(codec, &call, span, memory, memory);
+    const void *messages[] = {memory, NULL};
+    ck_assert(iq_codec_combine(codec, &call, span, 2, messages, 1, memory, memory, memory));
     return ops->decode(codec, &call, span, memory, memory);
 }
 
@@ -165,7 +174,7 @@ END_TEST
 
 START_TEST(scratch_has_room_for_any_span)
 {
-    iq_codec_t codec = {.ops = &iq_codec_uniform_ops, .bits = 2, .bucket = 0};
+    iq_codec_t codec = {.ops = &iq_codec_uniform_ops, .bits = 2, .bucket = 0, .shared = true};
     ck_assert_uint_eq(iq_codec_device_scratch(&codec, 5000), 4);
     ck_assert_uint_eq(iq_codec_device_scratch(&codec, 0), 0);
     for (codec.bucket = 32; codec.bucket < 200; codec.bucket += 8) {
@@ -173,7 +182,10 @@ START_TEST(scratch_has_room_for_any_span)
             size_t most = 0;
             for (size_t first = 0; first < codec.bucket; first++)
                 most = iq_max(most, (first + count - 1) / codec.bucket + 1);
+            codec.shared = true;
             REQUIRE(iq_codec_device_scratch(&codec, count) == most * 4);
+            codec.shared = false; /* own values have scales beside those of the sum */
+            REQUIRE(iq_codec_device_scratch(&codec, count) == most * 8);
         }
     }
     codec.ops = &iq_codec_none_ops;

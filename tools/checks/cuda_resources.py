@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""What ptxas makes of the kernels on elements: no local memory, and 16 bytes at a time where most bytes are moved.
+"""What ptxas makes of the kernels on elements and of those for factored calls: no local memory, 16 bytes at a time where most bytes are moved, and
+tensor cores.
 
 With cuobjdump or nvdisasm in PATH or beside nvcc, loads and stores are those of the machine code for sm_90, else those of the PTX.
 Usage: cuda_resources.py SOURCE_DIR NVCC   (exit status 77: no nvcc)
@@ -12,9 +13,14 @@ import subprocess
 import sys
 import tempfile
 
-FILES = ["map.cu", "map_quads.cu", "measure.cu"]
+FILES = ["combine.cu", "combine_codes.cu", "combine_values.cu", "factor_choose.cu", "factor_decode.cu", "factor_measure.cu",
+         "factor_multiply.cu", "factor_write.cu", "lanes.cu", "map.cu", "map_quads.cu", "measure.cu"]
 WIDE_LOAD = re.compile(r"LDG\.E(\.[A-Z]+)*\.128|ld\.global(\.nc)?\.v4\.[a-z]32")
 WIDE_STORE = re.compile(r"STG\.E(\.[A-Z]+)*\.128|st\.global\.v4\.[a-z]32")
+WIDE_COPY = re.compile(r"LDGSTS\.E(\.[A-Z]+)*\.128|cp\.async\.cg\.shared\.global [^;]*, 16\b")
+TENSOR = re.compile(r"IMMA\.16832\.S8\.S8|mma\.sync\.aligned\.m16n8k32\.row\.col\.s32\.s8\.s8\.s32")
+ACCESSES = {WIDE_LOAD: "loads of 16 bytes", WIDE_STORE: "stores of 16 bytes", WIDE_COPY: "copies of 16 bytes into shared memory",
+            TENSOR: "products of 8-bit integers on tensor cores"}
 LOCAL = re.compile(r"\b(LDL|STL)\b|\b(ld|st)\.local")
 
 # The kernels that move most bytes: what their mangled names hold, and the accesses that each must have.
@@ -28,6 +34,20 @@ HOT = [
     (r"sum_quadsILi4E", [WIDE_LOAD, WIDE_STORE]),
     (r"sum_quadsILi8E", [WIDE_LOAD, WIDE_STORE]),
     (r"measure_allI9iq_as_f32", [WIDE_LOAD]),
+    (r"combine_codesI9iq_as_f32Li4ELi0E", [WIDE_LOAD, WIDE_STORE]),
+    (r"combine_codesI9iq_as_f32Li8ELi0E", [WIDE_LOAD, WIDE_STORE]),
+    (r"combine_codesI9iq_as_f32Li4ELi1E", [WIDE_LOAD, WIDE_STORE]),
+    (r"combine_codesI9iq_as_f32Li8ELi1E", [WIDE_LOAD, WIDE_STORE]),
+    (r"combine_valuesI9iq_as_f32S0_E", [WIDE_LOAD, WIDE_STORE]),
+    (r"encode_lanesI9iq_as_f32Li3E", [WIDE_LOAD]),
+    (r"encode_lanesI9iq_as_f32Li4E", [WIDE_LOAD]),
+    (r"decode_lanesI9iq_as_f32Li3E", [WIDE_LOAD, WIDE_STORE]),
+    (r"decode_lanesI9iq_as_f32Li4E", [WIDE_LOAD, WIDE_STORE]),
+    (r"measure_rowsI9iq_as_f32", [WIDE_LOAD]),
+    (r"spread_rowsI9iq_as_f32", [WIDE_LOAD]),
+    (r"round_rowsI9iq_as_f32", [WIDE_LOAD]),
+    (r"multiply_bandsILi4ELi4E12iq_to_valuesI9iq_as_f32E", [WIDE_COPY, TENSOR]),
+    (r"multiply_bandsILi2ELi2E12iq_to_valuesI9iq_as_f32E", [WIDE_COPY, TENSOR]),
 ]
 
 
@@ -84,7 +104,7 @@ def problems_of_code(code):
             continue
         for access in needed:
             if not access.search(body):
-                yield f"{pattern}: no {'loads' if access is WIDE_LOAD else 'stores'} of 16 bytes"
+                yield f"{pattern}: no {ACCESSES[access]}"
 
 
 def main():

@@ -1,25 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * The IDX reader. Header: two zero bytes, the type (8: unsigned byte), the number of dimensions, then each dimension in four
- * bytes, most significant first. zlib's gz functions read plain files as they are.
+ * bytes, most significant first.
  */
 #include "tools/common/idx.h"
+#include "tools/common/idx_file.h"
 
-#include <errno.h>
 #include <limits.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
-#include <zlib.h>
 
 enum { TYPE_UNSIGNED_BYTE = 8, MAX_DIMENSIONS = 4 };
 
 #define MAX_BYTES ((size_t)1 << 32) /* larger than any data set of this kind; a damaged header must not ask for more */
 
 typedef struct reader {
-    gzFile file;
+    iq_idx_file_t *file;
     char path[PATH_MAX];
     char *error;
     size_t error_bytes;
@@ -49,9 +48,9 @@ static bool open_file(reader_t *reader, const char *folder, const char *name)
             return fail(reader, "no such file, nor one with .gz behind");
         }
     }
-    errno = 0;
-    reader->file = gzopen(reader->path, "rb");
-    return reader->file != NULL || fail(reader, "cannot open: %s", errno ? strerror(errno) : "out of memory");
+    const char *why;
+    reader->file = iq_idx_file_open(reader->path, &why);
+    return reader->file != NULL || fail(reader, "cannot open: %s", why);
 }
 
 /* Exactly `bytes` bytes. */
@@ -60,13 +59,10 @@ static bool read_exactly(const reader_t *reader, uint8_t *data, size_t bytes)
     size_t have = 0;
 
     while (have < bytes) {
-        size_t left = bytes - have;
-        int got = gzread(reader->file, data + have, left > (1u << 30) ? 1u << 30 : (unsigned)left);
-        if (got < 0) {
-            int code;
-            const char *text = gzerror(reader->file, &code);
-            return fail(reader, "damaged: %s", code == Z_ERRNO ? strerror(errno) : text);
-        }
+        const char *why;
+        ptrdiff_t got = iq_idx_file_read(reader->file, data + have, bytes - have, &why);
+        if (got < 0)
+            return fail(reader, "damaged: %s", why);
         if (got == 0)
             return fail(reader, "damaged: ends after %zu of %zu bytes", have, bytes);
         have += (size_t)got;
@@ -105,6 +101,7 @@ static bool read_header(const reader_t *reader, unsigned dimensions, iq_idx_t *i
 static bool read_data(const reader_t *reader, iq_idx_t *idx)
 {
     size_t bytes = idx->items * idx->item_bytes;
+    const char *why;
     uint8_t beyond;
 
     idx->data = malloc(bytes);
@@ -112,7 +109,7 @@ static bool read_data(const reader_t *reader, iq_idx_t *idx)
         return fail(reader, "no memory for %zu bytes", bytes);
     if (!read_exactly(reader, idx->data, bytes))
         return false;
-    int more = gzread(reader->file, &beyond, 1);
+    ptrdiff_t more = iq_idx_file_read(reader->file, &beyond, 1, &why);
     if (more > 0)
         return fail(reader, "damaged: more bytes than the %zu of its header", bytes);
     return more == 0 || fail(reader, "damaged: its checksum is wrong");
@@ -128,8 +125,8 @@ bool iq_idx_read(const char *folder, const char *name, unsigned dimensions, iq_i
     if (!open_file(&reader, folder, name))
         return false;
     bool good = read_header(&reader, dimensions, idx) && read_data(&reader, idx);
-    int closed = gzclose_r(reader.file);
-    if (good && closed != Z_OK)
+    bool ended = iq_idx_file_close(reader.file);
+    if (good && !ended)
         good = fail(&reader, "damaged: the compressed data end early");
     if (!good) {
         free(idx->data);

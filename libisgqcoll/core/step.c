@@ -1,0 +1,84 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What a step of a plan does with data: see step.h. */
+#include "core/step.h"
+
+static const iq_codec_ops_t *ops_of(const iq_step_data_t *data) { return data->stage->codec.ops; }
+
+iq_step_data_t iq_step_data(const iq_stage_t *stage, const iq_action_t *action)
+{
+    /* src and dst may be notional: only the part that this rank has is ever touched. Arithmetic goes through uintptr_t for that reason. */
+    size_t offset = action->first * stage->element_bytes;
+    return (iq_step_data_t){.stage = stage,
+                            .action = action,
+                            .span = {action->first, action->count},
+                            .src = (const unsigned char *)((uintptr_t)stage->src + offset),
+                            .dst = (unsigned char *)((uintptr_t)stage->dst + offset)};
+}
+
+size_t iq_step_partial_bytes(const iq_step_data_t *data, int parts)
+{
+    return ops_of(data)->partial_bytes(&data->stage->codec, &data->stage->codec_call, data->span, parts);
+}
+
+size_t iq_step_result_bytes(const iq_step_data_t *data)
+{
+    return ops_of(data)->result_bytes(&data->stage->codec, &data->stage->codec_call, data->span);
+}
+
+void *iq_step_accumulator(const iq_step_data_t *data)
+{
+    return data->stage->sums_in_place && data->src != data->dst ? data->dst : data->stage->room.acc;
+}
+
+void iq_step_encode(const iq_step_data_t *data, void *message)
+{
+    ops_of(data)->encode(&data->stage->codec, &data->stage->codec_call, data->span, data->src, message);
+}
+
+void iq_step_add_own(const iq_step_data_t *data, void *acc, bool first)
+{
+    ops_of(data)->add_own(&data->stage->codec, &data->stage->codec_call, data->span, data->src, acc, first);
+}
+
+isgq_result_t iq_step_add(const iq_step_data_t *data, const void *message, int parts, void *acc, bool first)
+{
+    return ops_of(data)->add(&data->stage->codec, &data->stage->codec_call, data->span, message, parts, acc, first);
+}
+
+void iq_step_store(const iq_step_data_t *data, const void *acc, int parts, void *message)
+{
+    ops_of(data)->store(&data->stage->codec, &data->stage->codec_call, data->span, acc, parts, message);
+}
+
+/* Lossless results go straight to the output. */
+isgq_result_t iq_step_finish_into(const iq_step_data_t *data, const void *acc, void *message)
+{
+    const iq_stage_t *stage = data->stage;
+    if (message != NULL)
+        ops_of(data)->finish(&stage->codec, &stage->codec_call, data->span, acc, message);
+    if (message != NULL && !ops_of(data)->result_is_exact(&stage->codec, &stage->codec_call))
+        return iq_step_decode(data, message);
+    ops_of(data)->deliver(&stage->codec, &stage->codec_call, data->span, acc, data->dst);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_step_finish(const iq_step_data_t *data)
+{
+    const iq_stage_t *stage = data->stage;
+    if (stage->sums_in_place) /* the output is the result message */
+        return iq_step_deliver(data);
+    return iq_step_finish_into(data, stage->room.acc, stage->room.result);
+}
+
+isgq_result_t iq_step_deliver(const iq_step_data_t *data)
+{
+    const void *acc = iq_step_accumulator(data);
+    return acc == data->dst ? ISGQ_SUCCESS : iq_step_finish_into(data, acc, NULL);
+}
+
+const void *iq_step_result(const iq_step_data_t *data) { return data->stage->sums_in_place ? data->dst : data->stage->room.result; }
+
+isgq_result_t iq_step_decode(const iq_step_data_t *data, const void *message)
+{
+    return ops_of(data)->decode(&data->stage->codec, &data->stage->codec_call, data->span, message, data->dst);
+}
