@@ -166,7 +166,7 @@ static __device__ __forceinline__ void spread_row(const iq_factor_args_t &args, 
 }
 
 /* Rows that contribute nothing are left out, as is an X that is all zero. */
-template <typename as_t> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) spread_rows(iq_factor_args_t args)
+template <typename as_t> static __global__ void __launch_bounds__(IQ_CUDA_THREADS, 2) spread_rows(iq_factor_args_t args)
 {
     bool unsigned_x = args.facts->negative == 0;
     if (args.facts->bad != 0)

@@ -371,7 +371,7 @@ isgq_result_t iq_factor_multiply_rows(int device, isgq_stream_t stream, const iq
     char *base = (char *)rows;
     multiply_args_t args = {};
     bias_args_t sums = {};
-    const row_t *row;
+    const row_t *row = NULL;
     args.bands = sums.bands = (const iq_cuda_factor_bands_t *)base;
     for (int side = 0; side < 2; side++) {
         args.words[side] = (const uint32_t *)(base + layout.words[side]);

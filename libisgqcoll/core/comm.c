@@ -95,7 +95,8 @@ void iq_comm_release(isgq_comm_t comm)
         iq_transport_t *transport = comm->transports[--comm->ntransports];
         transport->ops->close(transport);
     }
-    iq_memory_release(comm);
+    if (comm->gpu == NULL)
+        iq_memory_release(comm);
     iq_gpu_close(comm);
     iq_plan_cache_fini(&comm->plans);
     for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++)

@@ -37,13 +37,12 @@ bool iq_stream_takes(isgq_comm_t comm, const iq_call_t *call)
     return comm->stream_exec != NULL;
 }
 
-/* Behind the call before, which may have gone to another stream. What was captured is ordered by whoever launches it. */
+/* Behind the eager call before, which may have gone to another stream (handles do not tell). What was captured is ordered by whoever launches it. */
 static isgq_result_t take_turn(isgq_comm_t comm, iq_stream_exec_t *exec, const iq_call_t *call)
 {
-    if (exec->last + 1 != call->sequence || exec->last_stream != call->stream)
-        IQ_TRY(iq_gpu_follow(comm, call->sequence, call->stream));
+    if (exec->last != 0)
+        IQ_TRY(iq_gpu_follow(comm, exec->last, call->stream));
     exec->last = call->sequence;
-    exec->last_stream = call->stream;
     return iq_gpu_mark_arrival(comm, call->sequence, call->stream);
 }
 
@@ -59,30 +58,42 @@ isgq_result_t iq_stream_enqueue(isgq_comm_t comm, iq_call_t *call, bool *begun)
     if (!call->captured)
         IQ_TRY(take_turn(comm, exec, call));
     *begun = true;
-    IQ_TRY(iq_run_lay_out(comm, &exec->run, &exec->site, call)); /* may launch: scales are cleared */
-    IQ_TRY(enqueue_stages(comm, exec));
+    isgq_result_t result = iq_run_lay_out(comm, &exec->run, &exec->site, call); /* may launch: scales are cleared */
+    if (result == ISGQ_SUCCESS)
+        result = enqueue_stages(comm, exec);
     call->wire_bytes = exec->run.wire_bytes;
     call->own_bytes = exec->run.own_bytes;
     if (call->captured)
-        return device->cuda->advance(device->ordinal, call->stream, exec->replays);
-    return iq_gpu_mark_departure(comm, call->sequence, call->stream);
+        return result == ISGQ_SUCCESS ? device->cuda->advance(device->ordinal, call->stream, exec->replays) : result;
+    isgq_result_t marked = iq_gpu_mark_departure(comm, call->sequence, call->stream); /* also behind a part of a call: memory is freed after it */
+    return result == ISGQ_SUCCESS ? marked : result;
 }
 
 /* ---- the host side ---- */
 
-isgq_result_t iq_stream_passed(isgq_comm_t comm, uint64_t sequence, int *awaited)
+/* Has a message moved since the last look? */
+static void note_activity(iq_stream_exec_t *exec, iq_run_t *run)
+{
+    uint64_t seen = exec->wire->ops->activity != NULL ? exec->wire->ops->activity(exec->wire) : exec->activity;
+    if (seen != exec->activity && !run->stall_reported)
+        run->progress_ns = iq_now_ns();
+    exec->activity = seen;
+}
+
+isgq_result_t iq_stream_passed(isgq_comm_t comm, iq_run_t *run)
 {
     iq_stream_exec_t *exec = comm->stream_exec;
     iq_device_t verdict = {.fault = exec->device.fault}; /* the rest belongs to who makes calls */
-    isgq_result_t result = iq_gpu_departure(comm, sequence);
+    isgq_result_t result = iq_gpu_departure(comm, run->call->sequence);
     if (result != ISGQ_SUCCESS && result != ISGQ_IN_PROGRESS)
         return result;
     if (exec->wire != NULL) {
         int peer = exec->wire->ops->awaited(exec->wire);
-        *awaited = peer >= 0 ? peer : *awaited;
+        run->awaits = peer >= 0 ? peer : run->awaits;
+        note_activity(exec, run);
         IQ_TRY(exec->wire->ops->check(exec->wire)); /* also behind the end of a call: a stream that was let go has seen garbage */
     }
-    return result == ISGQ_SUCCESS ? iq_device_check(&verdict, iq_call_kind_name(comm->calls[sequence % IQ_QUEUE_CALLS].kind)) : result;
+    return result == ISGQ_SUCCESS ? iq_device_check(&verdict, iq_call_kind_name(run->call->kind)) : result;
 }
 
 void iq_stream_let_go(isgq_comm_t comm)
@@ -102,13 +113,14 @@ static bool allowed(isgq_comm_t comm, const char *name)
     return false;
 }
 
-/* As long as scratch and slots stay within bounds: launches cost microseconds, and a chunk is a handful of them. */
+/* As long as scratch and slots stay within bounds: launches cost microseconds, and a chunk is a handful of them. Never less than hosts', since some plans
+ * are cut as theirs. */
 static size_t choose_chunk(isgq_comm_t comm)
 {
     size_t chunk = iq_max(iq_config()->wire_chunk_bytes, 4096);
     size_t links = 2 * 2 * iq_max((size_t)comm->nranks - 1, 1); /* slots of a link, and a message is at most twice its input and a little */
     chunk = iq_min(chunk, iq_min(comm->scratch.bytes / 16, SLOTS_BYTES / links));
-    return iq_max(chunk / 4096 * 4096, 4096);
+    return iq_max(chunk / 4096 * 4096, comm->chunk_bytes);
 }
 
 /* The widest message: see iq_comm_new. */

@@ -29,8 +29,8 @@ typedef struct iq_stream_exec {
     iq_run_t run;
     uint32_t *replays; /* device memory */
     bool sums_words;   /* exact sums of codes go through the wire's own allreduce */
-    uint64_t last;     /* the call that was streamed last, and where to */
-    isgq_stream_t last_stream;
+    uint64_t last;     /* the eager call that was enqueued last; 0: none */
+    uint64_t activity; /* of the wire, when the progress thread looked last */
 } iq_stream_exec_t;
 
 /* Collective. comm->stream_exec if a wire of ISGQ_TRANSPORTS joins all ranks; NULL if none does, with the reasons in the log. All ranks alike. */
@@ -51,9 +51,9 @@ isgq_result_t iq_stream_enqueue_plan(isgq_comm_t comm, const iq_stage_t *stage);
 
 /* ---- the host side: whoever holds progress_lock ---- */
 
-/* ISGQ_IN_PROGRESS until the stream has passed call `sequence`, with the rank that it waits for, this one if it waits for nobody; then the verdict on its
- * messages. */
-isgq_result_t iq_stream_passed(isgq_comm_t comm, uint64_t sequence, int *awaited);
+/* ISGQ_IN_PROGRESS until the stream has passed the run's call; run->awaits is the rank that it waits for, this one if it waits for nobody, and messages that
+ * move are progress. Then the verdict on them. */
+isgq_result_t iq_stream_passed(isgq_comm_t comm, iq_run_t *run);
 
 /* Streams that wait for other ranks go on for good. Any thread; touches no GPU. */
 void iq_stream_let_go(isgq_comm_t comm);

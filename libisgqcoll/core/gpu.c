@@ -195,14 +195,15 @@ static bool streams_have_passed(iq_gpu_t *gpu)
     return passed;
 }
 
-static void free_pinned(iq_gpu_t *gpu)
+/* What streams have used. */
+static void free_memory(isgq_comm_t comm, iq_gpu_t *gpu)
 {
+    iq_memory_release(comm);
+    if (comm->scratch.base != NULL)
+        gpu->device.cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
+    iq_stream_close(comm);
     if (gpu->pinned == NULL)
         return;
-    if (!streams_have_passed(gpu)) { /* a stream that does not move may look at the words later */
-        IQ_WARN("a stream has not passed its last call: the communicator's pinned memory stays");
-        return;
-    }
     gpu->device.cuda->unpin(gpu->pinned);
     munmap(gpu->pinned, gpu->pinned_bytes);
 }
@@ -215,10 +216,10 @@ void iq_gpu_close(isgq_comm_t comm)
     const iq_cuda_module_t *cuda = gpu->device.cuda;
     if (cuda != NULL) {
         let_go(comm);
-        if (comm->scratch.base != NULL)
-            cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
-        free_pinned(gpu);
-        iq_stream_close(comm); /* streams have passed, or never will */
+        if (streams_have_passed(gpu))
+            free_memory(comm, gpu);
+        else /* a stream that does not move may look at it later */
+            IQ_WARN("a stream has not passed its last call: the communicator's device and pinned memory stays");
         for (int i = 0; i < IQ_GPU_QUEUE_CALLS; i++) {
             if (gpu->arrivals[i] != NULL)
                 cuda->event_destroy(gpu->device.ordinal, gpu->arrivals[i]);
@@ -309,7 +310,7 @@ isgq_result_t iq_gpu_mark_departure(isgq_comm_t comm, uint64_t sequence, isgq_st
 isgq_result_t iq_gpu_follow(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)
 {
     iq_device_t *device = &comm->gpu->device;
-    return device->cuda->wait_event(device->ordinal, stream, event_of(comm->gpu->departures, sequence - 1));
+    return device->cuda->wait_event(device->ordinal, stream, event_of(comm->gpu->departures, sequence));
 }
 
 isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream)

@@ -61,7 +61,7 @@ isgq_result_t iq_gpu_check_stream(isgq_comm_t comm, const char *operation, isgq_
 /* Enqueue arrival, wait and departure of call `sequence` on its stream, before anybody sees the call. Holds no lock. */
 isgq_result_t iq_gpu_enqueue(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
 
-/* For calls that are streamed: the two marks alone, and an order between call `sequence` and the one before it. */
+/* For calls that are streamed: the two marks alone, and a wait for the departure of call `sequence`. */
 isgq_result_t iq_gpu_mark_arrival(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
 isgq_result_t iq_gpu_mark_departure(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);
 isgq_result_t iq_gpu_follow(isgq_comm_t comm, uint64_t sequence, isgq_stream_t stream);

@@ -275,7 +275,7 @@ static isgq_result_t work_arrival(isgq_comm_t comm, iq_run_t *run, size_t trip)
 static isgq_result_t work_departure(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     (void)trip;
-    return iq_stream_passed(comm, run->call->sequence, &run->awaits);
+    return iq_stream_passed(comm, run);
 }
 
 static isgq_result_t begin_streamed(isgq_comm_t comm, iq_run_t *run)
@@ -284,12 +284,12 @@ static isgq_result_t begin_streamed(isgq_comm_t comm, iq_run_t *run)
     iq_stage_t *stage;
     iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .nranks = 1, .rank = comm->rank};
     run->arrived = run->drained = true; /* nothing of the call is driven from here */
+    if (!run->call->captured)
+        iq_run_add_work(run, "arrival", work_arrival, 1);
     IQ_TRY(exact_algorithm(comm, IQ_BARRIER, ISGQ_UINT8, ISGQ_SUM, 0, &barrier));
     IQ_TRY(add_plan(comm, run, "agreement", barrier, &iq_codec_none, &codec_call, 0, false, &stage));
-    if (!run->call->captured) {
-        iq_run_add_work(run, "arrival", work_arrival, 1);
+    if (!run->call->captured)
         iq_run_add_work(run, "stream", work_departure, 1);
-    }
     return ISGQ_SUCCESS;
 }
 

@@ -22,7 +22,7 @@ const char *iq_call_algorithm_name(const iq_call_t *call)
 
 static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_BYTES])
 {
-    int used = snprintf(text, IQ_ARGUMENTS_TEXT_BYTES, "call %s\n", kind_names[call->kind]);
+    int used = snprintf(text, IQ_ARGUMENTS_TEXT_BYTES, "call %s\ncaptured %s\n", kind_names[call->kind], call->captured ? "yes" : "no");
     size_t room = IQ_ARGUMENTS_TEXT_BYTES - (size_t)used;
     char *rest = text + used;
     if (call->kind == IQ_CALL_BARRIER)
@@ -45,7 +45,7 @@ static uint64_t fingerprint(const iq_call_t *call)
 {
     struct {
         uint64_t count, max_batch, m, n;
-        int32_t kind, datatype, op, root, bias, way;
+        int32_t kind, datatype, op, root, bias, way, captured;
     } key;
     memset(&key, 0, sizeof(key));
     key.kind = (int32_t)call->kind;
@@ -54,6 +54,7 @@ static uint64_t fingerprint(const iq_call_t *call)
     key.root = call->root;
     key.count = call->count;
     key.way = (int32_t)call->way;
+    key.captured = call->captured;
     if (call->kind == IQ_CALL_FACTORED) {
         key.max_batch = call->max_batch;
         key.m = call->factors.m;
@@ -122,7 +123,7 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
     iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
     isgq_quantizer_t forgotten = slot->quantizer;
     *slot = enqueued;
-    slot->fingerprint = fingerprint(call);
+    slot->fingerprint = fingerprint(&enqueued);
     if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
     comm->submitted = sequence;

@@ -464,7 +464,8 @@ typedef struct isgq_call_options {
  * random numbers; graphs end before their communicator. Otherwise a stream that
  * is being captured is refused (ISGQ_ERR_UNSUPPORTED). While a call waits for other ranks its stream does
  * not move, so until isgq_comm_wait or isgq_comm_synchronize has returned,
- * do not call what waits for the whole device: cudaFree, cudaHostRegister,
+ * do not call what waits for the whole device: making or destroying a
+ * communicator on it, cudaFree, cudaHostRegister,
  * cudaDeviceSynchronize. Ranks that share a process and a GPU need a
  * non-blocking stream each, never NULL, and no more of them than
  * CUDA_DEVICE_MAX_CONNECTIONS: a stream behind another rank's call in the same

@@ -67,7 +67,7 @@ static isgq_result_t end(iq_cuda_ipc_t *ipc, isgq_stream_t stream, iq_cuda_ipc_l
 isgq_result_t iq_cuda_ipc_begin_send(iq_wire_t *wire, isgq_stream_t stream, int peer, size_t bytes, void **payload)
 {
     iq_cuda_ipc_t *ipc = (iq_cuda_ipc_t *)wire;
-    unsigned char *slot;
+    unsigned char *slot = NULL;
     IQ_TRY(begin(ipc, stream, peer, bytes, ipc->out, IQ_CUDA_IPC_EMPTY, &slot));
     *payload = slot;
     return ISGQ_SUCCESS;
@@ -82,7 +82,7 @@ isgq_result_t iq_cuda_ipc_end_send(iq_wire_t *wire, isgq_stream_t stream, int pe
 isgq_result_t iq_cuda_ipc_begin_receive(iq_wire_t *wire, isgq_stream_t stream, int peer, size_t bytes, const void **payload)
 {
     iq_cuda_ipc_t *ipc = (iq_cuda_ipc_t *)wire;
-    unsigned char *slot;
+    unsigned char *slot = NULL;
     IQ_TRY(begin(ipc, stream, peer, bytes, ipc->in, IQ_CUDA_IPC_FULL, &slot));
     *payload = slot;
     return ISGQ_SUCCESS;
@@ -114,6 +114,19 @@ static int awaited(iq_wire_t *wire)
     return position >= 1 && position <= (uint32_t)ipc->nranks ? (int)position - 1 : -1;
 }
 
+/* Positions and flags change with every message; what of them a host happens to see is enough to tell that something moves. */
+static uint64_t activity(iq_wire_t *wire)
+{
+    iq_cuda_ipc_t *ipc = (iq_cuda_ipc_t *)wire;
+    uint64_t seen = __atomic_load_n(&ipc->ranks[ipc->rank].position.state, __ATOMIC_RELAXED);
+    for (int peer = 0; peer < ipc->nranks; peer++)
+        for (unsigned slot = 0; slot < IQ_CUDA_IPC_SLOTS && peer != ipc->rank; slot++) {
+            seen = 31 * seen + __atomic_load_n(&ipc->in[peer].lines->slots[slot].flag.state, __ATOMIC_RELAXED);
+            seen = 31 * seen + __atomic_load_n(&ipc->out[peer].lines->slots[slot].flag.state, __ATOMIC_RELAXED);
+        }
+    return seen;
+}
+
 static isgq_result_t check(iq_wire_t *wire)
 {
     iq_cuda_ipc_t *ipc = (iq_cuda_ipc_t *)wire;
@@ -135,5 +148,6 @@ const iq_wire_ops_t iq_wire_cuda_ipc = {
     .end_receive = iq_cuda_ipc_end_receive,
     .let_go = iq_cuda_ipc_let_go,
     .awaited = awaited,
+    .activity = activity,
     .check = check,
 };

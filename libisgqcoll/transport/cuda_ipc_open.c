@@ -13,6 +13,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define TRIAL_NS 30000000000u /* a message that has not moved by then never will, and other wires want their turn */
+
 #define PREFIX "cuda_ipc: "
 
 /* What ranks tell each other when all have made their part. */
@@ -226,7 +228,7 @@ isgq_result_t iq_cuda_ipc_open(const iq_wire_params_t *params, iq_wire_t **wire)
     opening_t opening = {.params = *params,
                          .given = params,
                          .ipc = make(params),
-                         .deadline_ns = now + left - iq_min(left / 4, 1000000000u),
+                         .deadline_ns = now + iq_min(left - iq_min(left / 4, 1000000000u), TRIAL_NS),
                          .cards = calloc(nranks, sizeof(card_t)),
                          .ranks = calloc(nranks, sizeof(int))};
     isgq_result_t result = ISGQ_ERR_NO_MEMORY;

@@ -66,6 +66,10 @@ typedef struct iq_wire_ops {
     /* The rank whose message or slot this rank's stream waits for now, -1 if that is nobody or unknown. Any thread; touches no GPU. */
     int (*awaited)(iq_wire_t *wire);
 
+    /* A number that differs from the one before if messages of this rank moved in between, as far as that can be seen; NULL: it cannot, and a call counts
+     * as standing still until it ends. Any thread; touches no GPU. */
+    uint64_t (*activity)(iq_wire_t *wire);
+
     /* ISGQ_SUCCESS, or what went wrong on the wire without anybody calling it. */
     isgq_result_t (*check)(iq_wire_t *wire);
 

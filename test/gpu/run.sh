@@ -268,11 +268,11 @@ if [ ! -x "$bin/bench_gpu" ]; then
 fi
 
 # The benchmark must have time even if every test hangs.
-tests cuda_ipc 150
+phase_end=$((limit - 240))
 for class in GpuPerf GpuTrain; do
-    lane step test "programs.$class" 60 python3 "$root/test/tools/test_device.py" "$bin" "$class"
+    lane step test "programs.$class" 100 python3 "$root/test/tools/test_device.py" "$bin" "$class"
 done
-wait
+tests cuda_ipc 150
 
 phase_end=$limit
 step info isgq_info 20 "$bin/isgq_info"

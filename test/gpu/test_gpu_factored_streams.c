@@ -167,6 +167,7 @@ static void replays_body(iq_rank_t *rank)
 
 static void factored_replays(void)
 {
+    gpu_not_over("staged", "what hosts carry cannot be captured");
     gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_THREADS, .nranks = 2, .body = replays_body, .apart = true});
 }
 
@@ -196,6 +197,7 @@ static void fresh_body(iq_rank_t *rank)
 
 static void factored_fresh(void)
 {
+    gpu_not_over("staged", "what hosts carry cannot be captured");
     gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_THREADS, .nranks = 2, .body = fresh_body, .apart = true});
 }
 

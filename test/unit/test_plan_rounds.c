@@ -30,7 +30,7 @@ static bool simulate(const iq_algorithm_t *algorithm, int nranks, iq_sim_schedul
 /* A pair of ranks exchanges at most one message a round and direction: that is the staging memory a wire needs. */
 static void prove(const iq_algorithm_t *algorithm, iq_plan_request_t request)
 {
-    int schedules = request.count < 100 ? IQ_SIM_RANDOM : IQ_SIM_LOWEST_FIRST; /* the outcome is the same under all */
+    int schedules = request.count < 40 ? IQ_SIM_RANDOM : IQ_SIM_LOWEST_FIRST; /* the outcome is the same under all */
     build_all(algorithm, request);
     for (int schedule = IQ_SIM_LOWEST_FIRST; schedule <= schedules; schedule++) {
         ck_assert_msg(simulate(algorithm, request.nranks, (iq_sim_schedule_t)schedule),
@@ -42,7 +42,7 @@ static void prove(const iq_algorithm_t *algorithm, iq_plan_request_t request)
 
 static void prove_shapes(const iq_algorithm_t *algorithm, int nranks, int root, size_t count)
 {
-    static const size_t units[] = {1, 4, 32}, chunks[] = {1, 7, 64};
+    static const size_t units[] = {1, 32}, chunks[] = {1, 7, 64};
     size_t nunits = algorithm->collective == IQ_ALLREDUCE ? IQ_ARRAY_SIZE(units) : 1;
     for (size_t u = 0; u < nunits; u++)
         for (size_t c = 0; c < IQ_ARRAY_SIZE(chunks); c++)
@@ -57,7 +57,7 @@ static void prove_collective(iq_collective_t collective)
         for (int nranks = 1; row->collective == collective && nranks <= MAX_RANKS; nranks++) {
             size_t n = (size_t)nranks;
             bool whole_parts = collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER;
-            const size_t counts[] = {0, 1, 2, 3, n - 1, n, n + 1, 31, 97, 8 * n + 5, 509};
+            const size_t counts[] = {0, 1, 3, n - 1, n, n + 1, 31, 97, 8 * n + 5, 509};
             const size_t parts[] = {0, 1, 2, 3, 13, 64};
             for (size_t i = 0; i < (whole_parts ? IQ_ARRAY_SIZE(parts) : IQ_ARRAY_SIZE(counts)); i++)
                 prove_shapes(row, nranks, nranks / 3, whole_parts ? parts[i] * n : counts[i]);
