@@ -84,9 +84,12 @@ static void one_thread_two_devices(void)
 }
 
 /* Where messages part a bucket, a wire's large chunks must not show in the bits. */
+static const char *const parted[] = {"uniform:bits=4,sum=requantized,bucket=tensor", "uniform:bits=5,scale=local,bucket=104", "uniform:bits=4,sum=requantized",
+                                     NULL};
+
 static void cuts_body(iq_rank_t *rank)
 {
-    static const char *const texts[] = {"uniform:bits=4,sum=requantized,bucket=tensor", "uniform:bits=5,scale=local,bucket=104", "uniform:bits=4,sum=requantized"};
+    const char *const *texts = rank->argument;
     enum { LONG = 300007 };
     float *values = malloc(LONG * sizeof(float)), *expected = malloc(LONG * sizeof(float)), *device;
     isgq_unique_id_t id = gpu_id(rank);
@@ -96,7 +99,7 @@ static void cuts_body(iq_rank_t *rank)
     cudaStream_t stream = gpu_stream(rank);
     RANK_CHECK(rank, values != NULL && expected != NULL, "no memory");
     RANK_CUDA(rank, cudaMalloc((void **)&device, LONG * sizeof(float)));
-    for (size_t t = 0; t < sizeof(texts) / sizeof(texts[0]); t++) {
+    for (size_t t = 0; texts[t] != NULL; t++) {
         isgq_quantizer_t quantizer;
         RANK_OK(rank, isgq_quantizer_create(&quantizer, texts[t]));
         iq_samples_fill(ISGQ_FLOAT32, 40 + t, rank->rank, 0, LONG, values);
@@ -117,13 +120,40 @@ static void cuts_body(iq_rank_t *rank)
     free(expected);
 }
 
-static void cuts(void) { gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_THREADS, .nranks = 3, .body = cuts_body, .apart = true}); }
+static void cuts(void)
+{
+    gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_THREADS, .nranks = 3, .body = cuts_body, .argument = (void *)parted, .apart = true});
+}
 
 /* Wires asked to cut finer than hosts: room is made for what hosts cut. */
 static void fine_cuts(void)
 {
     setenv("ISGQ_WIRE_CHUNK_BYTES", "8k", 1);
-    gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = cuts_body, .apart = true});
+    gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = cuts_body, .argument = (void *)parted, .apart = true});
+}
+
+/* Exact sums of codes in lanes of words, added by the wire itself: the same bits again, and what a ring would send of the words counts. */
+static void lanes_body(iq_rank_t *rank)
+{
+    isgqx_call_record_t record = {.size = sizeof(record)};
+    ends_t ends = open_ends(rank);
+    upload(rank, &ends, 9);
+    allreduce(rank, &ends, "uniform:bits=4"); /* three ranks' sums need six bits: five lanes a word, two thirds of the words twice */
+    RANK_OK(rank, isgq_comm_synchronize(ends.comm));
+    RANK_OK(rank, isgqx_last_call(ends.comm, &record));
+    RANK_CHECK(rank, record.wire_bytes >= COUNT / 5 * 4 * 4 / 3 && record.wire_bytes < COUNT / 5 * 4 * 4 / 3 + 1024, "%llu bytes",
+               (unsigned long long)record.wire_bytes);
+    close_ends(rank, &ends, false);
+    cuts_body(rank);
+}
+
+static void lanes(void)
+{
+    static const char *const exact[] = {"uniform:bits=4", "uniform:bits=1,bucket=64", "uniform:bits=8,rounding=nearest", "uniform:bits=3,bucket=tensor", NULL};
+    if (!gpu_over("nccl"))
+        gpu_skip("only NCCL adds words");
+    setenv("ISGQ_WIRE_SUM", "1", 1);
+    gpu_run_ranks(&(iq_ranks_t){.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = lanes_body, .argument = (void *)exact, .apart = true});
 }
 
 /* ---- graphs ---- */
@@ -307,6 +337,7 @@ const gpu_case_t gpu_cases[] = {
     GPU_CASE(one_thread_two_devices),
     GPU_CASE(cuts),
     GPU_CASE(fine_cuts),
+    GPU_CASE(lanes),
     GPU_CASE(replays),
     GPU_CASE(replays_processes),
     GPU_CASE(fresh),
