@@ -33,7 +33,7 @@ for symbol in $(nm -D --undefined-only "$library" | awk '{ sub(/@.*/, "", $2); p
 done
 for module in "$build"/lib/isgqcoll/*.so; do
     [ -e "$module" ] || continue
-    name=${module##*/isgqcoll-} name=${name%.so}
+    name=${module##*/} name=${name#isgqcoll-} name=${name#isgq-} name=${name%.so} name=${name//-/_} # programs have modules too
     [ "$(nm -D --defined-only "$module" | awk '{ print $3 }')" = "iq_module_$name" ] ||
         complain "${module##*/} must export iq_module_$name and nothing else"
 done
