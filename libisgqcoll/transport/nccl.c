@@ -173,7 +173,9 @@ static isgq_result_t exchange(iq_wire_t *base, isgq_stream_t stream)
         return ISGQ_SUCCESS;
     IQ_TRY(note_capture(wire, stream));
     IQ_TRY(iq_nccl_enter(wire));
-    isgq_result_t result = settle(wire, send_and_receive(wire, stream), "messages");
+    isgq_result_t result = wire->own ? ISGQ_SUCCESS : settle(wire, IQ_NCCL_IN_PROGRESS, "the application's last operation");
+    if (result == ISGQ_SUCCESS)
+        result = settle(wire, send_and_receive(wire, stream), "messages");
     iq_nccl_leave(wire);
     return result;
 }
@@ -197,7 +199,9 @@ static isgq_result_t sum_words(iq_wire_t *base, isgq_stream_t stream, void *word
         return ISGQ_SUCCESS;
     IQ_TRY(note_capture(wire, stream));
     IQ_TRY(iq_nccl_enter(wire));
-    isgq_result_t result = settle(wire, sum(wire, stream, words, count), "sum");
+    isgq_result_t result = wire->own ? ISGQ_SUCCESS : settle(wire, IQ_NCCL_IN_PROGRESS, "the application's last operation");
+    if (result == ISGQ_SUCCESS)
+        result = settle(wire, sum(wire, stream, words, count), "sum");
     iq_nccl_leave(wire);
     return result;
 }

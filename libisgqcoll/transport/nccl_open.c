@@ -151,6 +151,21 @@ static isgq_result_t take_memory(iq_nccl_t *wire)
 
 static uint32_t trial_word(int from, int to) { return 0x9e3779b9u * (uint32_t)(from + 1) + (uint32_t)to; }
 
+/* A word to or from the device, there on return: a copy from or to pageable memory only might wait. */
+static isgq_result_t copy_word(iq_nccl_t *wire, isgq_stream_t stream, void *dst, const void *src)
+{
+    iq_cuda_event_t copied = NULL;
+    IQ_TRY(wire->cuda->event_create(wire->device, &copied));
+    isgq_result_t result = wire->cuda->copy(wire->device, stream, dst, src, sizeof(uint32_t));
+    if (result == ISGQ_SUCCESS)
+        result = wire->cuda->event_record(wire->device, copied, stream);
+    if (result == ISGQ_SUCCESS)
+        while ((result = wire->cuda->event_poll(wire->device, copied)) == ISGQ_IN_PROGRESS)
+            sched_yield();
+    wire->cuda->event_destroy(wire->device, copied);
+    return result;
+}
+
 static isgq_result_t trial_messages(iq_nccl_t *wire, isgq_stream_t stream)
 {
     const iq_wire_ops_t *ops = wire->base.ops;
@@ -160,7 +175,7 @@ static isgq_result_t trial_messages(iq_nccl_t *wire, isgq_stream_t stream)
         if (peer == wire->rank)
             continue;
         IQ_TRY(ops->begin_send(&wire->base, stream, peer, sizeof(word), &payload));
-        IQ_TRY(wire->cuda->copy(wire->device, stream, payload, &word, sizeof(word)));
+        IQ_TRY(copy_word(wire, stream, payload, &word));
         IQ_TRY(ops->end_send(&wire->base, stream, peer));
         IQ_TRY(ops->expect(&wire->base, peer, sizeof(word)));
     }
@@ -171,7 +186,7 @@ static isgq_result_t trial_messages(iq_nccl_t *wire, isgq_stream_t stream)
         if (peer == wire->rank)
             continue;
         IQ_TRY(ops->begin_receive(&wire->base, stream, peer, sizeof(word), &payload));
-        IQ_TRY(wire->cuda->copy(wire->device, stream, &word, payload, sizeof(word))); /* returns when the word is there */
+        IQ_TRY(copy_word(wire, stream, &word, payload));
         IQ_TRY(ops->end_receive(&wire->base, stream, peer));
         if (word != trial_word(peer, wire->rank))
             return IQ_FAIL(ISGQ_ERR_CORRUPT, "nccl: the trial message from rank %d is wrong", peer);
@@ -183,9 +198,9 @@ static isgq_result_t trial_sum(iq_nccl_t *wire, isgq_stream_t stream)
 {
     uint32_t word = (uint32_t)wire->rank + 1, n = (uint32_t)wire->nranks;
     void *payload = wire->out.memory;
-    IQ_TRY(wire->cuda->copy(wire->device, stream, payload, &word, sizeof(word)));
+    IQ_TRY(copy_word(wire, stream, payload, &word));
     IQ_TRY(wire->base.ops->sum_words(&wire->base, stream, payload, 1));
-    IQ_TRY(wire->cuda->copy(wire->device, stream, &word, payload, sizeof(word)));
+    IQ_TRY(copy_word(wire, stream, &word, payload));
     if (word != n * (n + 1) / 2)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "nccl: the trial sum of %u ranks is %u", n, word);
     return ISGQ_SUCCESS;
