@@ -199,7 +199,7 @@ class TrainRefused(Training, Case):
         for function in ("cublasCreate", "cublasSgemm", "cudaEventCreate"):
             result = test_programs.run("isgq_train", *self.arguments("-n", "1", "--device", "cuda"), CUDASIM_FAIL=function + ":1", **simulated(self))
             self.assertEqual((result.returncode, result.stdout), (1, ""), result.stderr)
-            self.assertRegex(result.stderr, rf"^isgq_train: (rank 0: )?{function}: .+\n")
+            self.assertRegex(result.stderr, rf"(?m)^isgq_train: (rank 0: )?{function}: .+\n")
 
 
 class SimulatedPerf(Case):
