@@ -139,7 +139,7 @@ static __device__ __forceinline__ void iq_store_quad(void *data, bool aligned, b
     typedef typename as_t::item_t item_t;
     item_t *dst = (item_t *)data + i;
     iq_vector<item_t, IQ_QUAD> item;
-    float before[IQ_QUAD];
+    float before[IQ_QUAD] = {};
     if (accumulate)
         iq_load_quad<as_t>(data, aligned, i, count, before);
 #pragma unroll
