@@ -130,7 +130,8 @@ static __device__ __forceinline__ bool decode_quad(const iq_map_args_t &map, uin
     return too_large;
 }
 
-template <typename as_t, int known> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) decode_lanes(lanes_args_t args)
+/* Asked for full occupancy, ptxas would rather spill a register than give up two blocks of eight: six are asked for. */
+template <typename as_t, int known> static __global__ void __launch_bounds__(IQ_CUDA_THREADS, 6) decode_lanes(lanes_args_t args)
 {
     __shared__ __align__(16) uint32_t stages[IQ_CUDA_WARPS][WORDS];
     uint32_t *stage = stages[threadIdx.x / 32], lanes = lanes_of<known>(args), lane = threadIdx.x % 32, length = WORDS * lanes;

@@ -139,13 +139,14 @@ static __device__ __forceinline__ void iq_store_quad(void *data, bool aligned, b
     typedef typename as_t::item_t item_t;
     item_t *dst = (item_t *)data + i;
     iq_vector<item_t, IQ_QUAD> item;
-    float before[IQ_QUAD] = {};
-    if (accumulate)
+#pragma unroll
+    for (int j = 0; j < IQ_QUAD; j++)
+        item.item[j] = as_t::narrow(value[j]);
+    if (accumulate) {
+        float before[IQ_QUAD];
         iq_load_quad<as_t>(data, aligned, i, count, before);
 #pragma unroll
-    for (int j = 0; j < IQ_QUAD; j++) {
-        item.item[j] = as_t::narrow(value[j]);
-        if (accumulate)
+        for (int j = 0; j < IQ_QUAD; j++)
             item.item[j] = as_t::narrow(before[j] + as_t::widen(item.item[j]));
     }
     if (aligned && i + IQ_QUAD <= count) {
