@@ -96,6 +96,12 @@ isgq_result_t iq_stream_passed(isgq_comm_t comm, iq_run_t *run)
     return result == ISGQ_SUCCESS ? iq_device_check(&verdict, iq_call_kind_name(run->call->kind)) : result;
 }
 
+isgq_result_t iq_stream_verdict(isgq_comm_t comm)
+{
+    iq_stream_exec_t *exec = comm->stream_exec;
+    return exec == NULL || exec->wire == NULL ? ISGQ_SUCCESS : exec->wire->ops->check(exec->wire);
+}
+
 void iq_stream_let_go(isgq_comm_t comm)
 {
     if (comm->stream_exec != NULL && comm->stream_exec->wire != NULL)

@@ -55,6 +55,9 @@ isgq_result_t iq_stream_enqueue_plan(isgq_comm_t comm, const iq_stage_t *stage);
  * move are progress. Then the verdict on them. */
 isgq_result_t iq_stream_passed(isgq_comm_t comm, iq_run_t *run);
 
+/* ISGQ_SUCCESS, or that what streams have passed may be void: a rank has let go, which this one may not have heard yet. Any thread. */
+isgq_result_t iq_stream_verdict(isgq_comm_t comm);
+
 /* Streams that wait for other ranks go on for good. Any thread; touches no GPU. */
 void iq_stream_let_go(isgq_comm_t comm);
 

@@ -3,6 +3,7 @@
 #include "base/config.h"
 #include "base/util.h"
 #include "core/comm.h"
+#include "core/exec_stream.h"
 
 #include <string.h>
 
@@ -109,6 +110,8 @@ isgq_result_t isgq_comm_get_async_error(isgq_comm_t comm, isgq_result_t *async_e
     IQ_TRY(iq_comm_check_handle(comm, "comm_get_async_error"));
     CHECK_OUTPUT("comm_get_async_error", async_error);
     *async_error = (isgq_result_t)atomic_load(&comm->failed);
+    if (*async_error == ISGQ_SUCCESS) /* a stream may be past its call before the news of its failure are here */
+        *async_error = iq_stream_verdict(comm);
     return ISGQ_SUCCESS;
 }
 

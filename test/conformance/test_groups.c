@@ -6,12 +6,10 @@
 #include "support/check_main.h"
 #include "support/samples.h"
 
-#include <arpa/inet.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -447,21 +445,6 @@ static void run_env(const char *rank_name, const char *const *environment)
     iq_ranks_run(&ranks, NULL);
 }
 
-/* A port that nobody listens at, below those that the kernel hands out to others between this look and the test's own use. */
-static int free_port(void)
-{
-    for (int port = 20000 + (int)getpid() % 10000; port < 32000; port++) {
-        struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
-        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
-        bool free = bind(fd, (struct sockaddr *)&at, sizeof(at)) == 0;
-        close(fd);
-        if (free)
-            return port;
-    }
-    ck_abort_msg("no free port");
-    return 0;
-}
-
 START_TEST(environments)
 {
     char job[64], file[96], port[64], path[64], address[64];
@@ -473,7 +456,7 @@ START_TEST(environments)
     const char *const store[] = {"ISGQ_NRANKS=3", file, NULL};
     snprintf(job, sizeof(job), "ISGQ_JOB=conformance-%d", (int)getpid());
     snprintf(address, sizeof(address), "ISGQ_MASTER_ADDR=%s", iq_lab_address());
-    snprintf(port, sizeof(port), "MASTER_PORT=%d", free_port());
+    snprintf(port, sizeof(port), "MASTER_PORT=%d", iq_lab_port());
     snprintf(path, sizeof(path), "/tmp/isgq-conformance-%d", (int)getpid());
     snprintf(file, sizeof(file), "ISGQ_RENDEZVOUS=file:%s", path);
     run_env("ISGQ_RANK", own);
@@ -489,7 +472,7 @@ START_TEST(tcp_rendezvous)
 {
     char place[96];
     const char *const right[] = {"ISGQ_NRANKS=3", place, "ISGQ_SECRET=rosebud", NULL};
-    snprintf(place, sizeof(place), "ISGQ_RENDEZVOUS=tcp:%s:%d", iq_lab_address(), free_port());
+    snprintf(place, sizeof(place), "ISGQ_RENDEZVOUS=tcp:%s:%d", iq_lab_address(), iq_lab_port());
     run_env("ISGQ_RANK", right);
 }
 END_TEST

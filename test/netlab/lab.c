@@ -2,6 +2,7 @@
 /* Moving into a host of netlab.py: see lab.h. */
 #include "netlab/lab.h"
 
+#include <arpa/inet.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <sched.h>
@@ -9,6 +10,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mount.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #define INTERFACE "isgq0" /* as in netlab.py */
@@ -63,6 +65,20 @@ void iq_lab_enter(int host)
     see_the_interfaces(text);
     unsetenv("ISGQ_HOSTID"); /* the library has to find out by itself */
     setenv("ISGQ_INTERFACE", INTERFACE, 1);
+}
+
+int iq_lab_port(void)
+{
+    for (int port = 20000 + (int)getpid() % 10000; port < 32000; port++) {
+        struct sockaddr_in at = {.sin_family = AF_INET, .sin_port = htons((uint16_t)port)};
+        int fd = socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+        bool is_free = bind(fd, (struct sockaddr *)&at, sizeof(at)) == 0;
+        close(fd);
+        if (is_free)
+            return port;
+    }
+    fprintf(stderr, "no free port below 32000\n");
+    abort();
 }
 
 bool iq_lab_skips(const char *name, const char *why)

@@ -17,6 +17,9 @@ void iq_lab_enter(int host);
 /* Where rank 0 can be found: an address of host 0, or of this machine where there is no lab. */
 const char *iq_lab_address(void);
 
+/* A port that nobody listens at, below those that the kernel hands out to others between this look and the caller's own use. */
+int iq_lab_port(void);
+
 /* For what cannot run in a lab by its nature: true there, after a line with the name and the reason. */
 bool iq_lab_skips(const char *name, const char *why);
 
