@@ -40,36 +40,74 @@ typedef struct iq_codec_call {
     uint64_t seed;       /* the communicator's key: its seed and where it comes from */
     uint64_t call;       /* call number on the communicator */
     bool accumulate;     /* decode and deliver add to the output (in the output's type, by float or integer addition) */
-    const float *scales; /* shared scale (max |x| over ranks) of bucket first_bucket, first_bucket + 1, ...; NULL if the codec shares none */
+    const float *scales; /* what ranks agreed on: uniform's scale of bucket first_bucket, first_bucket + 1, ...; NULL if the codec shares none */
     size_t first_bucket;
+    const uint16_t *strata; /* [IQ_STRATA] this rank's place in 256 permutations of the ranks (rounding=stratified); else NULL */
     struct iq_device *device; /* where data in device memory is worked on (codec/device.h); NULL: host memory */
 } iq_codec_call_t;
 
-typedef enum iq_rounding { IQ_ROUND_NEAREST, IQ_ROUND_STOCHASTIC } iq_rounding_t;
+typedef enum iq_rounding {
+    IQ_ROUND_NEAREST,
+    IQ_ROUND_STOCHASTIC,
+    IQ_ROUND_STRATIFIED /* stochastic, and the ranks' random numbers are spread evenly: their errors cancel */
+} iq_rounding_t;
+
+typedef enum iq_norm { IQ_NORM_MAX, IQ_NORM_L2 } iq_norm_t;
+
+/* What a call that names its tensor does about the error of the last one. */
+typedef enum iq_feedback {
+    IQ_FEEDBACK_OFF,
+    IQ_FEEDBACK_FULL,    /* all of it is added to the next gradient: for biased codecs, which shrink it */
+    IQ_FEEDBACK_WEIGHTED /* a part, 1 / (1 + variance): for unbiased codecs of high variance */
+} iq_feedback_t;
 
 struct iq_codec_ops;
+struct iq_level_model; /* codec/levels.h */
+struct iq_family;      /* codec/quantizer_text.h */
+
+#define IQ_STRATA 256
 
 /* One dense codec with its settings: a value, copied freely. */
 typedef struct iq_codec {
     const struct iq_codec_ops *ops;
-    unsigned bits;          /* uniform: code width 1..8 */
-    size_t bucket;          /* uniform: elements per scale; 0 is the whole tensor */
-    iq_rounding_t rounding; /* uniform */
+    const struct iq_family *family;     /* what the text named, for texts; NULL: made without one */
+    const struct iq_level_model *model; /* levels: which */
+    unsigned bits;          /* code width 1..8 */
+    unsigned levels;        /* uniform: codes -levels..levels; 0: as many as `bits` hold */
+    size_t bucket;          /* elements per scale; 0 is the whole tensor */
+    iq_rounding_t rounding;
+    iq_norm_t norm;         /* uniform: what the scale is */
+    float clip;             /* uniform: scales are at most so many standard deviations of a rank's tensor; 0: no limit */
     bool shared;            /* uniform: one scale per bucket for all ranks */
     int exact;              /* uniform, shared: 1 the result is the exact integer sum, 0 requantized once by its owner, -1 by nranks (exact up to 8) */
+    iq_feedback_t feedback;
+    double budget_bits, budget_nmse; /* coded: what may be spent, one of them is 0 */
 } iq_codec_t;
 
 typedef struct iq_codec_ops {
     const char *name; /* "none", "fp16", "bf16", "uniform" */
 
+    /* Messages may be shorter than their *_bytes say: they begin with their length, 4 bytes, which who moves them has compared
+     * with what arrived before add and decode see them. */
+    bool varies;
+
     /* ISGQ_SUCCESS, or IQ_FAIL with one sentence: this type or reduction with this codec. */
     isgq_result_t (*supports)(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op);
 
-    /* The call needs `scales` before encoding: the caller runs local_scales, a MAX allreduce, then sets call->scales. */
+    /* The call needs `scales` before encoding: the caller clears them, runs local_scales over the whole tensor in order, then
+     * close_scales, an allreduce of the first shared_scales of them, open_scales, and sets call->scales. */
     bool (*needs_scales)(const iq_codec_t *codec);
 
+    /* What is agreed on if that is not one maximum a bucket; all of them or none (NULL). The room may be larger than what is shared. */
+    size_t (*room_scales)(const iq_codec_t *codec, size_t count);   /* floats of room */
+    size_t (*shared_scales)(const iq_codec_t *codec, size_t count); /* those that the allreduce takes */
+    size_t (*scales_unit)(const iq_codec_t *codec);                 /* local_scales gets spans that begin at multiples of it */
+    isgq_red_op_t (*scales_op)(const iq_codec_t *codec);            /* MAX or SUM */
+    void (*close_scales)(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
+    void (*open_scales)(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
+
     /* scales[b - call->first_bucket] = max |src| over the part of bucket b in the span, maximum with what is there already
-     * (the caller clears first). NaN and Inf become +Inf. */
+     * (the caller clears first), or what the codec makes of the span. NaN and Inf become +Inf. */
     void (*local_scales)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales);
 
     /* The result is the sum itself, not rounded again: any algorithm gives the same bits, and deliver equals finish + decode. */
@@ -78,6 +116,9 @@ typedef struct iq_codec_ops {
     size_t (*acc_bytes)(const iq_codec_t *codec, const iq_codec_call_t *call);                                    /* per element */
     size_t (*partial_bytes)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts);     /* exact size */
     size_t (*result_bytes)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span);                 /* exact size */
+
+    /* Bits an element that are to be expected of partial(1), or of a result; NULL: those of the *_bytes. */
+    double (*mean_bits)(const iq_codec_t *codec, const iq_codec_call_t *call, bool result);
 
     void (*encode)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message);
 
@@ -100,11 +141,13 @@ extern const iq_codec_ops_t *const iq_codecs[];
 /* The lossless codec, used for scales, integers and broadcasts. */
 extern const iq_codec_t iq_codec_none;
 
-/* Scales of a tensor of `count` elements: one a bucket. */
+/* Scales of a tensor of `count` elements, before and while ranks agree on them: one a bucket if the codec does not say more. */
 static inline size_t iq_codec_scales(const iq_codec_t *codec, size_t count)
 {
     if (count == 0)
         return 0;
+    if (codec->ops != NULL && codec->ops->room_scales != NULL)
+        return codec->ops->room_scales(codec, count);
     return codec->bucket == 0 ? 1 : (count - 1) / codec->bucket + 1;
 }
 

@@ -10,6 +10,9 @@ extern const iq_codec_ops_t iq_codec_fp16_ops, iq_codec_fp16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_bf16_ops, iq_codec_bf16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
 
+/* For host memory only. */
+extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_intsgd_ops, iq_codec_coded_ops;
+
 /* What a codec's rows have in common: what is supported and how large it is does not depend on where data lies. */
 #define IQ_DECLARE_CODEC_SHAPE(codec_name)                                                                                   \
     isgq_result_t iq_##codec_name##_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op);          \

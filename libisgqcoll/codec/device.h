@@ -31,6 +31,9 @@ typedef struct iq_device {
 /* The row that does on device memory what `host` does; NULL if there is none. A device row gives itself. */
 const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host);
 
+/* Is this codec there for device memory, with these settings? */
+bool iq_codec_has_device(const iq_codec_t *codec);
+
 /* Bytes of device->scratch for spans of at most `count` elements: some codecs measure before they write. */
 size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count);
 

@@ -19,14 +19,31 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* How rows become codes. */
+typedef enum iq_factor_method {
+    IQ_FACTOR_ROWS,    /* a scale for each row */
+    IQ_FACTOR_MSE,     /* isgq-mse: one set of levels for a factor, fitted to the gradient (ISGQ, AAAI 2020) */
+    IQ_FACTOR_MVU,     /* isgq-mvu: the same, and the sum over all elements of the gradient is kept */
+    IQ_FACTOR_DITHERED /* isgq-dithered: one scale for a factor, subtractive dither, exact zeros kept */
+} iq_factor_method_t;
+
 /* "factor:width=bx/bd": fixed widths, every row. "isgq:bits=b" and "factor:bits=b": a budget of wire bits per factor
  * element; the rank picks widths and keep probabilities by itself. */
 typedef struct iq_factor_spec {
-    unsigned width_x; /* 2..8, fixed mode */
+    unsigned width_x; /* 2..8, fixed mode; isgq-dithered: of both factors */
     unsigned width_delta;
-    double budget_bits; /* 0: fixed widths */
+    double budget_bits; /* 0: fixed widths, or budget_nmse */
+    double budget_nmse; /* 0, or the error to be met with as few bits as that takes */
     bool nearest;       /* rounding=nearest (biased), else stochastic */
+    bool dither;        /* rounding=dither: subtractive */
+    bool coded;         /* blobs go through the entropy coder */
+    bool svd;           /* rows=svd: other rows with the same product may be sent */
+    iq_factor_method_t method;
+    unsigned levels;    /* isgq-mse, isgq-mvu: of either factor, zero not counted: 2, 4 or 8 */
 } iq_factor_spec_t;
+
+/* Is this spec there for device memory? */
+bool iq_factor_has_device(const iq_factor_spec_t *spec);
 
 typedef struct iq_factor_call {
     isgq_data_type_t datatype; /* FLOAT32, FLOAT16, BFLOAT16: of x, delta, grad and bias */

@@ -38,3 +38,8 @@ size_t iq_factor_device_bytes(const iq_factor_spec_t *spec, const iq_factor_call
     return iq_cuda_factor_lay_state(call->max_batch, call->m, call->n).bytes + iq_cuda_factor_lay_rows(&device, ranks).bytes +
            ranks * iq_cuda_factor_message_bytes(call->max_batch, device.blob_bytes) + 8 * IQ_CACHE_LINE;
 }
+
+bool iq_factor_has_device(const iq_factor_spec_t *spec)
+{
+    return spec->method == IQ_FACTOR_ROWS && !spec->dither && !spec->coded && !spec->svd && spec->budget_nmse == 0.0;
+}

@@ -17,85 +17,34 @@
 
 /* ---- canonical text ---- */
 
-typedef struct text_part {
-    char text[IQ_QUANTIZER_TEXT_BYTES / 2 - 8];
-} text_part_t;
-
-/* "4", "2.5" */
-static text_part_t bits_text(double bits)
-{
-    text_part_t part;
-    unsigned micro = (unsigned)(bits * IQ_QUANTIZER_MICRO + 0.5);
-    int length = snprintf(part.text, sizeof(part.text), "%u.%06u", micro / IQ_QUANTIZER_MICRO, micro % IQ_QUANTIZER_MICRO);
-    while (part.text[length - 1] == '0')
-        part.text[--length] = '\0';
-    if (part.text[length - 1] == '.')
-        part.text[length - 1] = '\0';
-    return part;
-}
-
-static text_part_t isgq_text(double bits)
-{
-    text_part_t part;
-    snprintf(part.text, sizeof(part.text), "isgq:bits=%.16s", bits_text(bits).text);
-    return part;
-}
-
-static text_part_t codec_text(const iq_codec_t *codec)
-{
-    text_part_t part;
-    char bucket[24] = "tensor";
-    if (codec->bucket != 0)
-        snprintf(bucket, sizeof(bucket), "%zu", codec->bucket);
-    if (codec->ops != &iq_codec_uniform_ops)
-        snprintf(part.text, sizeof(part.text), "%s", codec->ops->name);
-    else
-        snprintf(part.text, sizeof(part.text), "uniform:bits=%u,rounding=%s,scale=%s,bucket=%s%s", codec->bits,
-                 codec->rounding == IQ_ROUND_NEAREST ? "nearest" : "stochastic", codec->shared ? "shared" : "local", bucket,
-                 !codec->shared      ? ""
-                 : codec->exact < 0  ? ",sum=auto"
-                 : codec->exact == 0 ? ",sum=requantized"
-                                     : ",sum=exact");
-    return part;
-}
-
-void iq_codec_text(const iq_codec_t *codec, char *text, size_t bytes) { snprintf(text, bytes, "%s", codec_text(codec).text); }
-
-static text_part_t dense_text(const struct isgq_quantizer *quantizer)
-{
-    return quantizer->isgq ? isgq_text(quantizer->budget_bits) : codec_text(&quantizer->dense);
-}
-
-static text_part_t factored_text(const iq_factor_spec_t *spec)
-{
-    text_part_t part;
-    const char *rounding = spec->nearest ? "nearest" : "stochastic";
-    if (spec->budget_bits > 0.0)
-        snprintf(part.text, sizeof(part.text), "factor:bits=%.16s,rounding=%s", bits_text(spec->budget_bits).text, rounding);
-    else
-        snprintf(part.text, sizeof(part.text), "factor:width=%u/%u,rounding=%s", spec->width_x, spec->width_delta, rounding);
-    return part;
-}
-
 /* `isgq` is both halves with one budget. */
 static bool is_isgq_whole(const struct isgq_quantizer *quantizer)
 {
-    return quantizer->isgq && quantizer->has_factored && !quantizer->factored.nearest &&
-           quantizer->factored.budget_bits == quantizer->budget_bits;
+    const iq_recipe_t *dense = &quantizer->dense, *factored = &quantizer->factored;
+    return quantizer->has_dense && quantizer->has_factored && dense->is_isgq && factored->is_isgq &&
+           dense->codec.ops == factored->codec.ops && dense->codec.budget_bits == factored->codec.budget_bits &&
+           dense->codec.budget_nmse == factored->codec.budget_nmse;
 }
 
 static void write_text(isgq_quantizer_t quantizer)
 {
     char *text = quantizer->text;
     size_t room = sizeof(quantizer->text);
-    if (is_isgq_whole(quantizer))
-        snprintf(text, room, "%s", isgq_text(quantizer->budget_bits).text);
-    else if (quantizer->has_dense && quantizer->has_factored)
-        snprintf(text, room, "dense=%s;factored=%s", dense_text(quantizer).text, factored_text(&quantizer->factored).text);
-    else if (quantizer->has_factored)
-        snprintf(text, room, "%s", factored_text(&quantizer->factored).text);
-    else
-        snprintf(text, room, "%s%s", quantizer->isgq ? "dense=" : "", dense_text(quantizer).text);
+    int used = 0;
+    bool both = quantizer->has_dense && quantizer->has_factored;
+    if (is_isgq_whole(quantizer)) {
+        iq_recipe_text(&quantizer->dense, text, room);
+        return;
+    }
+    if (quantizer->has_dense) {
+        used = snprintf(text, room, "%s", both || quantizer->dense.is_isgq ? "dense=" : "");
+        used += iq_recipe_text(&quantizer->dense, text + used, room - (size_t)used);
+    }
+    if (quantizer->has_factored) {
+        used += snprintf(text + used, room - (size_t)used, "%s%s", both ? ";" : "",
+                         both || quantizer->factored.is_isgq ? "factored=" : "");
+        iq_recipe_text(&quantizer->factored, text + used, room - (size_t)used);
+    }
 }
 
 /* ---- objects ---- */
@@ -178,29 +127,41 @@ static iq_codec_t best_within(double budget_bits, int nranks)
     return best;
 }
 
-isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec)
+isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec)
 {
+    const iq_recipe_t *recipe = &quantizer->dense;
     if (!quantizer->has_dense)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED,
                        "quantizer '%s' is for factored calls only; add a dense part: dense=...;factored=...", quantizer->text);
-    *codec = quantizer->isgq ? best_within(quantizer->budget_bits, nranks) : quantizer->dense;
+    *codec = recipe->codec;
+    if (recipe->is_isgq && (devices || recipe->codec.ops == &iq_codec_uniform_ops)) {
+        if (recipe->codec.budget_nmse > 0.0)
+            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': nmse= is for host memory only in this version", quantizer->text);
+        *codec = best_within(recipe->codec.budget_bits, nranks);
+    }
     return ISGQ_SUCCESS;
 }
 
-void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, iq_codec_t *codec)
+void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec)
 {
     static const iq_codec_t eight_bits = {
         .ops = &iq_codec_uniform_ops, .bits = 8, .bucket = 1024, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = -1};
     if (is_isgq_whole(quantizer))
         *codec = eight_bits;
-    else if (!quantizer->has_dense || iq_quantizer_dense(quantizer, nranks, codec) != ISGQ_SUCCESS)
+    else if (!quantizer->has_dense || iq_quantizer_dense(quantizer, nranks, devices, codec) != ISGQ_SUCCESS)
         *codec = iq_codec_none;
 }
 
-isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, iq_factor_spec_t *spec, bool *dense_only)
+isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, bool devices, iq_factor_spec_t *spec, bool *dense_only)
 {
     *dense_only = !quantizer->has_factored;
-    *spec = quantizer->factored;
+    *spec = quantizer->factored.factor;
+    if (*dense_only || !devices || iq_factor_has_device(spec))
+        return ISGQ_SUCCESS;
+    if (!quantizer->factored.is_isgq || spec->budget_nmse > 0.0)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is for factors in host memory only in this version, and there are ranks on devices",
+                       quantizer->text);
+    *spec = (iq_factor_spec_t){.budget_bits = spec->budget_bits};
     return ISGQ_SUCCESS;
 }
 
@@ -216,7 +177,7 @@ isgq_result_t isgq_quantizer_max_bytes(isgq_quantizer_t quantizer, isgq_data_typ
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer max bytes: datatype %d is unknown", (int)datatype);
     if (count > SIZE_MAX / 16)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer max bytes: %zu elements overflow", count);
-    IQ_TRY(iq_quantizer_dense(quantizer, 1, &codec)); /* isgq: one rank gets the most bits */
+    IQ_TRY(iq_quantizer_dense(quantizer, 1, false, &codec)); /* isgq: one rank gets the most bits */
     if (datatype != ISGQ_FLOAT32 && datatype != ISGQ_FLOAT16 && datatype != ISGQ_BFLOAT16)
         codec = iq_codec_none; /* never quantized */
     codec.shared = false;      /* scales of shared ones travel apart, but count */

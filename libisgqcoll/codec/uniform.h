@@ -7,7 +7,12 @@
 #include "codec/codec.h"
 
 /* Codes are 0..top. */
-static inline uint32_t iq_uniform_top(const iq_codec_t *codec) { return codec->bits == 1 ? 1u : (1u << codec->bits) - 2u; }
+static inline uint32_t iq_uniform_top(const iq_codec_t *codec)
+{
+    if (codec->levels != 0)
+        return 2 * codec->levels;
+    return codec->bits == 1 ? 1u : (1u << codec->bits) - 2u;
+}
 
 /* The largest sum of `parts` ranks' codes, the bits it takes, and what twice such a sum is for a value of 0. */
 static inline uint32_t iq_uniform_most(const iq_codec_t *codec, int parts) { return (uint32_t)parts * iq_uniform_top(codec); }

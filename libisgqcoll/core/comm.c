@@ -7,6 +7,7 @@
 #include "base/config.h"
 #include "base/log.h"
 #include "base/util.h"
+#include "codec/strata.h"
 #include "core/gpu.h"
 #include "core/run.h"
 
@@ -123,6 +124,7 @@ static const iq_config_t *copy_settings(isgq_comm_t comm, const isgq_comm_config
     comm->config = *config;
     comm->seed = config->seed != 0 ? config->seed : global->seed;
     comm->key = comm->seed ^ comm->lineage; /* lineages are as good as random: one key means one seed and one lineage */
+    iq_strata_fill(comm->key, comm->nranks, comm->rank, comm->strata);
     comm->chunk_bytes = config->chunk_bytes != 0 ? config->chunk_bytes : global->chunk_bytes;
     comm->timeout_ms = config->timeout_ms != 0 ? config->timeout_ms : global->timeout_ms;
     comm->scratch.bytes = iq_align_up(global->scratch_bytes, 4096);

@@ -4,7 +4,9 @@
  * without a message.
  */
 #include "base/util.h"
+#include "codec/device.h"
 #include "codec/factor_device.h"
+#include "isgqcoll_ext.h"
 #include "core/run.h"
 
 #include <stdio.h>
@@ -24,6 +26,8 @@ static double bits_per_element(const iq_codec_t *codec, isgq_data_type_t datatyp
     const size_t sample = 32768;
     iq_codec_call_t call = {.datatype = datatype, .nranks = nranks};
     iq_span_t span = {0, sample};
+    if (codec->ops->mean_bits != NULL)
+        return codec->ops->mean_bits(codec, &call, result);
     size_t bytes = result ? codec->ops->result_bytes(codec, &call, span) : codec->ops->partial_bytes(codec, &call, span, 1);
     return 8.0 * (double)bytes / (double)sample;
 }
@@ -70,17 +74,27 @@ static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_
     return ISGQ_SUCCESS;
 }
 
+/* Some codecs are there for host memory alone. */
+static isgq_result_t check_devices(isgq_comm_t comm, const iq_call_t *call)
+{
+    if (comm->devices && !iq_codec_has_device(&call->codec))
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' is for host memory only in this version, and there are ranks on devices",
+                       iq_call_kind_name(call->kind), isgqx_quantizer_text(call->quantizer));
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
     call->codec = iq_codec_none;
     if (!moves) {
-        IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, &call->codec));
+        IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, comm->devices, &call->codec));
         if (call->codec.ops != iq_codec_none.ops && !quantizable(call->datatype)) {
             call->codec = iq_codec_none;
             call->fallback = true;
         }
         IQ_TRY(call->codec.ops->supports(&call->codec, call->datatype, call->kind == IQ_CALL_ALLGATHER ? ISGQ_SUM : call->op));
+        IQ_TRY(check_devices(comm, call));
     }
     IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, &call->codec, call->datatype, call->op, call->count,
                                algorithm, &call->algorithm, call->why, sizeof(call->why)));
@@ -120,8 +134,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     bool dense_only;
     char dense_why[64];
     size_t product = call->factors.m * call->factors.n, sums = product + (call->factors.bias != NULL ? call->factors.n : 0);
-    IQ_TRY(iq_quantizer_factored(call->quantizer, &call->factor, &dense_only));
-    iq_quantizer_product(call->quantizer, comm->nranks, &call->codec);
+    IQ_TRY(iq_quantizer_factored(call->quantizer, comm->devices, &call->factor, &dense_only));
+    iq_quantizer_product(call->quantizer, comm->nranks, comm->devices, &call->codec);
     IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &call->codec, ISGQ_FLOAT32, call->op, product, NULL, &call->algorithm,
                                dense_why, sizeof(dense_why)));
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;
@@ -145,6 +159,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     }
     IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
     call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
+    if (call->way == IQ_FACTORED_DENSE)
+        IQ_TRY(check_devices(comm, call));
     if (call->way == IQ_FACTORED_DENSE)
         IQ_TRY(check_scales(comm, call, sums, scratch_needed(comm, call, &shape, 0, 0, sums * sizeof(float))));
     return ISGQ_SUCCESS;

@@ -137,36 +137,62 @@ isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, 
 }
 
 /* How much of a tensor is measured in one trip: a chunk, so that hosts look at the network in between; a stream takes all of it. */
-static size_t measured_piece(const iq_run_t *run, size_t element_bytes, size_t count)
+static size_t measured_piece(const iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
 {
-    return run->site->streams ? count : chunk_elements(run->site->chunk_bytes, element_bytes);
+    size_t piece = chunk_elements(run->site->chunk_bytes, element_bytes);
+    size_t unit = codec->ops->scales_unit == NULL ? 1 : codec->ops->scales_unit(codec);
+    return run->site->streams || unit >= count ? count : iq_align_up(piece, unit);
 }
 
-/* Local maxima of the dense tensor. */
+/* The stage whose data these are: scales, agreement, opening, then the data. */
+static const iq_stage_t *stage_of_scales(const iq_run_t *run)
+{
+    const iq_stage_t *stage = &run->stages[run->stage];
+    while (stage->codec_call.scales != run->scales)
+        stage++;
+    return stage;
+}
+
 static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
-    const iq_stage_t *main_stage = &run->stages[run->stage + 2]; /* this one, the maximum over ranks, then the data */
-    size_t count = main_stage->plan->count;
-    size_t piece = measured_piece(run, main_stage->element_bytes, count);
+    const iq_stage_t *data = stage_of_scales(run);
+    size_t count = data->plan->count;
+    size_t piece = measured_piece(run, &data->codec, data->element_bytes, count);
     iq_span_t span = {trip * piece, iq_min(piece, count - trip * piece)};
     (void)comm;
-    main_stage->codec.ops->local_scales(&main_stage->codec, &main_stage->codec_call, span,
-                                        main_stage->src + span.first * main_stage->element_bytes, run->scales);
+    data->codec.ops->local_scales(&data->codec, &data->codec_call, span, data->src + span.first * data->element_bytes, run->scales);
+    if (data->codec.ops->close_scales != NULL && span.first + span.count == count)
+        data->codec.ops->close_scales(&data->codec, &data->codec_call, count, run->scales);
     return ISGQ_SUCCESS;
 }
 
+static isgq_result_t work_open_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    const iq_stage_t *data = stage_of_scales(run);
+    (void)comm, (void)trip;
+    data->codec.ops->open_scales(&data->codec, &data->codec_call, data->plan->count, run->scales);
+    return ISGQ_SUCCESS;
+}
+
+/* What ranks agree on before they encode: measured by each, then reduced over all. */
 static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
 {
-    size_t nscales = iq_codec_scales(codec, count);
-    run->scales = iq_scratch_take(run, nscales * sizeof(float));
+    const iq_codec_ops_t *ops = codec->ops;
+    size_t room = iq_codec_scales(codec, count), shared = ops->shared_scales == NULL ? room : ops->shared_scales(codec, count);
+    isgq_red_op_t op = ops->scales_op == NULL ? ISGQ_MAX : ops->scales_op(codec);
+    run->scales = iq_scratch_take(run, room * sizeof(float));
     if (run->scales == NULL)
         return ISGQ_ERR_NO_MEMORY;
     if (run->site->device != NULL)
-        iq_device_clear(run->site->device, run->scales, nscales * sizeof(float));
+        iq_device_clear(run->site->device, run->scales, room * sizeof(float));
     else
-        memset(run->scales, 0, nscales * sizeof(float));
-    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, element_bytes, count)));
-    return iq_run_add_exact(comm, run, "maximum of scales", ISGQ_FLOAT32, ISGQ_MAX, nscales, run->scales, run->site->device != NULL);
+        memset(run->scales, 0, room * sizeof(float));
+    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, codec, element_bytes, count)));
+    IQ_TRY(iq_run_add_exact(comm, run, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", ISGQ_FLOAT32, op, shared, run->scales,
+                            run->site->device != NULL));
+    if (ops->open_scales != NULL)
+        iq_run_add_work(run, "agreed scales", work_open_scales, 1);
+    return ISGQ_SUCCESS;
 }
 
 isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorithm_t *algorithm, iq_codec_t codec, isgq_data_type_t datatype,
@@ -179,6 +205,7 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
                                   .rank = comm->rank,
                                   .seed = comm->key,
                                   .call = run->call->sequence,
+                                  .strata = comm->strata,
                                   .accumulate = accumulate};
     iq_stage_t *stage;
     if (!sums)

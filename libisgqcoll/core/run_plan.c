@@ -96,6 +96,8 @@ static void report_mismatch(step_t *step, int peer, uint64_t sequence)
     iq_control_report_mismatch(step->comm->control, sequence, peer);
 }
 
+static bool has_any_length(const iq_stage_t *stage) { return stage->variable || stage->length_at != 0 || stage->codec.ops->varies; }
+
 /*
  * The payload of the oldest message from `peer`, or NULL with blocked_on. `expected` bytes, or at most so many if the stage is variable.
  */
@@ -123,7 +125,7 @@ static isgq_result_t begin_receive(step_t *step, int peer, size_t expected, cons
         return ISGQ_SUCCESS;
     }
     if (frame.stage != step->run->stage || frame.chunk != step->action->chunk ||
-        (step->stage->variable || step->stage->length_at != 0 ? frame.bytes > expected : frame.bytes != expected))
+        (has_any_length(step->stage) ? frame.bytes > expected : frame.bytes != expected))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "call %llu: rank %d sent stage %u chunk %u with %u bytes where stage %d chunk %u with %zu was due",
                        (unsigned long long)call->sequence, peer, frame.stage, frame.chunk, frame.bytes, step->run->stage,
                        step->action->chunk, expected);
@@ -193,9 +195,21 @@ static isgq_result_t step_send_own(step_t *step)
     IQ_TRY(finish_work(step, &finished));
     if (!finished)
         return ISGQ_SUCCESS;
+    bytes = iq_step_message_bytes(&step->data, payload, bytes);
     if (step->stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
         step->run->own_bytes += bytes;
     return end_send(step, step->action->peer, payload, bytes);
+}
+
+/* What this rank's own part of its own block would have taken on the wire. */
+static size_t unsent_bytes(const step_t *step, size_t most)
+{
+    const iq_stage_t *stage = step->stage;
+    if (stage->length_at != 0 && step->comm->nranks > 1)
+        return 0; /* counted when it is sent */
+    if (stage->codec.ops->varies && stage->room.result != NULL)
+        iq_step_encode(&step->data, stage->room.result);
+    return iq_step_message_bytes(&step->data, stage->room.result, most);
 }
 
 static isgq_result_t step_reduce(step_t *step)
@@ -210,13 +224,14 @@ static isgq_result_t step_reduce(step_t *step)
     size_t expected = iq_step_partial_bytes(&step->data, 1);
     if (peer == step->comm->rank) {
         iq_step_add_own(&step->data, iq_step_accumulator(&step->data), first);
-        step->run->own_bytes += step->stage->length_at != 0 && step->comm->nranks > 1 ? 0 : expected; /* else when it is sent */
+        step->run->own_bytes += unsent_bytes(step, expected);
         return ISGQ_SUCCESS;
     }
     if (starts(step)) {
         IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
         if (payload == NULL)
             return ISGQ_SUCCESS;
+        IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
         IQ_TRY(iq_step_add(&step->data, payload, 1, iq_step_accumulator(&step->data), first));
     }
     IQ_TRY(finish_work(step, &finished));
@@ -233,7 +248,8 @@ static isgq_result_t step_send_result(step_t *step)
     unsigned char *payload = begin_send(step, step->action->peer);
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank) : iq_step_result_bytes(&step->data);
+    size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank)
+                                         : iq_step_message_bytes(&step->data, iq_step_result(&step->data), iq_step_result_bytes(&step->data));
     if (starts(step))
         move_bytes(step, payload, step->stage->variable ? step->data.dst : iq_step_result(&step->data), bytes);
     IQ_TRY(finish_work(step, &finished));
@@ -254,10 +270,12 @@ static isgq_result_t take_result(step_t *step, const unsigned char *payload, siz
 {
     if (step->stage->length_at != 0)
         move_bytes(step, step->data.dst, payload, bytes);
-    else if (!step->stage->variable)
-        return iq_step_decode(&step->data, payload);
-    else
+    else if (step->stage->variable)
         keep_blob_part(step, payload, bytes);
+    else {
+        IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
+        return iq_step_decode(&step->data, payload);
+    }
     return ISGQ_SUCCESS;
 }
 
@@ -306,9 +324,10 @@ static isgq_result_t add_partial_and_own(step_t *step, void *acc, bool *there)
     *there = payload != NULL;
     if (payload == NULL)
         return ISGQ_SUCCESS;
+    IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
     IQ_TRY(iq_step_add(&step->data, payload, before, acc, true));
     iq_step_add_own(&step->data, acc, false);
-    step->run->own_bytes += iq_step_partial_bytes(&step->data, 1);
+    step->run->own_bytes += unsent_bytes(step, iq_step_partial_bytes(&step->data, 1));
     return ISGQ_SUCCESS;
 }
 
@@ -339,7 +358,7 @@ static isgq_result_t step_hop(step_t *step)
         if (acc != out)
             iq_step_store(&step->data, acc, parts, out);
     }
-    return end_hop(step, out, iq_step_partial_bytes(&step->data, parts));
+    return end_hop(step, out, iq_step_message_bytes(&step->data, out, iq_step_partial_bytes(&step->data, parts)));
 }
 
 static isgq_result_t step_last_hop(step_t *step)
@@ -357,7 +376,7 @@ static isgq_result_t step_last_hop(step_t *step)
             return ISGQ_SUCCESS;
         IQ_TRY(iq_step_finish_into(&step->data, step->stage->room.acc, out));
     }
-    return end_hop(step, out, iq_step_result_bytes(&step->data));
+    return end_hop(step, out, out == NULL ? 0 : iq_step_message_bytes(&step->data, out, iq_step_result_bytes(&step->data)));
 }
 
 static isgq_result_t step_signal(step_t *step)

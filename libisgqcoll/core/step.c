@@ -2,6 +2,10 @@
 /* What a step of a plan does with data: see step.h. */
 #include "core/step.h"
 
+#include "base/status.h"
+
+#include <string.h>
+
 static const iq_codec_ops_t *ops_of(const iq_step_data_t *data) { return data->stage->codec.ops; }
 
 iq_step_data_t iq_step_data(const iq_stage_t *stage, const iq_action_t *action)
@@ -23,6 +27,26 @@ size_t iq_step_partial_bytes(const iq_step_data_t *data, int parts)
 size_t iq_step_result_bytes(const iq_step_data_t *data)
 {
     return ops_of(data)->result_bytes(&data->stage->codec, &data->stage->codec_call, data->span);
+}
+
+static uint32_t length_of(const void *message)
+{
+    uint32_t length;
+    memcpy(&length, message, sizeof(length));
+    return length;
+}
+
+size_t iq_step_message_bytes(const iq_step_data_t *data, const void *message, size_t most)
+{
+    return ops_of(data)->varies ? length_of(message) : most;
+}
+
+isgq_result_t iq_step_check_length(const iq_step_data_t *data, const void *message, size_t bytes)
+{
+    if (!ops_of(data)->varies || (bytes >= sizeof(uint32_t) && length_of(message) == bytes))
+        return ISGQ_SUCCESS;
+    return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec %s: a message of %zu bytes says that it has %u", ops_of(data)->name, bytes,
+                   bytes >= sizeof(uint32_t) ? length_of(message) : 0);
 }
 
 void *iq_step_accumulator(const iq_step_data_t *data)

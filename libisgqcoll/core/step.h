@@ -23,6 +23,12 @@ iq_step_data_t iq_step_data(const iq_stage_t *stage, const iq_action_t *action);
 size_t iq_step_partial_bytes(const iq_step_data_t *data, int parts);
 size_t iq_step_result_bytes(const iq_step_data_t *data);
 
+/* Bytes of a message that was written: `most`, or what it says itself where lengths vary. */
+size_t iq_step_message_bytes(const iq_step_data_t *data, const void *message, size_t most);
+
+/* ISGQ_ERR_CORRUPT if a message that arrived has another length than it says, where lengths vary. */
+isgq_result_t iq_step_check_length(const iq_step_data_t *data, const void *message, size_t bytes);
+
 /* Where the step sums: the output itself where values are summed as they are and own input does not lie there, else scratch. */
 void *iq_step_accumulator(const iq_step_data_t *data);
 

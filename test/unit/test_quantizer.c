@@ -41,20 +41,45 @@ static const struct {
     {"factor:width=8", "factor:width=8/8,rounding=stochastic"},
     {"factor:width=2/8,rounding=nearest", "factor:width=2/8,rounding=nearest"},
     {"factor:bits=2.50", "factor:bits=2.5,rounding=stochastic"},
-    {"isgq", "isgq:bits=4"},
-    {"isgq:bits=1", "isgq:bits=1"},
-    {"isgq:bits=8.000000", "isgq:bits=8"},
-    {"isgq:bits=3.141593", "isgq:bits=3.141593"},
-    {"isgq:bits=7.999999", "isgq:bits=7.999999"},
+    {"factor:bits=2,rounding=dither,rows=svd", "factor:bits=2,rounding=dither,rows=svd"},
+    {"isgq:coding=none", "isgq:bits=4,coding=none"},
+    {"isgq:coding=none,bits=1", "isgq:bits=1,coding=none"},
+    {"isgq:bits=8.000000,coding=none", "isgq:bits=8,coding=none"},
+    {"isgq:bits=3.141593,coding=none", "isgq:bits=3.141593,coding=none"},
+    {"isgq:bits=7.999999,coding=none", "isgq:bits=7.999999,coding=none"},
+    {"uniform:rounding=stratified", "uniform:bits=4,rounding=stratified,scale=shared,bucket=1024,sum=auto"},
+    {"global-qsgd", "global-qsgd:levels=127,norm=max,bucket=tensor"},
+    {"global-qsgd:norm=l2,bucket=64,levels=3", "global-qsgd:levels=3,norm=l2,bucket=64"},
+    {"global-qsgd-exp", "global-qsgd-exp:bits=8,bucket=tensor"},
+    {"terngrad", "terngrad:clip=2.5,bucket=tensor"},
+    {"terngrad:clip=0", "terngrad:clip=0,bucket=tensor"},
+    {"intsgd", "intsgd:bits=8"},
+    {"qsgd", "qsgd:bits=4,norm=l2,bucket=512,feedback=off"},
+    {"qsgd:feedback=weighted", "qsgd:bits=4,norm=l2,bucket=512,feedback=weighted"},
+    {"onebit", "onebit:bucket=2048,feedback=full"},
+    {"ef-sign:bucket=8192", "ef-sign:bucket=8192,feedback=full"},
+    {"bingrad-b", "bingrad-b:bucket=2048,feedback=off"},
+    {"bingrad-pb:feedback=full", "bingrad-pb:bucket=2048,feedback=full"},
+    {"orq-3", "orq-3:bucket=2048,feedback=off"},
+    {"orq-5:bucket=512", "orq-5:bucket=512,feedback=off"},
+    {"orq-9", "orq-9:bucket=2048,feedback=off"},
+    {"natural", "natural"},
+    {"drive", "drive:bucket=1024,feedback=off"},
+    {"eden:bits=2", "eden:bits=2,bucket=1024,feedback=off"},
+    {"mx", "mx:bits=8,rounding=stochastic,feedback=off"},
+    {"isgq-mse", "isgq-mse:levels=4"},
+    {"isgq-mvu:levels=2", "isgq-mvu:levels=2"},
+    {"isgq-dithered:width=2/3", "isgq-dithered:width=2/3"},
+    {"dense=orq-3;factored=isgq-mse", "dense=orq-3:bucket=2048,feedback=off;factored=isgq-mse:levels=4"},
     {"dense=none;factored=factor:width=4", "dense=none;factored=factor:width=4/4,rounding=stochastic"},
-    {"factored=isgq;dense=fp16", "dense=fp16;factored=factor:bits=4,rounding=stochastic"},
-    {"dense=isgq;factored=isgq:bits=4.0", "isgq:bits=4"},
-    {"dense=isgq:bits=2;factored=factor:bits=2", "isgq:bits=2"},
-    {"dense=isgq:bits=2;factored=factor:bits=2,rounding=nearest", "dense=isgq:bits=2;factored=factor:bits=2,rounding=nearest"},
-    {"dense=isgq:bits=2;factored=isgq:bits=3", "dense=isgq:bits=2;factored=factor:bits=3,rounding=stochastic"},
+    {"factored=isgq:coding=none;dense=fp16", "dense=fp16;factored=isgq:bits=4,coding=none"},
+    {"dense=isgq:coding=none;factored=isgq:bits=4.0,coding=none", "isgq:bits=4,coding=none"},
+    {"dense=isgq:bits=2,coding=none;factored=factor:bits=2", "dense=isgq:bits=2,coding=none;factored=factor:bits=2,rounding=stochastic"},
+    {"dense=isgq:bits=2,coding=none;factored=isgq:bits=3,coding=none",
+     "dense=isgq:bits=2,coding=none;factored=isgq:bits=3,coding=none"},
     {"dense=uniform:bits=3", "uniform:bits=3,rounding=stochastic,scale=shared,bucket=1024,sum=auto"},
-    {"dense=isgq", "dense=isgq:bits=4"},
-    {"factored=isgq", "factor:bits=4,rounding=stochastic"},
+    {"dense=isgq:coding=none", "dense=isgq:bits=4,coding=none"},
+    {"factored=isgq:coding=none", "factored=isgq:bits=4,coding=none"},
 };
 
 START_TEST(good_texts_have_one_form)
@@ -92,7 +117,7 @@ static const struct {
     {"uniform:bits=4x", "not '4x'"},
     {"uniform:bits=99999999999999999999999", "bits is 1 to 8"},
     {"uniform:bits=4,bits=4", "given twice"},
-    {"uniform:rounding=up", "rounding is nearest or stochastic, not 'up'"},
+    {"uniform:rounding=up", "rounding is nearest, stochastic or stratified, not 'up'"},
     {"uniform:scale=global", "scale is shared or local, not 'global'"},
     {"uniform:bucket=0", "bucket is a multiple of 8 from 32 on, or tensor"},
     {"uniform:bucket=24", "not '24'"},
@@ -115,6 +140,19 @@ static const struct {
     {"isgq:bits=1e0", "not '1e0'"},
     {"isgq:bits=nan", "not 'nan'"},
     {"isgq:bucket=64", "unknown option 'bucket'"},
+    {"isgq:bits=2,nmse=0.1", "bits and nmse exclude each other"},
+    {"isgq:nmse=0", "nmse is 0.000001 to 1, not '0'"},
+    {"isgq:nmse=1.5", "not '1.5'"},
+    {"uniform:scale=local,rounding=stratified", "rounding=stratified needs scale=shared"},
+    {"global-qsgd:levels=128", "levels is 1 to 127, not '128'"},
+    {"global-qsgd-exp:bits=2", "bits is 3 to 8, not '2'"},
+    {"mx:bits=5", "bits is 4 or 8, not '5'"},
+    {"eden:bits=5", "bits is 1 to 4, not '5'"},
+    {"orq-3:bucket=tensor", "bucket is a multiple of 32 from 32 to 8192"},
+    {"orq-3:bucket=8224", "not '8224'"},
+    {"terngrad:clip=-1", "not '-1'"},
+    {"isgq-mse:levels=3", "levels is 2, 4 or 8, not '3'"},
+    {"orq-4", "did you mean 'orq-3'?"},
     {"dense=factor", "'factor' is for factors"},
     {"factored=none", "'none' is for dense calls"},
     {"dense=none;dense=none", "'dense' is given twice"},
@@ -145,41 +183,9 @@ END_TEST
 
 START_TEST(later_words_are_named_as_such)
 {
-    static const char *const later[] = {"global-qsgd",
-                                        "global-qsgd-exp",
-                                        "qsgd",
-                                        "terngrad",
-                                        "onebit",
-                                        "ef-sign",
-                                        "bingrad-b",
-                                        "bingrad-pb",
-                                        "orq-3",
-                                        "orq-5",
-                                        "orq-9",
-                                        "natural",
-                                        "intsgd",
-                                        "isgq-mse",
-                                        "isgq-mvu",
-                                        "isgq-dithered",
-                                        "powersgd",
-                                        "drive",
-                                        "eden",
-                                        "mx",
-                                        "exponential:bits=8",
-                                        "levels:count=9",
-                                        "dense=orq-3;factored=isgq",
-                                        "uniform:rounding=stratified",
-                                        "uniform:rotate=1",
-                                        "isgq:nmse=0.01",
-                                        "factor:width=4/4,rounding=dither,drop=weighted",
-                                        "factor:drop=weighted"};
     isgq_quantizer_t quantizer = NULL;
-    for (size_t i = 0; i < IQ_ARRAY_SIZE(later); i++) {
-        ck_assert_msg(isgq_quantizer_create(&quantizer, later[i]) == ISGQ_ERR_UNSUPPORTED, "'%s'", later[i]);
-        ck_assert_ptr_nonnull(strstr(iq_last_error(), "is not part of this version"));
-    }
-    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "orq-3"), ISGQ_ERR_UNSUPPORTED);
-    ck_assert_str_eq(iq_last_error(), "quantizer 'orq-3' is not part of this version");
+    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "powersgd"), ISGQ_ERR_UNSUPPORTED);
+    ck_assert_str_eq(iq_last_error(), "quantizer 'powersgd' is not part of this version");
     ck_assert_int_eq(isgq_quantizer_create(&quantizer, "orq-4"), ISGQ_ERR_INVALID_ARGUMENT);
 }
 END_TEST
@@ -192,31 +198,31 @@ START_TEST(settings_follow_the_text)
     iq_factor_spec_t spec;
     bool dense_only;
     isgq_quantizer_t quantizer = make("uniform:bits=3,rounding=nearest,scale=local,bucket=64");
-    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, &codec), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, false, &codec), ISGQ_SUCCESS);
     ck_assert(codec.ops == &iq_codec_uniform_ops && codec.bits == 3 && codec.bucket == 64 && codec.rounding == IQ_ROUND_NEAREST &&
               !codec.shared && codec.exact == 0);
-    ck_assert_int_eq(iq_quantizer_factored(quantizer, &spec, &dense_only), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_quantizer_factored(quantizer, false, &spec, &dense_only), ISGQ_SUCCESS);
     ck_assert(dense_only);
     isgq_quantizer_destroy(quantizer);
 
     quantizer = make("dense=bf16;factored=factor:width=2/8,rounding=nearest");
-    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, &codec), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, false, &codec), ISGQ_SUCCESS);
     ck_assert_ptr_eq(codec.ops, &iq_codec_bf16_ops);
-    ck_assert_int_eq(iq_quantizer_factored(quantizer, &spec, &dense_only), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_quantizer_factored(quantizer, false, &spec, &dense_only), ISGQ_SUCCESS);
     ck_assert(!dense_only && spec.width_x == 2 && spec.width_delta == 8 && spec.nearest && spec.budget_bits == 0.0);
     isgq_quantizer_destroy(quantizer);
 
     quantizer = make("factor");
-    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, &codec), ISGQ_ERR_UNSUPPORTED);
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, false, &codec), ISGQ_ERR_UNSUPPORTED);
     ck_assert_ptr_nonnull(strstr(iq_last_error(), "factored calls only"));
     isgq_quantizer_destroy(quantizer);
 
-    quantizer = make("isgq:bits=2.25");
-    ck_assert_int_eq(iq_quantizer_factored(quantizer, &spec, &dense_only), ISGQ_SUCCESS);
+    quantizer = make("isgq:bits=2.25,coding=none");
+    ck_assert_int_eq(iq_quantizer_factored(quantizer, false, &spec, &dense_only), ISGQ_SUCCESS);
     ck_assert(!dense_only && spec.budget_bits == 2.25 && spec.width_x == 0 && !spec.nearest);
     iq_quantizer_retain(quantizer);
     isgq_quantizer_destroy(quantizer);
-    ck_assert_str_eq(isgqx_quantizer_text(quantizer), "isgq:bits=2.25");
+    ck_assert_str_eq(isgqx_quantizer_text(quantizer), "isgq:bits=2.25,coding=none");
     isgq_quantizer_destroy(quantizer);
     isgq_quantizer_destroy(NULL);
 }
@@ -238,11 +244,11 @@ START_TEST(isgq_spends_its_budget)
     for (int nranks = 1; nranks <= 64; nranks++) {
         double last_error = INFINITY;
         for (unsigned quarter = 4; quarter <= 32; quarter++) {
-            char text[32];
+            char text[48];
             iq_codec_t codec;
-            snprintf(text, sizeof(text), "isgq:bits=%u.%02u", quarter / 4, quarter % 4 * 25);
+            snprintf(text, sizeof(text), "isgq:bits=%u.%02u,coding=none", quarter / 4, quarter % 4 * 25);
             isgq_quantizer_t quantizer = make(text);
-            ck_assert_int_eq(iq_quantizer_dense(quantizer, nranks, &codec), ISGQ_SUCCESS);
+            ck_assert_int_eq(iq_quantizer_dense(quantizer, nranks, false, &codec), ISGQ_SUCCESS);
             isgq_quantizer_destroy(quantizer);
             double levels = codec.bits == 1 ? 0.5 : ldexp(1.0, (int)codec.bits - 1) - 1, bits = measured_bits(&codec, nranks);
             double error = (codec.exact ? 1 : 2) / (levels * levels);
@@ -257,13 +263,13 @@ END_TEST
 START_TEST(isgq_prefers_what_errs_less)
 {
     iq_codec_t codec;
-    isgq_quantizer_t quantizer = make("isgq:bits=4");
-    iq_quantizer_dense(quantizer, 4, &codec); /* 4 and 4 requantized, not 3 and 5 exact */
+    isgq_quantizer_t quantizer = make("isgq:bits=4,coding=none");
+    iq_quantizer_dense(quantizer, 4, false, &codec); /* 4 and 4 requantized, not 3 and 5 exact */
     ck_assert(codec.bits == 4 && codec.exact == 0 && codec.shared && codec.bucket == 1024 &&
               codec.rounding == IQ_ROUND_STOCHASTIC);
     isgq_quantizer_destroy(quantizer);
-    quantizer = make("isgq:bits=4.6");
-    iq_quantizer_dense(quantizer, 2, &codec); /* 4 and 5 exact */
+    quantizer = make("isgq:bits=4.6,coding=none");
+    iq_quantizer_dense(quantizer, 2, false, &codec); /* 4 and 5 exact */
     ck_assert(codec.bits == 4 && codec.exact == 1);
     isgq_quantizer_destroy(quantizer);
 }
@@ -276,7 +282,7 @@ START_TEST(products_have_a_codec_of_their_own)
         const iq_codec_ops_t *ops;
         unsigned bits;
     } products[] = {
-        {"isgq:bits=1", &iq_codec_uniform_ops, 8},
+        {"isgq:bits=1,coding=none", &iq_codec_uniform_ops, 8},
         {"factor", &iq_codec_none_ops, 0},
         {"fp16", &iq_codec_fp16_ops, 0},
         {"dense=uniform:bits=3;factored=isgq", &iq_codec_uniform_ops, 3},
@@ -284,7 +290,7 @@ START_TEST(products_have_a_codec_of_their_own)
     for (size_t i = 0; i < IQ_ARRAY_SIZE(products); i++) {
         iq_codec_t codec;
         isgq_quantizer_t quantizer = make(products[i].text);
-        iq_quantizer_product(quantizer, 4, &codec);
+        iq_quantizer_product(quantizer, 4, false, &codec);
         ck_assert(codec.ops == products[i].ops && codec.bits == products[i].bits);
         isgq_quantizer_destroy(quantizer);
     }
@@ -306,7 +312,7 @@ START_TEST(max_bytes_bound_a_message)
         {"uniform:bits=4", ISGQ_FLOAT32, 1025, 129 * 4 + 2 * 4},
         {"uniform:bits=4", ISGQ_FLOAT32, 1026, 129 * 4 + 3 * 4}, /* it may start within a bucket */
         {"uniform:bits=3,scale=local,bucket=64", ISGQ_FLOAT16, 100, 13 * 3 + 3 * 4},
-        {"isgq:bits=5", ISGQ_FLOAT32, 1024, 128 * 5 + 2 * 4},
+        {"isgq:bits=5,coding=none", ISGQ_FLOAT32, 1024, 128 * 5 + 2 * 4},
     };
     size_t bytes = 77;
     for (size_t i = 0; i < IQ_ARRAY_SIZE(sizes); i++) {

@@ -34,6 +34,7 @@ FOREIGN = [
     (r"uc[pst]/.*", r"libisgqcoll/transport/ucx_module\.c"),
     (r"hwloc\.h", r"libisgqcoll/transport/hwloc_module\.c"),
     (r"sodium\.h", r"libisgqcoll/transport/auth_sodium\.c"),
+    (r"zstd\.h", r"libisgqcoll/codec/coder_zstd\.c"),
     (r"cblas\.h", r"kernels/blas_module\.c|perf/train_blas\.c"),
     (r"cublas_v2\.h", r"perf/train_cuda\.cu|test/cudasim/.*"),
     (r"zlib\.h", r"tools/common/idx_gzip\.c"),

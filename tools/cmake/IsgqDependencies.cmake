@@ -30,6 +30,7 @@ isgq_dependency(UCX ucx "transport between hosts")
 isgq_dependency(HWLOC hwloc "topology of the machine")
 isgq_dependency(BLAS openblas "products of factors, isgq_train")
 isgq_dependency(SODIUM libsodium "authentication of the rendezvous")
+isgq_dependency(ZSTD libzstd "entropy coding")
 isgq_dependency(ZLIB zlib "isgq_train reads .gz files")
 
 # CUDA: the compiler is the dependency. Not with sanitizers: the run time and the driver are not made for them.

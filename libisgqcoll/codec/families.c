@@ -1,0 +1,473 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* The families of quantizers: see families.h. First their options, then the table. */
+#include "codec/families.h"
+
+#include "base/status.h"
+#include "base/util.h"
+#include "codec/coder.h"
+#include "codec/dense.h"
+#include "codec/levels.h"
+#include "codec/quantizer_text.h"
+
+#include <stdio.h>
+#include <string.h>
+
+#define MICRO IQ_QUANTIZER_MICRO
+
+/* ---- values ---- */
+
+/* Decimal digits only; false if `text` is anything else or not in `least`..`most`. */
+static bool parse_count(const char *text, size_t least, size_t most, size_t *value)
+{
+    size_t total = 0;
+    if (*text == '\0')
+        return false;
+    for (; *text != '\0'; text++) {
+        if (*text < '0' || *text > '9')
+            return false;
+        total = total * 10 + (size_t)(*text - '0');
+        if (total > most)
+            return false;
+    }
+    *value = total;
+    return total >= least;
+}
+
+static bool parse_small(const char *text, unsigned least, unsigned most, unsigned *value)
+{
+    size_t count;
+    if (!parse_count(text, least, most, &count))
+        return false;
+    *value = (unsigned)count;
+    return true;
+}
+
+/* "4", "2.5": `least` to `most` millionths. */
+static bool parse_fraction(const char *text, unsigned least, unsigned most, double *value)
+{
+    char digits[] = "000000"; /* after the point */
+    char whole_text[8];
+    size_t whole, fraction, length = strcspn(text, ".");
+    if (length >= sizeof(whole_text))
+        return false;
+    memcpy(whole_text, text, length);
+    whole_text[length] = '\0';
+    if (text[length] == '.') {
+        const char *point = text + length + 1;
+        if (*point == '\0' || strlen(point) > 6)
+            return false;
+        memcpy(digits, point, strlen(point));
+    }
+    if (!parse_count(whole_text, 0, most / MICRO, &whole) || !parse_count(digits, 0, MICRO, &fraction))
+        return false;
+    size_t micro = whole * MICRO + fraction;
+    *value = (double)micro / MICRO;
+    return micro >= least && micro <= most;
+}
+
+/* "4", "2.5" */
+static bool write_fraction(double value, char *text)
+{
+    unsigned micro = (unsigned)(value * MICRO + 0.5);
+    int length = snprintf(text, IQ_OPTION_TEXT_BYTES, "%u.%06u", micro / MICRO, micro % MICRO);
+    while (text[length - 1] == '0')
+        text[--length] = '\0';
+    if (text[length - 1] == '.')
+        text[length - 1] = '\0';
+    return true;
+}
+
+static bool write_number(size_t number, char *text) { return snprintf(text, IQ_OPTION_TEXT_BYTES, "%zu", number) > 0; }
+
+static bool write_word(const char *word, char *text) { return snprintf(text, IQ_OPTION_TEXT_BYTES, "%s", word) > 0; }
+
+/* Which of `words` (NULL at the end) is it? -1: none. */
+static int parse_word(const char *text, const char *const *words)
+{
+    for (int i = 0; words[i] != NULL; i++)
+        if (strcmp(words[i], text) == 0)
+            return i;
+    return -1;
+}
+
+/* ---- options of dense codecs ---- */
+
+static bool set_bits(iq_recipe_t *recipe, const char *value) { return parse_small(value, 1, 8, &recipe->codec.bits); }
+static bool set_bits_from_2(iq_recipe_t *recipe, const char *value) { return parse_small(value, 2, 8, &recipe->codec.bits); }
+static bool set_bits_from_3(iq_recipe_t *recipe, const char *value) { return parse_small(value, 3, 8, &recipe->codec.bits); }
+static bool set_bits_to_4(iq_recipe_t *recipe, const char *value) { return parse_small(value, 1, 4, &recipe->codec.bits); }
+static bool set_bits_4_or_8(iq_recipe_t *recipe, const char *value)
+{
+    return parse_small(value, 4, 8, &recipe->codec.bits) && recipe->codec.bits % 4 == 0;
+}
+static bool write_bits(const iq_recipe_t *recipe, char *value) { return write_number(recipe->codec.bits, value); }
+
+static bool set_levels(iq_recipe_t *recipe, const char *value) { return parse_small(value, 1, 127, &recipe->codec.levels); }
+static bool write_levels(const iq_recipe_t *recipe, char *value) { return write_number(recipe->codec.levels, value); }
+
+static const char *const rounding_words[] = {"nearest", "stochastic", "stratified", NULL};
+static bool set_rounding(iq_recipe_t *recipe, const char *value)
+{
+    int word = parse_word(value, rounding_words);
+    recipe->codec.rounding = (iq_rounding_t)word;
+    return word >= 0;
+}
+static bool set_plain_rounding(iq_recipe_t *recipe, const char *value)
+{
+    return set_rounding(recipe, value) && recipe->codec.rounding != IQ_ROUND_STRATIFIED;
+}
+static bool write_rounding(const iq_recipe_t *recipe, char *value) { return write_word(rounding_words[recipe->codec.rounding], value); }
+
+static bool set_scale(iq_recipe_t *recipe, const char *value)
+{
+    recipe->codec.shared = strcmp(value, "shared") == 0;
+    return recipe->codec.shared || strcmp(value, "local") == 0;
+}
+static bool write_scale(const iq_recipe_t *recipe, char *value) { return write_word(recipe->codec.shared ? "shared" : "local", value); }
+
+static bool set_bucket(iq_recipe_t *recipe, const char *value)
+{
+    recipe->codec.bucket = 0;
+    return strcmp(value, "tensor") == 0 ||
+           (parse_count(value, 32, (size_t)1 << 40, &recipe->codec.bucket) && recipe->codec.bucket % 8 == 0);
+}
+static bool set_small_bucket(iq_recipe_t *recipe, const char *value)
+{
+    return parse_count(value, 32, IQ_LEVELS_BUCKET_MOST, &recipe->codec.bucket) && recipe->codec.bucket % 32 == 0;
+}
+static bool write_bucket(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.bucket == 0 ? write_word("tensor", value) : write_number(recipe->codec.bucket, value);
+}
+
+static bool set_sum(iq_recipe_t *recipe, const char *value)
+{
+    recipe->codec.exact = strcmp(value, "exact") == 0 ? 1 : strcmp(value, "requantized") == 0 ? 0 : -1;
+    return recipe->codec.exact >= 0 || strcmp(value, "auto") == 0;
+}
+static bool write_sum(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.shared &&
+           write_word(recipe->codec.exact < 0 ? "auto" : recipe->codec.exact > 0 ? "exact" : "requantized", value);
+}
+
+static const char *const norm_words[] = {"max", "l2", NULL};
+static bool set_norm(iq_recipe_t *recipe, const char *value)
+{
+    int word = parse_word(value, norm_words);
+    recipe->codec.norm = (iq_norm_t)word;
+    return word >= 0;
+}
+static bool write_norm(const iq_recipe_t *recipe, char *value) { return write_word(norm_words[recipe->codec.norm], value); }
+
+static bool set_clip(iq_recipe_t *recipe, const char *value)
+{
+    double clip;
+    if (!parse_fraction(value, 0, 100 * MICRO, &clip))
+        return false;
+    recipe->codec.clip = (float)clip;
+    return true;
+}
+static bool write_clip(const iq_recipe_t *recipe, char *value) { return write_fraction((double)recipe->codec.clip, value); }
+
+static const char *const feedback_words[] = {"off", "full", "weighted", NULL};
+static bool set_feedback(iq_recipe_t *recipe, const char *value)
+{
+    int word = parse_word(value, feedback_words);
+    recipe->codec.feedback = (iq_feedback_t)word;
+    return word >= 0;
+}
+static bool write_feedback(const iq_recipe_t *recipe, char *value) { return write_word(feedback_words[recipe->codec.feedback], value); }
+
+/* ---- options of factored calls ---- */
+
+static bool parse_width(const char *text, unsigned *width) { return parse_small(text, 2, 8, width); }
+
+static bool set_width(iq_recipe_t *recipe, const char *value)
+{
+    char first[4] = "";
+    const char *slash = strchr(value, '/');
+    iq_factor_spec_t *factor = &recipe->factor;
+    if (slash == NULL)
+        return parse_width(value, &factor->width_x) && parse_width(value, &factor->width_delta);
+    if ((size_t)(slash - value) >= sizeof(first))
+        return false;
+    memcpy(first, value, (size_t)(slash - value));
+    return parse_width(first, &factor->width_x) && parse_width(slash + 1, &factor->width_delta);
+}
+static bool write_width(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->factor.width_x != 0 &&
+           snprintf(value, IQ_OPTION_TEXT_BYTES, "%u/%u", recipe->factor.width_x, recipe->factor.width_delta) > 0;
+}
+
+static bool set_factor_bits(iq_recipe_t *recipe, const char *value)
+{
+    return parse_fraction(value, MICRO, 8 * MICRO, &recipe->factor.budget_bits);
+}
+static bool write_factor_bits(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->factor.budget_bits > 0.0 && write_fraction(recipe->factor.budget_bits, value);
+}
+
+static bool set_factor_rounding(iq_recipe_t *recipe, const char *value)
+{
+    recipe->factor.nearest = strcmp(value, "nearest") == 0;
+    recipe->factor.dither = strcmp(value, "dither") == 0;
+    return recipe->factor.nearest || recipe->factor.dither || strcmp(value, "stochastic") == 0;
+}
+static bool write_factor_rounding(const iq_recipe_t *recipe, char *value)
+{
+    return write_word(recipe->factor.nearest ? "nearest" : recipe->factor.dither ? "dither" : "stochastic", value);
+}
+
+static bool set_rows(iq_recipe_t *recipe, const char *value)
+{
+    recipe->factor.svd = strcmp(value, "svd") == 0;
+    return recipe->factor.svd || strcmp(value, "plain") == 0;
+}
+static bool write_rows(const iq_recipe_t *recipe, char *value) { return recipe->factor.svd && write_word("svd", value); }
+
+static bool set_factor_levels(iq_recipe_t *recipe, const char *value)
+{
+    return parse_small(value, 2, 8, &recipe->factor.levels) &&
+           (recipe->factor.levels == 2 || recipe->factor.levels == 4 || recipe->factor.levels == 8);
+}
+static bool write_factor_levels(const iq_recipe_t *recipe, char *value) { return write_number(recipe->factor.levels, value); }
+
+/* ---- options of isgq, for either kind of call ---- */
+
+static bool set_budget(iq_recipe_t *recipe, const char *value)
+{
+    bool good = parse_fraction(value, MICRO, 8 * MICRO, &recipe->codec.budget_bits);
+    recipe->factor.budget_bits = recipe->codec.budget_bits;
+    return good;
+}
+static bool write_budget(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.budget_bits > 0.0 && write_fraction(recipe->codec.budget_bits, value);
+}
+
+static bool set_nmse(iq_recipe_t *recipe, const char *value)
+{
+    bool good = parse_fraction(value, 1, MICRO, &recipe->codec.budget_nmse);
+    recipe->factor.budget_nmse = recipe->codec.budget_nmse;
+    return good;
+}
+static bool write_nmse(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.budget_nmse > 0.0 && write_fraction(recipe->codec.budget_nmse, value);
+}
+
+/* The coder is the default where the build has one. */
+static bool set_coding(iq_recipe_t *recipe, const char *value)
+{
+    recipe->factor.coded = strcmp(value, "zstd") == 0;
+    return recipe->factor.coded || strcmp(value, "none") == 0;
+}
+static bool write_factor_coding(const iq_recipe_t *recipe, char *value) { return recipe->factor.coded && write_word("zstd", value); }
+
+static bool write_isgq_coding(const iq_recipe_t *recipe, char *value)
+{
+    bool coded = recipe->codec.ops == &iq_codec_coded_ops;
+    return !coded && write_word("none", value);
+}
+
+/* ---- lists of options ---- */
+
+#define BITS {"bits", "1 to 8", set_bits, write_bits}
+#define BUCKET {"bucket", "a multiple of 8 from 32 on, or tensor", set_bucket, write_bucket}
+#define SMALL_BUCKET {"bucket", "a multiple of 32 from 32 to 8192", set_small_bucket, write_bucket}
+#define FEEDBACK {"feedback", "off, full or weighted", set_feedback, write_feedback}
+#define FACTOR_CODING {"coding", "none or zstd", set_coding, write_factor_coding}
+
+static const iq_option_t no_options[] = {{0}};
+
+static const iq_option_t uniform_options[] = {
+    BITS,
+    {"rounding", "nearest, stochastic or stratified", set_rounding, write_rounding},
+    {"scale", "shared or local", set_scale, write_scale},
+    BUCKET,
+    {"sum", "exact, requantized or auto", set_sum, write_sum},
+    {0},
+};
+
+static const iq_option_t global_qsgd_options[] = {
+    {"levels", "1 to 127", set_levels, write_levels}, {"norm", "max or l2", set_norm, write_norm}, BUCKET, {0}};
+
+static const iq_option_t exponential_options[] = {{"bits", "3 to 8", set_bits_from_3, write_bits}, BUCKET, {0}};
+
+static const iq_option_t terngrad_options[] = {{"clip", "0 to 100 standard deviations, 0 for none", set_clip, write_clip}, BUCKET, {0}};
+
+static const iq_option_t intsgd_options[] = {{"bits", "2 to 8", set_bits_from_2, write_bits}, {0}};
+
+static const iq_option_t qsgd_options[] = {{"bits", "2 to 8", set_bits_from_2, write_bits},
+                                           {"norm", "max or l2", set_norm, write_norm},
+                                           SMALL_BUCKET,
+                                           FEEDBACK,
+                                           {0}};
+
+static const iq_option_t bucket_options[] = {SMALL_BUCKET, FEEDBACK, {0}};
+
+static const iq_option_t eden_options[] = {{"bits", "1 to 4", set_bits_to_4, write_bits}, SMALL_BUCKET, FEEDBACK, {0}};
+
+static const iq_option_t mx_options[] = {
+    {"bits", "4 or 8", set_bits_4_or_8, write_bits}, {"rounding", "nearest or stochastic", set_plain_rounding, write_rounding}, FEEDBACK, {0}};
+
+static const iq_option_t factor_options[] = {
+    {"width", "2 to 8, or two of them as in 4/8", set_width, write_width},
+    {"bits", "1 to 8, fractions allowed", set_factor_bits, write_factor_bits},
+    {"rounding", "nearest, stochastic or dither", set_factor_rounding, write_factor_rounding},
+    FACTOR_CODING,
+    {"rows", "plain or svd", set_rows, write_rows},
+    {0},
+};
+
+static const iq_option_t centers_options[] = {{"levels", "2, 4 or 8", set_factor_levels, write_factor_levels}, FACTOR_CODING, {0}};
+
+static const iq_option_t dithered_options[] = {
+    {"width", "2 to 8, or two of them as in 4/8", set_width, write_width}, FACTOR_CODING, {0}};
+
+static const iq_option_t isgq_options[] = {
+    {"bits", "1 to 8, fractions allowed", set_budget, write_budget},
+    {"nmse", "0.000001 to 1", set_nmse, write_nmse},
+    {"coding", "none or zstd", set_coding, write_isgq_coding},
+    {0},
+};
+
+/* ---- what excludes each other, and what follows ---- */
+
+static isgq_result_t check_coder(const char *text, bool coded)
+{
+    if (coded && !iq_coder_present())
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': coding=zstd needs a build with libzstd", text);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t settle_uniform(const char *text, iq_recipe_t *recipe)
+{
+    iq_codec_t *codec = &recipe->codec;
+    if (!codec->shared && codec->exact > 0)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': sum=exact needs scale=shared", text);
+    if (!codec->shared && codec->rounding == IQ_ROUND_STRATIFIED)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': rounding=stratified needs scale=shared", text);
+    if (!codec->shared)
+        codec->exact = 0;
+    return ISGQ_SUCCESS;
+}
+
+/* As many bits as the levels take. */
+static isgq_result_t settle_levels(const char *text, iq_recipe_t *recipe)
+{
+    (void)text;
+    recipe->codec.bits = iq_bit_width(2 * recipe->codec.levels);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t settle_factor(const char *text, iq_recipe_t *recipe)
+{
+    iq_factor_spec_t *factor = &recipe->factor;
+    if (factor->width_x != 0 && factor->budget_bits > 0.0)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': width and bits exclude each other", text);
+    if (factor->width_x == 0 && factor->budget_bits == 0.0)
+        factor->width_x = factor->width_delta = 4;
+    return check_coder(text, factor->coded);
+}
+
+static isgq_result_t settle_coding(const char *text, iq_recipe_t *recipe) { return check_coder(text, recipe->factor.coded); }
+
+static isgq_result_t settle_isgq(const char *text, iq_recipe_t *recipe)
+{
+    iq_codec_t *codec = &recipe->codec;
+    bool said = strstr(text, "coding=") != NULL; /* of either part: a build without the coder must not be asked for it */
+    if (codec->budget_bits > 0.0 && codec->budget_nmse > 0.0)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': bits and nmse exclude each other", text);
+    if (codec->budget_bits == 0.0 && codec->budget_nmse == 0.0)
+        codec->budget_bits = recipe->factor.budget_bits = 4.0;
+    if (!said)
+        recipe->factor.coded = false; /* iq_coder_present() when codec `coded` is there */
+    IQ_TRY(check_coder(text, recipe->factor.coded));
+    if (!recipe->factor.coded && codec->budget_nmse > 0.0)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': nmse= needs coding=zstd", text);
+    codec->ops = recipe->factor.coded ? &iq_codec_coded_ops : &iq_codec_uniform_ops;
+    return ISGQ_SUCCESS;
+}
+
+/* ---- the table ---- */
+
+#define LEVELS(model_name) .ops = &iq_codec_levels_ops, .model = &iq_level_##model_name
+
+const iq_family_t iq_families[] = {
+    {.name = "none", .codec = {.ops = &iq_codec_none_ops}, .options = no_options},
+    {.name = "fp16", .codec = {.ops = &iq_codec_fp16_ops}, .options = no_options},
+    {.name = "bf16", .codec = {.ops = &iq_codec_bf16_ops}, .options = no_options},
+    {.name = "uniform",
+     .codec = {.ops = &iq_codec_uniform_ops, .bits = 4, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .bucket = 1024, .exact = -1},
+     .options = uniform_options,
+     .settle = settle_uniform},
+    {.name = "factor", .factored = true, .options = factor_options, .settle = settle_factor},
+    {.name = "isgq",
+     .factored = true,
+     .is_isgq = true,
+     .codec = {.ops = &iq_codec_uniform_ops},
+     .factor = {.dither = false}, /* until the factored codec has it */
+     .options = isgq_options,
+     .settle = settle_isgq},
+    /* sums of codes under a shared scale */
+    {.name = "global-qsgd",
+     .codec = {.ops = &iq_codec_uniform_ops, .levels = 127, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
+     .options = global_qsgd_options,
+     .settle = settle_levels},
+    {.name = "terngrad",
+     .codec = {.ops = &iq_codec_uniform_ops, .levels = 1, .clip = 2.5f, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
+     .options = terngrad_options,
+     .settle = settle_levels},
+    {.name = "global-qsgd-exp",
+     .codec = {.ops = &iq_codec_exponential_ops, .bits = 8, .rounding = IQ_ROUND_STOCHASTIC, .shared = true},
+     .options = exponential_options},
+    {.name = "intsgd",
+     .codec = {.ops = &iq_codec_intsgd_ops, .bits = 8, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
+     .options = intsgd_options},
+    /* levels of each rank's own, and of the owner's for the sum */
+    {.name = "qsgd",
+     .codec = {LEVELS(qsgd), .bits = 4, .norm = IQ_NORM_L2, .bucket = 512, .rounding = IQ_ROUND_STOCHASTIC},
+     .options = qsgd_options},
+    {.name = "onebit", .codec = {LEVELS(onebit), .bits = 1, .bucket = 2048, .feedback = IQ_FEEDBACK_FULL}, .options = bucket_options},
+    {.name = "ef-sign", .codec = {LEVELS(ef_sign), .bits = 1, .bucket = 2048, .feedback = IQ_FEEDBACK_FULL}, .options = bucket_options},
+    {.name = "bingrad-b", .codec = {LEVELS(bingrad_b), .bits = 1, .bucket = 2048}, .options = bucket_options},
+    {.name = "bingrad-pb",
+     .codec = {LEVELS(bingrad_pb), .bits = 1, .bucket = 2048, .rounding = IQ_ROUND_STOCHASTIC},
+     .options = bucket_options},
+    {.name = "orq-3",
+     .codec = {LEVELS(orq), .bits = 2, .levels = 3, .bucket = 2048, .rounding = IQ_ROUND_STOCHASTIC},
+     .options = bucket_options},
+    {.name = "orq-5",
+     .codec = {LEVELS(orq), .bits = 3, .levels = 5, .bucket = 2048, .rounding = IQ_ROUND_STOCHASTIC},
+     .options = bucket_options},
+    {.name = "orq-9",
+     .codec = {LEVELS(orq), .bits = 4, .levels = 9, .bucket = 2048, .rounding = IQ_ROUND_STOCHASTIC},
+     .options = bucket_options},
+    {.name = "natural",
+     .codec = {LEVELS(natural), .bits = 8, .bucket = 2048, .rounding = IQ_ROUND_STOCHASTIC},
+     .options = no_options},
+    {.name = "drive", .codec = {LEVELS(eden), .bits = 1, .bucket = 1024}, .options = bucket_options},
+    {.name = "eden", .codec = {LEVELS(eden), .bits = 4, .bucket = 1024}, .options = eden_options},
+    {.name = "mx", .codec = {LEVELS(mx), .bits = 8, .bucket = 32, .rounding = IQ_ROUND_STOCHASTIC}, .options = mx_options},
+    /* factors */
+    {.name = "isgq-mse",
+     .factored = true,
+     .factor = {.method = IQ_FACTOR_MSE, .levels = 4},
+     .options = centers_options,
+     .settle = settle_coding},
+    {.name = "isgq-mvu",
+     .factored = true,
+     .factor = {.method = IQ_FACTOR_MVU, .levels = 4},
+     .options = centers_options,
+     .settle = settle_coding},
+    {.name = "isgq-dithered",
+     .factored = true,
+     .factor = {.method = IQ_FACTOR_DITHERED, .width_x = 4, .width_delta = 4},
+     .options = dithered_options,
+     .settle = settle_coding},
+    {0},
+};

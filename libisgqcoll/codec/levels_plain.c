@@ -1,0 +1,7 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* To be written. */
+#include "codec/levels.h"
+
+const iq_level_model_t iq_level_qsgd = {.name = "qsgd"};
+
+const iq_level_model_t iq_level_natural = {.name = "natural"};
