@@ -56,11 +56,12 @@ def tool_beside(nvcc, name):
     return str(beside) if beside.is_file() else shutil.which(name)
 
 
-def compile_one(root, nvcc, file, to):
-    """ptxas's report on one file, whose output goes to `to` (.cubin or .ptx)."""
+def compile_one(root, nvcc, file, cubin):
+    """ptxas's report on one file; the PTX stays beside the cubin."""
     include = [f"-I{root / folder}" for folder in ("", "libisgqcoll", "libisgqcoll/include")]
-    made = subprocess.run([nvcc, "-std=c++17", "-O3", "--fmad=false", "-arch=sm_90", "-Xptxas=-v", *include, f"--{to.suffix[1:]}",
-                           str(root / "kernels/cuda" / file), "-o", str(to)], capture_output=True, text=True, check=False)
+    made = subprocess.run([nvcc, "-std=c++17", "-O3", "--fmad=false", "-arch=sm_90", "-Xptxas=-v", *include, "--keep", "--keep-dir",
+                           str(cubin.parent), "--cubin", str(root / "kernels/cuda" / file), "-o", str(cubin)],
+                          capture_output=True, text=True, check=False)
     if made.returncode != 0:
         sys.exit(f"nvcc cannot compile {file}:\n{made.stderr}")
     return made.stderr + made.stdout
@@ -76,8 +77,7 @@ def listing(root, nvcc, folder, file):
             read = subprocess.run([tool, *options, str(cubin)], capture_output=True, text=True, check=False)
             if read.returncode == 0:
                 return report, read.stdout
-    compile_one(root, nvcc, file, cubin.with_suffix(".ptx"))
-    return report, cubin.with_suffix(".ptx").read_text()
+    return report, (folder / file).with_suffix(".ptx").read_text()
 
 
 def bodies(text):
