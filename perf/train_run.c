@@ -12,6 +12,7 @@
 #include "tools/common/progress.h"
 
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
@@ -29,6 +30,7 @@ typedef struct run {
     double paused, started;
     double nmse_sum;
     size_t nmse_count;
+    isgq_tensor_t tensors[IQ_TRAIN_MAX_LAYERS]; /* dense gradients: what error feedback keeps of each */
 } run_t;
 
 static double now(void)
@@ -55,8 +57,10 @@ static void combine(const iq_train_setup_t *setup, isgq_data_type_t type, isgq_r
     iq_check(isgq_comm_synchronize(setup->measure), setup->rank, "measuring");
 }
 
-static void queue_layer(const run_t *run, const iq_train_layer_t *layer)
+static void queue_layer(const run_t *run, size_t l)
 {
+    const iq_train_layer_t *layer = &run->setup->net->layers[l];
+    const isgq_call_options_t options = {.size = sizeof(options), .tensor = run->tensors[l]};
     const iq_train_setup_t *setup = run->setup;
     isgq_stream_t stream = setup->ops->stream();
     size_t weights = layer->m * layer->n;
@@ -74,7 +78,7 @@ static void queue_layer(const run_t *run, const iq_train_layer_t *layer)
                  setup->rank, "factored allreduce of a gradient");
     else
         iq_check(isgq_allreduce(layer->grad, layer->grad, weights + layer->n, ISGQ_FLOAT32, ISGQ_AVG, run->mode->quantizer,
-                                setup->comm, stream, NULL),
+                                setup->comm, stream, &options),
                  setup->rank, "allreduce of a gradient");
 }
 
@@ -86,7 +90,7 @@ static void sum_gradients(run_t *run)
 
     setup->ops->clock_begin();
     for (size_t l = net->nlayers; l-- > 0;)
-        queue_layer(run, &net->layers[l]);
+        queue_layer(run, l);
     if (setup->ops->stream() == NULL)
         iq_check(isgq_comm_synchronize(setup->comm), setup->rank, "summing gradients");
     setup->ops->clock_end();
@@ -250,6 +254,12 @@ static void open_run(run_t *run, const iq_train_setup_t *setup, const iq_train_m
     run->device_order = setup->ops->alloc(count * sizeof(uint32_t));
     run->exact = iq_train_memory(setup->net->parameters * sizeof(float));
     run->delivered = iq_train_memory(setup->net->parameters * sizeof(float));
+    for (size_t l = 0; l < setup->net->nlayers && mode->kind == IQ_TRAIN_DENSE; l++) {
+        const iq_train_layer_t *layer = &setup->net->layers[l];
+        char name[32];
+        snprintf(name, sizeof(name), "layer %zu", l);
+        iq_check(isgq_tensor_create(&run->tensors[l], name, layer->m * layer->n + layer->n), setup->rank, "isgq_tensor_create");
+    }
 }
 
 static void close_run(run_t *run)
@@ -258,6 +268,8 @@ static void close_run(run_t *run)
     run->setup->ops->release(run->device_order);
     free(run->exact);
     free(run->delivered);
+    for (size_t l = 0; l < IQ_TRAIN_MAX_LAYERS; l++)
+        isgq_tensor_destroy(run->tensors[l]);
 }
 
 void iq_train_run(const iq_train_setup_t *setup, const iq_train_mode_t *mode, iq_train_result_t *result)
