@@ -24,9 +24,13 @@
 /* The blob, see libisgqcoll/codec/factor_encode.c. */
 enum {
     IQ_FACTOR_VERSION = 1,
+    IQ_FACTOR_VERSION_FINE = 2,    /* rows dithered or coded; this and the next ones on host memory only */
+    IQ_FACTOR_VERSION_CENTERS = 3, /* isgq-mse, isgq-mvu */
+    IQ_FACTOR_VERSION_DITHERED = 4,
     IQ_FACTOR_HEADER_BYTES = 8,
     IQ_FACTOR_FLAG_UNSIGNED = 1, /* header: codes of X are 0..2^w-1 */
     IQ_FACTOR_FLAG_BIAS = 2,     /* header: rows carry B */
+    IQ_FACTOR_FLAG_CODED = 4,    /* header: codes are coded, not packed; not in version 1 */
     IQ_FACTOR_PLANE_X = 0x40,    /* row: X is a zero plane and the non-zero codes */
     IQ_FACTOR_PLANE_DELTA = 0x80
 };

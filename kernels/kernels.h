@@ -35,6 +35,7 @@ typedef struct iq_grid {
     bool stochastic;       /* else nearest, ties upwards */
     uint32_t stream, rank; /* where the random bits are (iq_draw); stochastic only */
     uint64_t seed, call;
+    const uint32_t *strata; /* [256] offsets for iq_stratified_bits; NULL: the upper 24 bits of the word as they are */
 } iq_grid_t;
 
 typedef struct iq_kernels {
@@ -44,8 +45,8 @@ typedef struct iq_kernels {
     /* Largest |src[i]|, 0 for none; +Inf if any is NaN or Inf. */
     float (*absmax)(const iq_f32_any_t *src, size_t count);
 
-    /* codes[i] = code of src[i]. Element i of the run is number first + i for the random numbers: the 24 upper bits of word
-     * (number mod 4) of iq_draw(seed, call, stream, rank, number). */
+    /* codes[i] = code of src[i]. Element i of the run is number first + i for the random numbers: 24 bits of word (number
+     * mod 4) of iq_draw(seed, call, stream, rank, number). */
     void (*quantize)(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes);
 
     /* Width 1..8; codes are below 2^width. */

@@ -55,7 +55,8 @@ IQ_DEVICE iq_philox_block_t iq_philox(uint32_t c0, uint32_t c1, uint32_t c2, uin
 }
 
 /* Streams of random numbers within one call, so that no two decisions share a number. */
-enum { IQ_STREAM_OWN, IQ_STREAM_RESULT, IQ_STREAM_FACTOR_X, IQ_STREAM_FACTOR_DELTA, IQ_STREAM_ROWS, IQ_STREAM_STRATA, IQ_STREAM_ROTATION, IQ_STREAM_POWER };
+enum { IQ_STREAM_OWN, IQ_STREAM_RESULT, IQ_STREAM_FACTOR_X, IQ_STREAM_FACTOR_DELTA, IQ_STREAM_ROWS, IQ_STREAM_STRATA, IQ_STREAM_ROTATION, IQ_STREAM_POWER,
+       IQ_STREAM_DITHER_X, IQ_STREAM_DITHER_DELTA };
 
 /*
  * Where a decision's random bits are: one Philox block serves four consecutive elements, word (element mod 4).

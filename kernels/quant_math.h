@@ -86,6 +86,15 @@ IQ_DEVICE int32_t iq_round_stochastic(float y, uint32_t random24, int32_t low, i
     return whole + ((int32_t)random24 < (int32_t)((y - (float)whole) * 16777216.0f));
 }
 
+/*
+ * Stratified: the 24 random bits of one rank, made of a word that all ranks have in common. Ranks that add offsets which lie evenly
+ * in [0, 2^24) have numbers that do, and each of them, taken alone, is as random as the word.
+ */
+IQ_DEVICE uint32_t iq_stratified_bits(uint32_t word, const uint32_t *offsets)
+{
+    return ((word >> 8) + offsets[word & 0xffu]) & 0xffffffu;
+}
+
 /* Nearest integer, ties upwards, in [low, high]. NaN becomes `low`. */
 IQ_DEVICE int32_t iq_round_nearest(float y, int32_t low, int32_t high)
 {

@@ -99,12 +99,32 @@ double iq_perf_uniform(uint64_t seed, uint64_t number);
 
 /* ---- perf_promise.c ---- */
 
-/* A uniform grid for each bucket, as docs/numerics.md defines it. */
+/* Random numbers in [0, 1), one after the other. */
+typedef struct iq_perf_dice {
+    uint64_t seed, rolled;
+} iq_perf_dice_t;
+
+double iq_perf_roll(iq_perf_dice_t *dice);
+
+struct iq_perf_grid;
+
+/* Round a bucket in place, by levels of its own. */
+typedef void (*iq_perf_round_fn)(const struct iq_perf_grid *grid, iq_perf_dice_t *dice, double *values, size_t count);
+
+/* How the values of each bucket are rounded, as docs/numerics.md defines it: to a uniform grid unless `round` says otherwise. */
 typedef struct iq_perf_grid {
-    unsigned bits; /* 0: no grid */
+    unsigned bits; /* 0: not at all */
+    size_t levels; /* of the uniform grid, on one side; 0: as many as the bits hold */
     size_t bucket; /* 0: the tensor */
     bool nearest, shared;
-    bool again; /* the sum is rounded once more */
+    bool again;        /* the sum is rounded once more */
+    bool l2;           /* scales are Euclidean norms, not maxima: of all ranks' values together where they are shared */
+    bool power_of_two; /* scales are the first power of two above the maximum */
+    double clip;       /* a rank's scale is at most so many standard deviations; 0: no limit */
+    double smallest;   /* powers of two from so much of the scale on, which sums are rounded to, too; 0: a uniform grid */
+    iq_perf_round_fn round;
+    bool fixed;   /* round: nothing in it is random */
+    double reach; /* round: |rounded value| is at most so many times the largest magnitude */
 } iq_perf_grid_t;
 
 /*
@@ -115,17 +135,33 @@ typedef struct iq_perf_promise {
     int parts;
     double relative, step, absolute;
     iq_perf_grid_t grid;
+    double nmse; /* of the whole, instead of what a grid makes; 0: none */
 } iq_perf_promise_t;
 
 /* A factored case: of the dense call on the ranks' own products. `algorithm` is the one that ran. */
 iq_perf_promise_t iq_perf_promise(const iq_perf_case_t *test, const char *algorithm, int nranks);
 
-/* One value on the grid of a bucket with that maximum; random in [0, 1). */
+/* ---- perf_levels.c: the grid of a family with levels of its own; false if it is none of them ---- */
+bool iq_perf_levels(const char *recipe, iq_perf_grid_t *grid);
+
+/* The best levels for a normal distribution of variance 1, 2^(bits-1) of either sign: the one that is nearest. 1 <= bits <= 4. */
+double iq_perf_normal_level(unsigned bits, double value);
+
+/* A power of two at random and right in the mean, or zero instead of anything below the smallest. */
+double iq_perf_power(double value, double smallest, double random);
+
+/* One value on the grid of a bucket with that scale; random in [0, 1). */
 double iq_perf_round_to(const iq_perf_grid_t *grid, double value, double max, double random);
+
+/* Elements of the tensor that a case's call works on. */
+double iq_perf_case_elements(const iq_perf_case_t *test, int nranks);
 
 /* The recipe for one kind ("dense=", "factored=") of call, or the whole text; a number in it. */
 void iq_perf_recipe(const char *text, const char *kind, char *recipe, size_t bytes);
 double iq_perf_setting(const char *recipe, const char *key, double otherwise);
+
+/* The error that a factored call is to have, or 0. */
+double iq_perf_promised_nmse(const char *quantizer_text);
 
 /* Half the spacing of the type's values around 1. */
 double iq_perf_unit_roundoff(isgq_data_type_t type);
@@ -139,7 +175,8 @@ typedef struct iq_perf_sums {
 
 typedef struct iq_perf_tally {
     iq_perf_promise_t promise;
-    uint64_t seed, draws;
+    iq_perf_dice_t dice;
+    double total; /* elements of the tensor */
     iq_perf_sums_t sums;
 } iq_perf_tally_t;
 
@@ -174,12 +211,18 @@ double iq_perf_copy_bound(const iq_perf_setup_t *setup);
 
 typedef struct iq_perf_noise {
     double gradient, bias; /* expected squared error, at most */
+    double least_x;        /* the least squared norm of a row of X, plus 1 */
     double draws;          /* of about so many independent decisions */
     bool only_rounding;    /* all rows are sent */
 } iq_perf_noise_t;
 
 /* Add one rank's factors, x [rows x m] and delta [rows x n]. */
 void iq_perf_noise_add(iq_perf_noise_t *noise, const iq_perf_case_t *test, bool bias, const double *x, const double *delta);
+
+/* ---- perf_centers.c: isgq-mse and isgq-mvu ---- */
+
+/* The Lloyd-Max levels that a quantizer with a fit of levels to the gradient starts from: x and delta in place. False: it is another. */
+bool iq_perf_centers(const iq_perf_case_t *test, double *x, double *delta);
 
 /* ---- perf_run.c ---- */
 

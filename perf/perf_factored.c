@@ -27,6 +27,12 @@ enum { LIGHTEST_ROW = 5 }; /* rows of Delta weigh 1, 1/2, ... 1/32 */
 
 #define HEAVY_ROWS 6.0
 
+/* Levels fitted to the gradient: the error is at most that of the levels before the fit, times this, and of the bias gradient, which they are
+ * not fitted to, times that; and it lies across what was delivered, up to a share of the norm. */
+#define FITTED_EXCESS 1.2
+#define FITTED_BIAS_EXCESS 3.0
+#define FITTED_ALONG 0.1
+
 /* Rounding is spread over columns and rows, leaving out rows over rows alone: along the exact gradient lies one of so many parts. */
 #define MOST_ROW_SHARES 8.0
 
@@ -41,6 +47,8 @@ typedef struct product {
     double *bias;          /* [n], or NULL */
     double *parts;         /* dense way: [nranks][rows x n]; NULL otherwise */
     double *bias_parts;    /* [nranks][n] */
+    double *start;         /* [rows x n], then n of the bias: what levels make of it before they are fitted; used if `fitted` */
+    bool fitted;
     double largest, divisor;
     iq_perf_noise_t noise;
 } product_t;
@@ -102,8 +110,14 @@ static void make_exact(product_t *product, bool want_bias)
         multiply(product, x, delta, dense ? product->parts + (size_t)rank * elements : product->exact);
         if (want_bias)
             sum_rows(test, delta, dense ? product->bias_parts + (size_t)rank * test->n : product->bias);
-        if (!dense)
-            iq_perf_noise_add(&product->noise, test, want_bias, x, delta);
+        if (dense)
+            continue;
+        iq_perf_noise_add(&product->noise, test, want_bias, x, delta);
+        product->fitted = iq_perf_centers(test, x, delta);
+        if (product->fitted) {
+            multiply(product, x, delta, product->start);
+            sum_rows(test, delta, product->start + elements);
+        }
     }
     free(x);
     free(delta);
@@ -145,19 +159,51 @@ static void compare(const product_t *product, const double *exact, const void *d
     }
 }
 
+/* Squared error of the levels before the fit. */
+static double start_error(const product_t *product, const double *start, const double *exact, size_t count)
+{
+    double sum = 0.0;
+
+    for (size_t i = 0; i < count; i++)
+        sum += (start[i] - exact[i]) * (start[i] - exact[i]);
+    return sum / (product->divisor * product->divisor);
+}
+
+static void check_fitted(product_t *product, const double sums[3], const double bias_sums[3], bool has_bias,
+                         iq_perf_result_t *result)
+{
+    size_t elements = product->rows * product->n;
+    double start = start_error(product, product->start, product->exact, elements);
+
+    iq_perf_combine(product->setup, ISGQ_SUM, &start, 1);
+    result->wrong = !(sums[0] <= FITTED_EXCESS * start + 1e-9 * sums[1] && fabs(sums[0] + sums[2]) <= FITTED_ALONG * sums[1]);
+    if (has_bias) {
+        start = start_error(product, product->start + elements, product->bias, product->n);
+        result->wrong += !(bias_sums[0] <= FITTED_BIAS_EXCESS * start + 1e-9 * bias_sums[1]);
+    }
+}
+
 static void check_gathered(product_t *product, const void *grad, const void *bias, iq_perf_result_t *result)
 {
     const iq_perf_case_t *test = product->test;
-    double sums[3] = {0}, bias_sums[3] = {0};
+    double sums[3] = {0}, bias_sums[3] = {0}, nmse = iq_perf_promised_nmse(test->quantizer_text);
 
     compare(product, product->exact, grad, product->first * product->n, product->rows * product->n, sums);
     iq_perf_combine(product->setup, ISGQ_SUM, sums, 3);
     result->nmse = sums[0] == 0.0 ? 0.0 : sums[0] / sums[1];
-    result->wrong = !is_expected(product, sums, product->noise.gradient, (double)test->m * (double)test->n);
-    if (bias == NULL)
+    if (bias != NULL)
+        compare(product, product->bias, bias, 0, product->n, bias_sums);
+    if (product->fitted) {
+        check_fitted(product, sums, bias_sums, bias != NULL, result);
         return;
-    compare(product, product->bias, bias, 0, product->n, bias_sums);
-    result->wrong += !is_expected(product, bias_sums, product->noise.bias, (double)product->n);
+    }
+    if (nmse > 0.0) { /* a row's part of the first is X + 1 times that of the bias */
+        product->noise.gradient = nmse * sums[1] * product->divisor * product->divisor;
+        product->noise.bias = product->noise.gradient / product->noise.least_x;
+    }
+    result->wrong = !is_expected(product, sums, product->noise.gradient, (double)test->m * (double)test->n);
+    if (bias != NULL)
+        result->wrong += !is_expected(product, bias_sums, product->noise.bias, (double)product->n);
 }
 
 /* ---- products travelled ---- */
@@ -186,7 +232,8 @@ static uint64_t tally_part(const product_t *product, double *parts, size_t count
                                  .got = got + at,
                                  .divisor = product->divisor,
                                  .max = product->largest,
-                                 .least_max = tally.promise.grid.bucket == 0 ? product->largest : least_max}; /* one scale for all blocks */
+                                 .least_max = tally.promise.grid.bucket == 0 ? product->largest
+                                                                             : least_max}; /* one scale for all blocks */
         iq_perf_tally_add(&tally, &block);
     }
     free(got);
@@ -220,6 +267,7 @@ void iq_perf_check_factored(const iq_perf_setup_t *setup, const iq_perf_case_t *
     product.bias = numbers(product.n);
     product.parts = dense ? numbers(n * product.rows * product.n) : NULL;
     product.bias_parts = numbers(n * product.n);
+    product.start = numbers(dense ? 0 : (product.rows + 1) * product.n);
     make_exact(&product, bias != NULL);
     if (dense)
         check_dense(&product, grad, bias, result);
@@ -229,4 +277,5 @@ void iq_perf_check_factored(const iq_perf_setup_t *setup, const iq_perf_case_t *
     free(product.bias);
     free(product.parts);
     free(product.bias_parts);
+    free(product.start);
 }

@@ -4,7 +4,7 @@
  *
  * A row with squared norms X, D, rounding variances v, w and probability p adds (X + v)(D + w) / p - X D. Fixed widths say all of
  * it. A budget's own choice has the least error that its bytes allow; so every choice that keeps the budget bounds it from above,
- * and the best one with the same widths for all rows is near.
+ * and the best one with the same widths for all rows is near. isgq-dithered has one scale for all rows.
  */
 #include "perf/perf.h"
 #include "tools/common/options.h"
@@ -30,6 +30,8 @@ typedef struct row {
 
 typedef struct recipe {
     bool nearest;
+    bool dither;                   /* subtractive: the same variance for every value that is not zero */
+    bool whole;                    /* a scale for a rank's factor, not for each row */
     unsigned width_x, width_delta; /* 0: a budget */
     double bits;
 } recipe_t;
@@ -44,33 +46,42 @@ static recipe_t read_recipe(const char *quantizer_text)
     if (width == NULL || sscanf(width, "width=%u/%u", &recipe.width_x, &recipe.width_delta) != 2)
         recipe.bits = iq_perf_setting(text, "bits", 4.0);
     recipe.nearest = strstr(text, "nearest") != NULL;
+    recipe.whole = strncmp(text, "isgq-dithered", 13) == 0;
+    recipe.dither = strstr(text, "dither") != NULL || strncmp(text, "isgq:", 5) == 0 || strcmp(text, "isgq") == 0;
     return recipe;
 }
 
 /* Codes up to `levels` for values up to `max`. */
-static double rounding_variance(const double *values, size_t count, double max, double levels, bool nearest)
+static double rounding_variance(const double *values, size_t count, double max, double levels, const recipe_t *recipe)
 {
     double sum = 0.0, step = STEP_GROWTH * max / levels;
 
     for (size_t i = 0; i < count && max > 0.0; i++) {
         double y = fabs(values[i]) / step, part = y - floor(y);
         double least = fmin(part, 1.0 - part);
-        sum += step * step * (nearest ? least * least : part * (1.0 - part));
+        sum += step * step * (recipe->nearest ? least * least : recipe->dither ? (y > 0.0) / 12.0 : part * (1.0 - part));
     }
     return sum;
 }
 
-static void measure(const double *values, size_t count, bool is_unsigned, bool nearest, double *squares, double *variances)
+static double largest(const double *values, size_t count, double least)
 {
-    double max = 0.0;
+    for (size_t i = 0; i < count; i++)
+        least = fmax(least, fabs(values[i]));
+    return least;
+}
+
+/* A row; `least` is what its scale is at least. */
+static void measure(const double *values, size_t count, double least, bool is_unsigned, const recipe_t *recipe, double *squares,
+                    double *variances)
+{
+    double max = largest(values, count, least);
 
     *squares = 0.0;
-    for (size_t i = 0; i < count; i++) {
-        max = fmax(max, fabs(values[i]));
+    for (size_t i = 0; i < count; i++)
         *squares += values[i] * values[i];
-    }
     for (int width = LEAST_WIDTH; width <= MOST_WIDTH; width++)
-        variances[width] = rounding_variance(values, count, max, exp2(width - (is_unsigned ? 0 : 1)) - 1.0, nearest);
+        variances[width] = rounding_variance(values, count, max, exp2(width - (is_unsigned ? 0 : 1)) - 1.0, recipe);
 }
 
 /* What the rows cost: the expected error of all, the least value of X + 1. */
@@ -159,17 +170,20 @@ void iq_perf_noise_add(iq_perf_noise_t *noise, const iq_perf_case_t *test, bool 
     recipe_t recipe = read_recipe(test->quantizer_text);
     row_t *rows = calloc(test->rows + 1, sizeof(row_t));
     choice_t fixed = {.width_x = recipe.width_x, .width_delta = recipe.width_delta, .scale = INFINITY, .bias = bias};
-    bool is_unsigned = true;
+    double least_x = recipe.whole ? largest(x, test->rows * test->m, 0.0) : 0.0;
+    double least_delta = recipe.whole ? largest(delta, test->rows * test->n, 0.0) : 0.0;
+    bool is_unsigned = !recipe.whole;
 
     if (rows == NULL)
         iq_die(IQ_EXIT_FAILED, "no memory for %zu rows", test->rows);
     for (size_t i = 0; i < test->rows * test->m; i++)
         is_unsigned &= x[i] >= 0.0;
     for (size_t r = 0; r < test->rows; r++) {
-        measure(x + r * test->m, test->m, is_unsigned, recipe.nearest, &rows[r].x2, rows[r].vx);
-        measure(delta + r * test->n, test->n, false, recipe.nearest, &rows[r].delta2, rows[r].vdelta);
+        measure(x + r * test->m, test->m, least_x, is_unsigned, &recipe, &rows[r].x2, rows[r].vx);
+        measure(delta + r * test->n, test->n, least_delta, false, &recipe, &rows[r].delta2, rows[r].vdelta);
     }
     outcome_t outcome = recipe.width_x > 0 ? judge(&fixed, rows, test->rows) : best_within(test, recipe.bits, bias, rows);
+    noise->least_x = noise->draws == 0.0 ? outcome.least_x : fmin(noise->least_x, outcome.least_x);
     add_outcome(noise, &outcome, &recipe, bias);
     noise->only_rounding = recipe.width_x > 0;
     noise->draws += (double)test->rows * (recipe.width_x > 0 ? (double)(test->m + test->n) : 1.0);

@@ -62,8 +62,21 @@ double iq_perf_setting(const char *recipe, const char *key, double otherwise)
     return found != NULL ? strtod(found, NULL) : otherwise;
 }
 
+double iq_perf_promised_nmse(const char *quantizer_text)
+{
+    char recipe[PART_BYTES];
+
+    iq_perf_recipe(quantizer_text, "factored=", recipe, sizeof(recipe));
+    return is_family(recipe, "isgq") ? iq_perf_setting(recipe, "nmse", 0.0) : 0.0;
+}
+
 /* L: largest code on one side. One bit: -1/2 and 1/2. */
 static double largest_code(unsigned bits) { return bits == 1 ? 0.5 : exp2(bits - 1.0) - 1.0; }
+
+static double largest_of(const iq_perf_grid_t *grid)
+{
+    return grid->levels > 0 ? (double)grid->levels : largest_code(grid->bits);
+}
 
 /* `isgq`, dense: the least error, 1 / L^2 for each rounding, among what the budget of bits on the wire allows. */
 static iq_perf_grid_t budget_grid(double budget, int nranks)
@@ -98,6 +111,56 @@ static iq_perf_grid_t uniform_grid(const char *recipe, int nranks)
     return grid;
 }
 
+/* Codes that are summed exactly under a scale of all ranks: of the tensor unless the text says otherwise. */
+static iq_perf_grid_t summed_grid(const char *recipe, bool reduces, int nranks)
+{
+    iq_perf_grid_t grid = {.bits = 8, .shared = true, .bucket = (size_t)iq_perf_setting(recipe, "bucket", 0.0)};
+
+    if (is_family(recipe, "terngrad")) {
+        grid.levels = 1;
+        grid.clip = reduces ? iq_perf_setting(recipe, "clip", 2.5) : 0.0; /* messages of their own carry maxima */
+    } else if (is_family(recipe, "global-qsgd")) {
+        grid.levels = (size_t)iq_perf_setting(recipe, "levels", 127.0);
+        grid.l2 = reduces && is_set(recipe, "norm", "l2");
+    } else { /* intsgd: all sums are as wide as one code */
+        grid.levels = (size_t)largest_code((unsigned)iq_perf_setting(recipe, "bits", 8.0)) / (size_t)(reduces ? nranks : 1);
+        grid.power_of_two = true;
+    }
+    return grid;
+}
+
+/* Powers of two of the largest magnitude, as many as codes can tell, some of them above it for sums. */
+static iq_perf_grid_t power_grid(const char *recipe, bool reduces, int nranks)
+{
+    iq_perf_grid_t grid = {.bits = (unsigned)iq_perf_setting(recipe, "bits", 8.0),
+                           .shared = true,
+                           .bucket = (size_t)iq_perf_setting(recipe, "bucket", 0.0)};
+    double last = exp2(grid.bits - 1.0) - 1.0, head = reduces && nranks > 1 ? ceil(log2(nranks)) + floor(last / 8.0) : 0.0;
+
+    grid.smallest = exp2(head + 1.0 - last);
+    return grid;
+}
+
+/* How far one rounded value can be off, in units of the largest magnitude in the tensor. */
+static double step_of(const iq_perf_grid_t *grid, double parts, double elements)
+{
+    if (grid->smallest > 0.0) /* two of the same power make the next one, and so on up the tree */
+        return 1.0 + exp2(ceil(log2(parts))) / parts + grid->smallest;
+    double scale = grid->power_of_two ? 2.0
+                   : grid->l2         ? sqrt(parts * (grid->bucket == 0 ? elements : (double)grid->bucket))
+                                      : 1.0;
+
+    return (grid->nearest ? 0.5 : 1.0) * scale / largest_of(grid) + (grid->clip > 0.0 ? 1.0 : 0.0);
+}
+
+double iq_perf_case_elements(const iq_perf_case_t *test, int nranks)
+{
+    double count = (double)test->count;
+
+    return test->collective == IQ_PERF_REDUCE_SCATTER ? count * nranks
+                                                      : count; /* an allgather's parts have scales of their own */
+}
+
 /* The quantizer that a factored call uses on the ranks' own products. */
 static void product_recipe(const char *text, char *recipe, size_t bytes)
 {
@@ -120,13 +183,20 @@ iq_perf_promise_t iq_perf_promise(const iq_perf_case_t *test, const char *algori
         product_recipe(test->quantizer_text, recipe, sizeof(recipe));
     else
         iq_perf_recipe(test->quantizer_text, "dense=", recipe, sizeof(recipe));
+    bool levels = iq_perf_levels(recipe, &promise.grid);
     if (is_family(recipe, "fp16"))
         cast = 0x1p-11;
     else if (is_family(recipe, "bf16"))
         cast = 0x1p-8;
     else if (is_family(recipe, "uniform"))
         promise.grid = uniform_grid(recipe, nranks);
-    else if (is_family(recipe, "isgq"))
+    else if (is_family(recipe, "terngrad") || is_family(recipe, "global-qsgd") || is_family(recipe, "intsgd"))
+        promise.grid = summed_grid(recipe, reduces, nranks);
+    else if (is_family(recipe, "global-qsgd-exp"))
+        promise.grid = power_grid(recipe, reduces, nranks);
+    else if (is_family(recipe, "isgq") && setting(recipe, "nmse") != NULL)
+        promise.nmse = iq_perf_setting(recipe, "nmse", 1.0);
+    else if (is_family(recipe, "isgq")) /* coding=zstd may not do worse than coding=none */
         promise.grid = budget_grid(iq_perf_setting(recipe, "bits", 4.0), nranks);
     if (test->collective == IQ_PERF_ALLGATHER)
         promise.grid.shared = false;
@@ -136,18 +206,37 @@ iq_perf_promise_t iq_perf_promise(const iq_perf_case_t *test, const char *algori
         promise.relative = (parts + 1.0) * cast;
         promise.absolute = (parts + 1.0) * 0x1p-25;
     }
-    if (promise.grid.bits >
-        0) /* each part is off by less than a step, the sum of them by a step of the largest sum there can be */
-        promise.step = (promise.grid.nearest ? 0.5 : 1.0) * (promise.grid.again ? 2.0 : 1.0) * parts * (1.0 + 2.0 * u + 0x1p-20) /
-                       largest_code(promise.grid.bits);
+    if (promise.nmse > 0.0) /* no value is off by more than the largest there is, of either rounding */
+        promise.step = 2.0 * parts;
+    else if (levels) /* each part is off by less than it and its rounded value can be apart, and so is the sum of them */
+        promise.step = parts * ((1.0 + promise.grid.reach) * (promise.grid.again ? 1.0 + promise.grid.reach : 1.0));
+    else if (promise.grid.bits >
+             0) /* each part is off by less than a step, the sum of them by a step of the largest sum there can be */
+        promise.step = step_of(&promise.grid, parts, iq_perf_case_elements(test, nranks)) * (promise.grid.again ? 2.0 : 1.0) *
+                       parts * (1.0 + 2.0 * u + 0x1p-20);
     promise.relative += (parts + 1.0) * 0x1p-23 + 2.0 * u; /* fp32 arithmetic, and the result's own type */
     promise.absolute += test->type->type == ISGQ_FLOAT16 ? 0x1p-24 : 0x1p-126;
     return promise;
 }
 
+double iq_perf_power(double value, double smallest, double random)
+{
+    double magnitude = fabs(value);
+
+    if (magnitude < smallest)
+        return random < magnitude / smallest ? copysign(smallest, value) : 0.0;
+    if (magnitude < 0x1p-900)
+        return 0.0;
+    double power = exp2(floor(log2(magnitude)));
+    return copysign(random < magnitude / power - 1.0 ? 2.0 * power : power, value);
+}
+
 double iq_perf_round_to(const iq_perf_grid_t *grid, double value, double max, double random)
 {
-    double half = largest_code(grid->bits), shift = grid->bits == 1 ? 0.5 : 0.0;
+    if (grid->smallest > 0.0) /* of the scale and not of 1 are the levels powers */
+        return max == 0.0 ? 0.0 : max * iq_perf_power(value / max, grid->smallest, random);
+
+    double half = largest_of(grid), shift = grid->bits == 1 ? 0.5 : 0.0;
 
     if (max == 0.0)
         return 0.0;

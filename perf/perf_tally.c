@@ -24,6 +24,13 @@
 /* The shift may differ by so many standard deviations. */
 #define MOST_SIGMAS 7.0
 
+/* Where nothing is random only buckets may be cut in other places: by ALIKE + ALIKE_OF_FEW / sqrt(elements) of the norm. */
+#define ALIKE 0.01
+#define ALIKE_OF_FEW 2.0
+
+/* Errors that are promised as a whole: their squares may go along with those of the values, by so much. */
+#define TOGETHER 3.0
+
 /* And by so much of the norm if rounding is to nearest, where ties may go either way by the last bit of fp32. */
 #define TIES 0.25
 
@@ -39,7 +46,8 @@ size_t iq_perf_block_elements(int parts)
 iq_perf_tally_t iq_perf_tally_open(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const char *algorithm)
 {
     return (iq_perf_tally_t){.promise = iq_perf_promise(test, algorithm, setup->nranks),
-                             .seed = setup->seed + 0x5eed + (uint64_t)setup->rank};
+                             .total = iq_perf_case_elements(test, setup->nranks),
+                             .dice = {.seed = setup->seed + 0x5eed + (uint64_t)setup->rank}};
 }
 
 static double largest(const double *values, size_t count, double least)
@@ -49,28 +57,66 @@ static double largest(const double *values, size_t count, double least)
     return least;
 }
 
-/* Round a stretch to one scale, in place. */
+/* Round a stretch to one scale, or to levels of its own, in place. */
 static void round_stretch(iq_perf_tally_t *tally, const iq_perf_grid_t *grid, double *values, size_t count, double max)
 {
+    if (grid->round != NULL) {
+        grid->round(grid, &tally->dice, values, count);
+        return;
+    }
     for (size_t i = 0; i < count; i++)
-        values[i] = iq_perf_round_to(grid, values[i], max, iq_perf_uniform(tally->seed, tally->draws++));
+        values[i] = iq_perf_round_to(grid, values[i], max, iq_perf_roll(&tally->dice));
+}
+
+static double squares_of(const double *values, size_t count)
+{
+    double sum = 0.0;
+
+    for (size_t i = 0; i < count; i++)
+        sum += values[i] * values[i];
+    return sum;
+}
+
+/* A rank's scale of a bucket; of a whole tensor as far as one block tells. Values are taken to have mean 0. */
+static double scale_of(const iq_perf_tally_t *tally, const double *values, size_t count, double least)
+{
+    const iq_perf_grid_t *grid = &tally->promise.grid;
+    double scale = largest(values, count, least);
+
+    if (grid->clip > 0.0)
+        scale = fmin(scale, grid->clip * sqrt(squares_of(values, count) / (double)count));
+    return grid->power_of_two && scale > 0.0 ? exp2(floor(log2(scale)) + 1.0) : scale;
+}
+
+/* The scale that all ranks share. This rank may see a part of the bucket only. */
+static double shared_scale(const iq_perf_tally_t *tally, const iq_perf_block_t *block, size_t first, size_t count)
+{
+    const iq_perf_promise_t *promise = &tally->promise;
+    double scale = 0.0, squares = 0.0, bucket = promise->grid.bucket == 0 ? tally->total : (double)promise->grid.bucket;
+
+    for (int part = 0; part < promise->parts; part++) {
+        const double *values = block->values + (size_t)part * block->stride + first;
+        scale = fmax(scale, scale_of(tally, values, count, block->least_max));
+        squares += squares_of(values, count);
+    }
+    return promise->grid.l2 ? sqrt(squares * fmin(bucket, tally->total) / (double)count) : scale;
 }
 
 /* model[] = what this grid makes of one bucket of all parts; values[] are rounded in place. */
 static void model_bucket(iq_perf_tally_t *tally, const iq_perf_block_t *block, size_t first, size_t count, double *model)
 {
     const iq_perf_promise_t *promise = &tally->promise;
-    double shared = block->least_max;
+    double shared = shared_scale(tally, block, first, count);
 
     memset(model, 0, count * sizeof(double));
-    for (int part = 0; part < promise->parts; part++)
-        shared = largest(block->values + (size_t)part * block->stride + first, count, shared);
     for (int part = 0; part < promise->parts; part++) {
         double *values = block->values + (size_t)part * block->stride + first;
         round_stretch(tally, &promise->grid, values, count,
-                      promise->grid.shared ? shared : largest(values, count, block->least_max));
+                      promise->grid.shared ? shared : scale_of(tally, values, count, block->least_max));
         for (size_t i = 0; i < count; i++)
             model[i] += values[i];
+        for (size_t i = 0; i < count && part > 0 && promise->grid.smallest > 0.0 && shared > 0.0; i++)
+            model[i] = shared * iq_perf_power(model[i] / shared, 0.0, iq_perf_roll(&tally->dice));
     }
     if (promise->grid.again)
         round_stretch(tally, &promise->grid, model, count, largest(model, count, block->least_max));
@@ -123,22 +169,29 @@ uint64_t iq_perf_tally_close(const iq_perf_setup_t *setup, iq_perf_tally_t *tall
 {
     iq_perf_sums_t *s = &tally->sums;
     const iq_perf_grid_t *grid = &tally->promise.grid;
-    double u = iq_perf_unit_roundoff(type),
+    double promised = tally->promise.nmse, u = iq_perf_unit_roundoff(type),
            numbers[] = {s->wrong, s->error, s->norm, s->shift, s->elements, s->model_error, s->model_shift, s->model_spread};
 
     iq_perf_combine(setup, ISGQ_SUM, numbers, sizeof(numbers) / sizeof(numbers[0]));
     *s = (iq_perf_sums_t){numbers[0], numbers[1], numbers[2], numbers[3], numbers[4], numbers[5], numbers[6], numbers[7]};
     *nmse = s->error == 0.0 ? 0.0 : s->error / s->norm;
-    if (grid->bits == 0 || s->elements < LEAST_ELEMENTS)
+    if ((grid->bits == 0 && promised == 0.0) || s->elements < LEAST_ELEMENTS)
         return (uint64_t)s->wrong;
+    if (promised > 0.0) {
+        s->model_error = promised * s->norm;
+        s->model_spread = TOGETHER * promised * s->norm * s->norm / s->elements;
+    }
     double most_error = (MOST_EXCESS + EXCESS_OF_FEW / sqrt(s->elements)) * s->model_error + (4.0 * u * u + 1e-12) * s->norm;
-    double most_shift = MOST_SIGMAS * sqrt(2.0 * s->model_spread) + ((grid->nearest ? TIES : 0.0) + u + 1e-6) * s->norm;
+    double scatter = MOST_SIGMAS * sqrt(2.0 * s->model_spread);
+    if (grid->fixed)
+        scatter = fmin(scatter, (ALIKE + ALIKE_OF_FEW / sqrt(s->elements)) * s->norm);
+    double most_shift = scatter + ((grid->nearest ? TIES : 0.0) + u + 1e-6) * s->norm;
     double least_shift = s->model_shift - most_shift;
     most_shift += s->model_shift;
     if (grid->again &&
         tally->promise.parts == 1) /* the same grid twice adds nothing here; a message's own maximum is another grid */
         most_error *= 2.0;
-    if (grid->nearest) { /* a rank's own part may stay as it is */
+    if (grid->nearest || setup->nranks == 1) { /* a rank's own part may stay as it is */
         least_shift = fmin(least_shift, 0.0);
         most_shift = fmax(most_shift, 0.0);
     }

@@ -40,8 +40,8 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *ran
         }
         __m256i first = _mm256_or_si256(_mm256_and_si256(c0, low), _mm256_slli_epi64(c1, 32));
         __m256i second = _mm256_or_si256(_mm256_and_si256(c2, low), _mm256_slli_epi64(c3, 32));
-        __m256i even = _mm256_srli_epi32(_mm256_unpacklo_epi64(first, second), 8); /* blocks 0 and 2 */
-        __m256i odd = _mm256_srli_epi32(_mm256_unpackhi_epi64(first, second), 8);
+        __m256i even = _mm256_unpacklo_epi64(first, second); /* blocks 0 and 2 */
+        __m256i odd = _mm256_unpackhi_epi64(first, second);
         _mm256_storeu_si256((__m256i *)(random + 4 * block), _mm256_permute2x128_si256(even, odd, 0x20));
         _mm256_storeu_si256((__m256i *)(random + 4 * block + 8), _mm256_permute2x128_si256(even, odd, 0x31));
     }

@@ -44,8 +44,8 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *ran
         }
         __m512i first = _mm512_or_si512(_mm512_and_si512(c0, low), _mm512_slli_epi64(c1, 32));
         __m512i second = _mm512_or_si512(_mm512_and_si512(c2, low), _mm512_slli_epi64(c3, 32));
-        __m512i even = _mm512_srli_epi32(_mm512_unpacklo_epi64(first, second), 8); /* blocks 0, 2, 4 and 6 */
-        __m512i odd = _mm512_srli_epi32(_mm512_unpackhi_epi64(first, second), 8);
+        __m512i even = _mm512_unpacklo_epi64(first, second); /* blocks 0, 2, 4 and 6 */
+        __m512i odd = _mm512_unpackhi_epi64(first, second);
         const __m512i lower = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11), upper = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
         _mm512_storeu_si512(random + 4 * block, _mm512_permutex2var_epi64(even, lower, odd));
         _mm512_storeu_si512(random + 4 * block + 16, _mm512_permutex2var_epi64(even, upper, odd));

@@ -4,7 +4,7 @@
  *     ROW, ROW_NAME   the table and its name
  *     TARGET          an attribute that names the instruction set, or nothing
  *     usable          is this CPU able to run it?
- *     draw_tile       random bits, see rows.h
+ *     draw_tile       random words, see rows.h
  *     SQUEEZE, SPREAD eight bytes below 2^width to 8 * width bits side by side, and back (bits above 8 * width do not matter)
  * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot
  * differ because the arithmetic is the same source (contraction is off). Only what compilers do badly is left to the rows.
@@ -51,6 +51,26 @@ TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, co
         size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
         draw_tile(grid, first / 4, random);
         for (size_t i = 0; i < n; i++)
+            codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i] >> 8, low, high) - low);
+        first += n;
+        src += n;
+        codes += n;
+        count -= n;
+    }
+}
+
+TARGET static void quantize_stratified(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count,
+                                       uint8_t *codes)
+{
+    const float inverse = grid->inverse, shift = grid->shift;
+    const int32_t low = grid->low, high = grid->high;
+    uint32_t random[TILE];
+    while (count > 0) {
+        size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
+        draw_tile(grid, first / 4, random);
+        for (size_t i = 0; i < TILE; i++)
+            random[i] = iq_stratified_bits(random[i], grid->strata);
+        for (size_t i = 0; i < n; i++)
             codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i], low, high) - low);
         first += n;
         src += n;
@@ -69,7 +89,9 @@ TARGET static void quantize_nearest(const iq_grid_t *grid, const iq_f32_any_t *s
 
 TARGET static void quantize(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
 {
-    if (grid->stochastic)
+    if (grid->stochastic && grid->strata != NULL)
+        quantize_stratified(grid, first, src, count, codes);
+    else if (grid->stochastic)
         quantize_stochastic(grid, first, src, count, codes);
     else
         quantize_nearest(grid, src, count, codes);

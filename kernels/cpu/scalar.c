@@ -42,10 +42,10 @@ static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
         uint32_t carry = c0 < lane;
         uint32_t c1 = (((uint32_t)(quad >> 32) + carry) & 0xffu) | tag;
         iq_philox_block_t block = iq_philox(c0, c1, c2, c3, key0, key1);
-        word[0][lane] = block.word[0] >> 8;
-        word[1][lane] = block.word[1] >> 8;
-        word[2][lane] = block.word[2] >> 8;
-        word[3][lane] = block.word[3] >> 8;
+        word[0][lane] = block.word[0];
+        word[1][lane] = block.word[1];
+        word[2][lane] = block.word[2];
+        word[3][lane] = block.word[3];
     }
     for (int lane = 0; lane < QUADS; lane++) {
         random[4 * lane + 0] = word[0][lane];

@@ -6,7 +6,8 @@
 #include "codec/dense.h"
 
 const iq_codec_ops_t *const iq_codecs[] = {&iq_codec_none_ops, &iq_codec_fp16_ops, &iq_codec_bf16_ops, &iq_codec_uniform_ops,
-                                           NULL};
+                                           &iq_codec_uniform_norm_ops, &iq_codec_exponential_ops, &iq_codec_intsgd_ops,
+                                           &iq_codec_levels_ops, NULL};
 
 const iq_codec_t iq_codec_none = {.ops = &iq_codec_none_ops};
 

@@ -39,11 +39,14 @@ typedef struct iq_codec_call {
     int rank;            /* for independent random numbers */
     uint64_t seed;       /* the communicator's key: its seed and where it comes from */
     uint64_t call;       /* call number on the communicator */
+    size_t count;        /* elements of the whole tensor; 0 where nobody knows or asks */
     bool accumulate;     /* decode and deliver add to the output (in the output's type, by float or integer addition) */
     const float *scales; /* what ranks agreed on: uniform's scale of bucket first_bucket, first_bucket + 1, ...; NULL if the codec shares none */
     size_t first_bucket;
-    const uint16_t *strata; /* [IQ_STRATA] this rank's place in 256 permutations of the ranks (rounding=stratified); else NULL */
+    const uint32_t *strata; /* [IQ_STRATA] this rank's offsets for rounding=stratified (codec/strata.h) */
     struct iq_device *device; /* where data in device memory is worked on (codec/device.h); NULL: host memory */
+    const double *history; /* [IQ_HISTORY] what `learn` made of earlier results of the same tensor, zeros at first, equal on all
+                            * ranks; NULL: the call has none */
 } iq_codec_call_t;
 
 typedef enum iq_rounding {
@@ -66,6 +69,7 @@ struct iq_level_model; /* codec/levels.h */
 struct iq_family;      /* codec/quantizer_text.h */
 
 #define IQ_STRATA 256
+#define IQ_HISTORY 16 /* doubles */
 
 /* One dense codec with its settings: a value, copied freely. */
 typedef struct iq_codec {
@@ -93,6 +97,9 @@ typedef struct iq_codec_ops {
 
     /* ISGQ_SUCCESS, or IQ_FAIL with one sentence: this type or reduction with this codec. */
     isgq_result_t (*supports)(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op);
+
+    /* The most ranks whose sum it holds; NULL: any number. */
+    int (*most_ranks)(const iq_codec_t *codec);
 
     /* The call needs `scales` before encoding: the caller clears them, runs local_scales over the whole tensor in order, then
      * close_scales, an allreduce of the first shared_scales of them, open_scales, and sets call->scales. */
@@ -132,6 +139,14 @@ typedef struct iq_codec_ops {
     void (*finish)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message);
     isgq_result_t (*decode)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst);
     void (*deliver)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst);
+
+    /* Who wants to know what became of a rank's own contribution delivers an accumulator that holds nothing else, for a call of one
+     * rank, or with `counts_parts`, whose accumulators know how many contributions they have, for the same call. */
+    bool counts_parts;
+
+    /* Or NULL. After an allreduce that has a history: the delivered result, in spans from element 0 to call->count, in order.
+     * `history` is the tensor's and kept between calls; call->history has what it held when the call began. */
+    void (*learn)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *dst, double *history);
 } iq_codec_ops_t;
 
 /* All dense codecs, ends with NULL. Adding one is one file and one row, and the same for device memory (codec/device.h); tests pick

@@ -1,12 +1,444 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* To be written. */
+/*
+ * Codec `coded`: one step for the whole tensor and all ranks, codes without limits, entropy coding.
+ *
+ * A rank's code is its value over the step, rounded by stratified rounding. Codes add up as integers, exactly, whatever the route. The
+ * owner of a block rounds the sum of codes to multiples of a whole number k, with a random offset that all ranks know, and every rank
+ * takes back what is known of the errors:
+ *
+ *   sum of codes Q          result c = floor((Q + d) / k), d uniform in 0..k-1           k = 1: the result is exact
+ *   value = step * (k c + mend_result * ((k - 1)/2 - d) + mend_own * (w - 1/2))          w: where the strata of the element begin
+ *
+ * Step, k and what is taken back (0 to 1) follow from the budget and what ranks agreed on (coded.h). Messages of one rank's own values
+ * (allgather) have a step for each block instead, and no d and w.
+ *
+ *   message: [u32 length][u32 kind][blocks: of integers, or an f32 step and integers]
+ */
+#include "codec/coded.h"
+
 #include "base/status.h"
+#include "base/util.h"
+#include "codec/coded_message.h"
+#include "codec/coder.h"
+#include "codec/convert.h"
 #include "codec/dense.h"
+
+#include <string.h>
+
+enum { KIND_CODES, KIND_NOTHING /* no value is finite, or none differs from 0 */, KIND_OWN, HEADER = 8 };
+
+/* Codes in one block: as many as the stack and one table of the coder serve well. */
+#define BLOCK IQ_CODED_BLOCK
+
+static bool is_shared(const iq_codec_call_t *call) { return call->scales != NULL; }
 
 static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
-    (void)datatype, (void)op;
-    return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is not part of this version", codec->ops->name);
+    (void)codec;
+    if (!iq_coder_present())
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'isgq' with coding=zstd needs a build with libzstd");
+    if (!iq_is_small_float(datatype))
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'isgq' takes f32, f16 and bf16, not %s", iq_datatype_name(datatype));
+    if (op != ISGQ_SUM && op != ISGQ_AVG)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'isgq' takes sum and avg, not %s", iq_red_op_name(op));
+    return ISGQ_SUCCESS;
 }
 
-const iq_codec_ops_t iq_codec_coded_ops = {.name = "coded", .supports = supports};
+static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
+static size_t room_scales(const iq_codec_t *codec, size_t count) { return iq_coded_layout(codec, count).room; }
+static size_t shared_scales(const iq_codec_t *codec, size_t count) { return iq_coded_layout(codec, count).shared; }
+
+static size_t scales_unit(const iq_codec_t *codec)
+{
+    (void)codec;
+    return IQ_CODED_UNIT;
+}
+
+static isgq_red_op_t scales_op(const iq_codec_t *codec)
+{
+    (void)codec;
+    return ISGQ_SUM;
+}
+
+/* Only known once the scales are open; before that nobody may count on it. */
+static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    (void)codec;
+    return is_shared(call) && iq_coded_plan(call).merge == 1.0f;
+}
+
+static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    (void)codec, (void)call;
+    return 4; /* int32_t sums of codes, or float */
+}
+
+static size_t most_bytes(iq_span_t span)
+{
+    size_t blocks = span.count / BLOCK, rest = span.count % BLOCK;
+    return HEADER + blocks * (sizeof(float) + iq_coded_block_bytes(BLOCK)) + (rest > 0 ? sizeof(float) + iq_coded_block_bytes(rest) : 0);
+}
+
+static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+{
+    (void)codec, (void)call, (void)parts;
+    return most_bytes(span);
+}
+
+static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+{
+    (void)codec, (void)call;
+    return most_bytes(span);
+}
+
+static double mean_bits(const iq_codec_t *codec, const iq_codec_call_t *call, bool result)
+{
+    (void)call, (void)result;
+    return codec->budget_bits > 0.0 ? codec->budget_bits : 4.0;
+}
+
+/* ---- rounding ---- */
+
+/* A tile of values to codes. Every element's random number depends on nothing but its place. */
+static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f32_any_t *values, size_t count, float inverse, int32_t *codes)
+{
+    bool shared = is_shared(call);
+    iq_philox_block_t block = {{0}};
+    for (size_t i = 0; i < count; i++) {
+        uint64_t element = first + i;
+        if (i == 0 || element % 4 == 0)
+            block = shared ? iq_draw(call->seed, call->call, IQ_STREAM_STRATA, 0, element)
+                           : iq_draw(call->seed, call->call, IQ_STREAM_RESULT, (uint32_t)call->rank, element);
+        uint32_t word = block.word[element % 4];
+        uint32_t random = shared && call->strata != NULL ? iq_stratified_bits(word, call->strata) : word >> 8;
+        codes[i] = iq_round_stochastic(values[i] * inverse, random, -IQ_CODED_LARGEST / 2, IQ_CODED_LARGEST / 2);
+    }
+}
+
+static float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
+
+/* Codes of elements offset..offset+count-1 of the span. */
+static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *src, size_t offset, size_t count, float step, int32_t *codes)
+{
+    float tile[IQ_CODEC_TILE], inverse = inverse_of(step);
+    for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(count - i, IQ_CODEC_TILE);
+        const iq_f32_any_t *values = iq_load_f32(call->datatype, src, offset + i, n, tile);
+        round_values(call, span.first + offset + i, values, n, inverse, codes + i);
+    }
+}
+
+/* d of an element, in 0..k-1. */
+static uint32_t offset_of(const iq_philox_block_t *block, uint64_t element, uint32_t k)
+{
+    return (uint32_t)(((uint64_t)(block->word[element % 4] >> 8) * k) >> 24);
+}
+
+/* Sums of codes to results. */
+static void merge(const iq_codec_call_t *call, uint64_t first, const int32_t *sums, size_t count, uint32_t k, int32_t *results)
+{
+    iq_philox_block_t block = {{0}};
+    for (size_t i = 0; i < count; i++) {
+        uint64_t element = first + i;
+        if (i == 0 || element % 4 == 0)
+            block = iq_draw(call->seed, call->call, IQ_STREAM_RESULT, 0, element);
+        int64_t sum = (int64_t)sums[i] + offset_of(&block, element, k);
+        int64_t rest = sum % (int64_t)k;
+        results[i] = (int32_t)((sum - rest) / (int64_t)k - (rest < 0));
+    }
+}
+
+/* Results to values; k = 1: sums of codes. At most a tile. */
+static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t *results, size_t count, uint32_t k, float *values)
+{
+    iq_coded_plan_t plan = iq_coded_plan(call);
+    float unit = plan.step, divisor = call->op == ISGQ_AVG ? (float)call->nranks : 1.0f, middle = (float)(k - 1) / 2;
+    for (size_t i = 0; i < count; i++)
+        values[i] = (float)((int64_t)results[i] * k);
+    if (k > 1 && plan.mend_result > 0.0f) {
+        iq_philox_block_t block = {{0}};
+        for (size_t i = 0; i < count; i++) {
+            uint64_t element = first + i;
+            if (i == 0 || element % 4 == 0)
+                block = iq_draw(call->seed, call->call, IQ_STREAM_RESULT, 0, element);
+            values[i] += plan.mend_result * (middle - (float)offset_of(&block, element, k));
+        }
+    }
+    if (plan.mend_own > 0.0f) {
+        iq_philox_block_t block = {{0}};
+        uint32_t ranks = (uint32_t)call->nranks;
+        for (size_t i = 0; i < count; i++) {
+            uint64_t element = first + i;
+            if (i == 0 || element % 4 == 0)
+                block = iq_draw(call->seed, call->call, IQ_STREAM_STRATA, 0, element);
+            uint32_t begin = ((block.word[element % 4] >> 8) * ranks) & 0xffffffu; /* w: the lowest of all ranks' numbers, times N */
+            values[i] += plan.mend_own * ((float)begin * 0x1p-24f - 0.5f);
+        }
+    }
+    for (size_t i = 0; i < count; i++)
+        values[i] = values[i] * unit / divisor;
+}
+
+static void store_values(const iq_codec_call_t *call, iq_span_t span, const int32_t *results, size_t offset, size_t count, uint32_t k, void *dst)
+{
+    float tile[IQ_CODEC_TILE];
+    for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(count - i, IQ_CODEC_TILE);
+        values_of(call, span.first + offset + i, results + i, n, k, tile);
+        iq_store_f32(call->datatype, tile, n, call->accumulate, dst, offset + i);
+    }
+}
+
+/* ---- messages ---- */
+
+static void put_header(unsigned char *message, size_t bytes, uint32_t kind)
+{
+    ((iq_u32_any_t *)message)[0] = (uint32_t)bytes;
+    ((iq_u32_any_t *)message)[1] = kind;
+}
+
+/* Nothing follows the header where the plan says it all. */
+static bool says_nothing(const iq_codec_call_t *call)
+{
+    float step = iq_coded_plan(call).step;
+    return iq_not_finite(step) || step == 0.0f;
+}
+
+typedef struct reader {
+    const unsigned char *at;
+    size_t left;
+} reader_t;
+
+static isgq_result_t open_message(const void *message, iq_span_t span, uint32_t kind, reader_t *reader)
+{
+    const iq_u32_any_t *header = message;
+    if (header[0] < HEADER || header[0] > most_bytes(span) || header[1] != kind)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes of kind %u where kind %u was due", header[0], header[1], kind);
+    *reader = (reader_t){(const unsigned char *)message + HEADER, header[0] - HEADER};
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t next_block(reader_t *reader, size_t count, int32_t *codes)
+{
+    size_t used;
+    IQ_TRY(iq_coded_read(reader->at, reader->left, count, codes, &used));
+    reader->at += used;
+    reader->left -= used;
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t close_message(const reader_t *reader)
+{
+    if (reader->left > 0)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu bytes after the last block", reader->left);
+    return ISGQ_SUCCESS;
+}
+
+/* ---- own values, with steps of their own ---- */
+
+static void encode_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, unsigned char *message)
+{
+    int32_t codes[BLOCK];
+    unsigned char *at = message + HEADER;
+    for (size_t i = 0; i < span.count; i += BLOCK) {
+        size_t n = iq_min(span.count - i, BLOCK);
+        iq_coded_tally_t tally = {.count = 0};
+        for (size_t j = i; j < i + n; j += IQ_CODEC_TILE) {
+            float tile[IQ_CODEC_TILE];
+            size_t m = iq_min(i + n - j, IQ_CODEC_TILE);
+            iq_coded_tally(&tally, iq_load_f32(call->datatype, src, j, m, tile), m);
+        }
+        float step = iq_coded_own_step(codec, &tally);
+        *(iq_f32_any_t *)at = step;
+        at += sizeof(step);
+        if (!iq_not_finite(step)) {
+            quantize(call, span, src, i, n, step, codes);
+            at += iq_coded_write(codes, n, at);
+        }
+    }
+    put_header(message, (size_t)(at - message), KIND_OWN);
+}
+
+static isgq_result_t decode_own(const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
+{
+    int32_t codes[BLOCK];
+    reader_t reader;
+    IQ_TRY(open_message(message, span, KIND_OWN, &reader));
+    for (size_t i = 0; i < span.count; i += BLOCK) {
+        size_t n = iq_min(span.count - i, BLOCK);
+        if (reader.left < sizeof(float))
+            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: the message ends before element %zu", span.first + i);
+        float step = *(const iq_f32_any_t *)reader.at;
+        reader.at += sizeof(step);
+        reader.left -= sizeof(step);
+        memset(codes, 0, n * sizeof(*codes));
+        if (!iq_not_finite(step))
+            IQ_TRY(next_block(&reader, n, codes));
+        for (size_t j = 0; j < n; j += IQ_CODEC_TILE) {
+            float tile[IQ_CODEC_TILE];
+            size_t m = iq_min(n - j, IQ_CODEC_TILE);
+            for (size_t e = 0; e < m; e++)
+                tile[e] = iq_not_finite(step) ? iq_bits_float(0x7fc00000u) : (float)codes[j + e] * step;
+            iq_store_f32(call->datatype, tile, m, call->accumulate, dst, i + j);
+        }
+    }
+    return close_message(&reader);
+}
+
+/* ---- shared steps ---- */
+
+static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
+{
+    int32_t codes[BLOCK];
+    unsigned char *at = (unsigned char *)message + HEADER;
+    if (!is_shared(call)) {
+        encode_own(codec, call, span, src, message);
+        return;
+    }
+    for (size_t i = 0; i < span.count && !says_nothing(call); i += BLOCK) {
+        size_t n = iq_min(span.count - i, BLOCK);
+        quantize(call, span, src, i, n, iq_coded_plan(call).step, codes);
+        at += iq_coded_write(codes, n, at);
+    }
+    put_header(message, (size_t)(at - (unsigned char *)message), says_nothing(call) ? KIND_NOTHING : KIND_CODES);
+}
+
+static void add_codes(const int32_t *codes, size_t count, bool first, iq_u32_any_t *sums)
+{
+    for (size_t i = 0; i < count; i++)
+        sums[i] = (first ? 0 : sums[i]) + (uint32_t)codes[i];
+}
+
+static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *acc, bool first)
+{
+    int32_t codes[IQ_CODEC_TILE];
+    float tile[IQ_CODEC_TILE];
+    (void)codec;
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        if (!is_shared(call)) { /* the only contribution: finish quantizes it */
+            iq_store_f32(ISGQ_FLOAT32, iq_load_f32(call->datatype, src, i, n, tile), n, !first, acc, i);
+            continue;
+        }
+        memset(codes, 0, n * sizeof(*codes));
+        if (!says_nothing(call))
+            quantize(call, span, src, i, n, iq_coded_plan(call).step, codes);
+        add_codes(codes, n, first, (iq_u32_any_t *)acc + i);
+    }
+}
+
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts, void *acc,
+                         bool first)
+{
+    int32_t codes[BLOCK];
+    reader_t reader;
+    (void)codec, (void)parts;
+    if (!is_shared(call)) {
+        iq_codec_call_t as_sum = *call;
+        as_sum.datatype = ISGQ_FLOAT32;
+        as_sum.accumulate = !first;
+        return decode_own(&as_sum, span, message, acc);
+    }
+    IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
+    for (size_t i = 0; i < span.count; i += BLOCK) {
+        size_t n = iq_min(span.count - i, BLOCK);
+        memset(codes, 0, n * sizeof(*codes));
+        if (!says_nothing(call))
+            IQ_TRY(next_block(&reader, n, codes));
+        add_codes(codes, n, first, (iq_u32_any_t *)acc + i);
+    }
+    return close_message(&reader);
+}
+
+/* Sums of codes as they are, or as results. */
+static void write_sums(const iq_codec_call_t *call, iq_span_t span, const iq_u32_any_t *sums, uint32_t k, unsigned char *message)
+{
+    int32_t codes[BLOCK];
+    unsigned char *at = message + HEADER;
+    for (size_t i = 0; i < span.count && !says_nothing(call); i += BLOCK) {
+        size_t n = iq_min(span.count - i, BLOCK);
+        memcpy(codes, sums + i, n * sizeof(*codes));
+        if (k > 1)
+            merge(call, span.first + i, codes, n, k, codes);
+        at += iq_coded_write(codes, n, at);
+    }
+    put_header(message, (size_t)(at - message), says_nothing(call) ? KIND_NOTHING : KIND_CODES);
+}
+
+static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, int parts, void *message)
+{
+    (void)parts;
+    if (is_shared(call)) {
+        write_sums(call, span, acc, 1, message);
+        return;
+    }
+    iq_codec_call_t as_input = *call;
+    as_input.datatype = ISGQ_FLOAT32;
+    encode_own(codec, &as_input, span, acc, message);
+}
+
+static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
+{
+    if (is_shared(call))
+        write_sums(call, span, acc, (uint32_t)iq_coded_plan(call).merge, message);
+    else
+        store(codec, call, span, acc, 1, message);
+}
+
+static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
+{
+    int32_t results[BLOCK];
+    reader_t reader;
+    (void)codec;
+    if (!is_shared(call))
+        return decode_own(call, span, message, dst);
+    IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
+    for (size_t i = 0; i < span.count; i += BLOCK) {
+        size_t n = iq_min(span.count - i, BLOCK);
+        memset(results, 0, n * sizeof(*results));
+        if (!says_nothing(call))
+            IQ_TRY(next_block(&reader, n, results));
+        store_values(call, span, results, i, n, (uint32_t)iq_coded_plan(call).merge, dst);
+    }
+    return close_message(&reader);
+}
+
+static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst)
+{
+    int32_t sums[IQ_CODEC_TILE];
+    (void)codec;
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        memcpy(sums, (const iq_u32_any_t *)acc + i, n * sizeof(*sums));
+        if (is_shared(call))
+            store_values(call, span, sums, i, n, 1, dst);
+        else
+            iq_store_f32(call->datatype, (const iq_f32_any_t *)acc + i, n, call->accumulate, dst, i);
+    }
+}
+
+const iq_codec_ops_t iq_codec_coded_ops = {
+    .name = "coded",
+    .varies = true,
+    .supports = supports,
+    .needs_scales = needs_scales,
+    .room_scales = room_scales,
+    .shared_scales = shared_scales,
+    .scales_unit = scales_unit,
+    .scales_op = scales_op,
+    .close_scales = iq_coded_close_scales,
+    .open_scales = iq_coded_open_scales,
+    .local_scales = iq_coded_local_scales,
+    .result_is_exact = result_is_exact,
+    .acc_bytes = acc_bytes,
+    .partial_bytes = partial_bytes,
+    .result_bytes = result_bytes,
+    .mean_bits = mean_bits,
+    .encode = encode,
+    .add_own = add_own,
+    .add = add,
+    .store = store,
+    .finish = finish,
+    .decode = decode,
+    .deliver = deliver,
+};

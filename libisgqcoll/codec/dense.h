@@ -11,6 +11,7 @@ extern const iq_codec_ops_t iq_codec_bf16_ops, iq_codec_bf16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
 
 /* For host memory only. */
+extern const iq_codec_ops_t iq_codec_uniform_norm_ops; /* uniform whose shared scales are not maxima */
 extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_intsgd_ops, iq_codec_coded_ops;
 
 /* What a codec's rows have in common: what is supported and how large it is does not depend on where data lies. */

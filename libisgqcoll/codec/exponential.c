@@ -1,12 +1,480 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* To be written. */
+/*
+ * Codec `exponential`: the exponential form of Global-QSGD. All values of a bucket are zero or a power of two of its largest
+ * magnitude over all ranks, and so are sums of them: two codes become one, at random and right on average
+ * (kernels/exponent_math.h). A sum is as wide as a contribution, however many are in it.
+ *
+ *   partial(k), result: [codes]      not shared (one contribution, which is only moved): [scale of each bucket, f32][codes]
+ *
+ * Additions at random have no order that does not matter, so each has random bits of its own and belongs to one place in a tree: the
+ * accumulator adds contributions two by two, then those sums two by two, and so on, as digits of a binary counter carry. The one
+ * that joins contributions up to number m to those behind has the word of rank m. So whoever adds the same contributions
+ * in the same order gets the same bits, and a sum of N contributions lies at most ceil(log2 N) powers above them, where a sum made one by one might lie N - 1.
+ *
+ *   accumulator: [contributions, u16][sum of 2^i contributions: a code, or none] for i = 0, 1, ...
+ *
+ * As partial(k) a sum travels as one code: rings add one by one.
+ */
 #include "base/status.h"
+#include "base/util.h"
+#include "codec/convert.h"
 #include "codec/dense.h"
+#include "codec/uniform.h"
+#include "kernels/exponent_math.h"
+
+#include <string.h>
+
+/* Sums in an accumulator, so that it has no more than twice the bytes of an f32. The last takes all that does not fit before. */
+#define SLOTS_MOST 6
+#define COUNT_BYTES sizeof(uint16_t)
+
+/* In a slot: no sum there. It is no code, since it is a sign alone. */
+static uint8_t none_of(const iq_codec_t *codec) { return (uint8_t)(1u << (codec->bits - 1)); }
+
+static uint32_t sign_of(const iq_codec_t *codec) { return 1u << (codec->bits - 1); }
+
+static size_t slots_of(const iq_codec_call_t *call) { return iq_min(iq_bit_width((uint64_t)call->nranks), SLOTS_MOST); }
+
+/* Powers between the largest contribution and the largest code: what a sum in a tree may need, and an eighth of all for sums made
+ * one by one. */
+static uint32_t head_of(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    return call->nranks == 1 ? 0 : iq_bit_width((uint64_t)call->nranks - 1) + (sign_of(codec) - 1) / 8;
+}
+
+static float divisor_of(const iq_codec_call_t *call) { return call->op == ISGQ_AVG ? (float)call->nranks : 1.0f; }
+
+/* ---- buckets ---- */
+
+/* A run of elements within one bucket. Start with zeros and the first offset. */
+typedef struct run {
+    size_t offset, count; /* elements, from the span's first */
+    size_t bucket;        /* from the span's first bucket */
+} run_t;
+
+static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t *run)
+{
+    run->offset += run->count;
+    if (run->offset >= end)
+        return false;
+    size_t element = span.first + run->offset, left = end - run->offset;
+    run->bucket = iq_uniform_bucket_of(codec, element) - iq_uniform_bucket_of(codec, span.first);
+    run->count = codec->bucket == 0 ? left : iq_min(left, codec->bucket - element % codec->bucket);
+    return true;
+}
+
+static const iq_f32_any_t *shared_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+{
+    return call->scales + iq_uniform_scale_at(codec, call, span);
+}
+
+/* ---- own values to codes ---- */
+
+typedef struct values {
+    const iq_codec_t *codec;
+    const iq_codec_call_t *call;
+    iq_span_t span;
+    const void *data;
+    isgq_data_type_t datatype;
+    uint32_t stream, rank;
+} values_t;
+
+static values_t own_values(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src)
+{
+    return (values_t){codec, call, span, src, call->datatype, IQ_STREAM_OWN, (uint32_t)call->rank};
+}
+
+static void measure(const values_t *values, iq_f32_any_t *scales)
+{
+    float tile[IQ_CODEC_TILE];
+    for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
+        size_t end = iq_min(i + IQ_CODEC_TILE, values->span.count);
+        const iq_f32_any_t *from = iq_load_f32(values->datatype, values->data, i, end - i, tile);
+        run_t run = {.offset = i};
+        while (next_run(values->codec, values->span, end, &run)) {
+            float most = iq_kernels()->absmax(from + (run.offset - i), run.count);
+            scales[run.bucket] = most > scales[run.bucket] ? most : scales[run.bucket];
+        }
+    }
+}
+
+static uint8_t encode_value(const values_t *values, float value, float scale, uint32_t random24)
+{
+    uint32_t sign = sign_of(values->codec), bits = iq_float_bits(value);
+    double ratio = (double)iq_bits_float(bits & 0x7fffffffu) / (double)scale;
+    uint32_t exponent = iq_exponent_round(ratio, head_of(values->codec, values->call), sign, random24);
+    return (uint8_t)(exponent == 0 ? 0 : exponent | (bits >> 31) * sign);
+}
+
+/* At most a tile. Where the scale is 0 or not finite all codes are 0. */
+static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
+{
+    float tile[IQ_CODEC_TILE];
+    const iq_codec_call_t *call = values->call;
+    const iq_f32_any_t *from = iq_load_f32(values->datatype, values->data, offset, count, tile);
+    run_t run = {.offset = offset};
+    while (next_run(values->codec, values->span, offset + count, &run)) {
+        float scale = scales[run.bucket];
+        uint8_t *to = codes + (run.offset - offset);
+        memset(to, 0, run.count);
+        if (scale == 0.0f || iq_not_finite(scale))
+            continue;
+        for (size_t i = 0; i < run.count;) {
+            uint64_t element = values->span.first + run.offset + i;
+            iq_philox_block_t block = iq_draw(call->seed, call->call, values->stream, values->rank, element);
+            for (size_t word = element % 4; word < 4 && i < run.count; word++, i++)
+                to[i] = encode_value(values, from[run.offset - offset + i], scale, block.word[word] >> 8);
+        }
+    }
+}
+
+static void write_codes(const values_t *values, const iq_f32_any_t *scales, unsigned char *packed)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    unsigned bits = values->codec->bits;
+    for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(values->span.count - i, IQ_CODEC_TILE);
+        quantize(values, scales, i, n, codes);
+        iq_kernels()->pack8(codes, n, bits, packed + i / 8 * bits);
+    }
+}
+
+/* [scales][codes] */
+static void write_scaled(const values_t *values, void *message)
+{
+    iq_f32_any_t *scales = message;
+    size_t nscales = iq_uniform_buckets(values->codec, values->span);
+    for (size_t i = 0; i < nscales; i++)
+        scales[i] = 0.0f;
+    measure(values, scales);
+    write_codes(values, scales, (unsigned char *)(scales + nscales));
+}
+
+/* ---- sums ---- */
+
+/* Random words of four consecutive elements, drawn when they are first asked for. */
+typedef struct words {
+    const iq_codec_call_t *call;
+    uint64_t quad;
+    uint32_t rank[SLOTS_MOST]; /* UINT32_MAX: not drawn */
+    iq_philox_block_t block[SLOTS_MOST];
+} words_t;
+
+static uint32_t word_of(words_t *words, size_t slot, uint32_t rank, uint64_t element)
+{
+    if (words->quad != element / 4) {
+        words->quad = element / 4;
+        memset(words->rank, 0xff, sizeof(words->rank));
+    }
+    if (words->rank[slot] != rank) {
+        words->rank[slot] = rank;
+        words->block[slot] = iq_draw(words->call->seed, words->call->call, IQ_STREAM_RESULT, rank, element);
+    }
+    return words->block[slot].word[element % 4];
+}
+
+static words_t words_of(const iq_codec_call_t *call) { return (words_t){.call = call, .quad = UINT64_MAX}; }
+
+static size_t acc_size(const iq_codec_call_t *call) { return COUNT_BYTES + slots_of(call); }
+
+static uint32_t contributions_in(const unsigned char *sum)
+{
+    uint16_t count;
+    memcpy(&count, sum, sizeof(count));
+    return count;
+}
+
+static void set_contributions(unsigned char *sum, uint32_t count)
+{
+    uint16_t narrow = (uint16_t)count;
+    memcpy(sum, &narrow, sizeof(narrow));
+}
+
+/* `code`, of `parts` contributions, into one element's accumulator. */
+static void add_code(const iq_codec_t *codec, uint64_t element, uint32_t code, uint32_t parts, words_t *words, unsigned char *sum)
+{
+    size_t last = slots_of(words->call) - 1, slot = iq_min(iq_bit_width(parts) - 1, last);
+    unsigned char *slots = sum + COUNT_BYTES;
+    uint32_t count = contributions_in(sum) + parts, behind = parts;
+    while (slots[slot] != none_of(codec)) {
+        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, element));
+        slots[slot] = none_of(codec);
+        behind += 1u << slot;
+        slot = iq_min(slot + 1, last);
+    }
+    slots[slot] = (unsigned char)code;
+    set_contributions(sum, count);
+}
+
+/* The sum of all slots, the later contributions first. */
+static uint32_t total(const iq_codec_t *codec, uint64_t element, words_t *words, const unsigned char *sum)
+{
+    const unsigned char *slots = sum + COUNT_BYTES;
+    size_t slot = 0;
+    uint32_t count = contributions_in(sum);
+    while (slots[slot] == none_of(codec))
+        slot++;
+    uint32_t code = slots[slot], behind = 1u << slot;
+    for (slot++; slot < slots_of(words->call); slot++) {
+        if (slots[slot] == none_of(codec))
+            continue;
+        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, element));
+        behind += 1u << slot;
+    }
+    return code;
+}
+
+static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const uint8_t *codes, size_t count,
+                      int parts, unsigned char *acc, bool first)
+{
+    words_t words = words_of(call);
+    size_t size = acc_size(call);
+    for (size_t i = 0; i < count; i++) {
+        if (first) {
+            memset(acc + i * size, 0, COUNT_BYTES);
+            memset(acc + i * size + COUNT_BYTES, none_of(codec), size - COUNT_BYTES);
+        }
+        add_code(codec, first_element + i, codes[i], (uint32_t)parts, &words, acc + i * size);
+    }
+}
+
+/* At most a tile. */
+static void totals(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const unsigned char *acc, size_t count,
+                   uint8_t *codes)
+{
+    words_t words = words_of(call);
+    for (size_t i = 0; i < count; i++)
+        codes[i] = (uint8_t)total(codec, first_element + i, &words, acc + i * acc_size(call));
+}
+
+/* ---- codes of a message ---- */
+
+static bool is_code(uint32_t code, uint32_t sign, uint32_t least)
+{
+    uint32_t exponent = code & (sign - 1);
+    return exponent == 0 ? code == 0 : exponent >= least;
+}
+
+/* At most a tile. `parts` as in partial(parts); 0: a result. */
+static isgq_result_t unpack(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales, int parts,
+                            const unsigned char *packed, size_t offset, size_t count, uint8_t *codes)
+{
+    uint32_t sign = sign_of(codec), least = 1 + (parts == 1 ? head_of(codec, call) : 0);
+    run_t run = {.offset = offset};
+    iq_kernels()->unpack8(packed + offset / 8 * codec->bits, count, codec->bits, codes);
+    least = least < sign ? least : sign - 1;
+    while (next_run(codec, span, offset + count, &run)) {
+        bool is_empty = scales[run.bucket] == 0.0f || iq_not_finite(scales[run.bucket]);
+        for (size_t i = run.offset - offset; i < run.offset - offset + run.count; i++) {
+            if (!is_code(codes[i], sign, is_empty ? sign : least))
+                return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec exponential: code %u for element %zu in a sum of %d", codes[i],
+                               span.first + offset + i, parts == 0 ? call->nranks : parts);
+        }
+    }
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t check_padding(const iq_codec_t *codec, iq_span_t span, const unsigned char *packed)
+{
+    if (!iq_packed_is_clean(packed, span.count, codec->bits))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec exponential: bits set after the last code, element %zu",
+                       span.first + span.count - 1);
+    return ISGQ_SUCCESS;
+}
+
+/* Values of at most a tile of codes. */
+static void dequantize(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales, size_t offset,
+                       size_t count, const uint8_t *codes, void *dst)
+{
+    float tile[IQ_CODEC_TILE];
+    uint32_t sign = sign_of(codec);
+    double largest_of_one = (double)(UINT64_C(1) << head_of(codec, call)) / (double)divisor_of(call);
+    run_t run = {.offset = offset};
+    while (next_run(codec, span, offset + count, &run)) {
+        float scale = scales[run.bucket];
+        double largest = (double)scale * largest_of_one;
+        for (size_t i = run.offset - offset; i < run.offset - offset + run.count; i++)
+            tile[i] = iq_not_finite(scale) ? iq_bits_float(0x7fc00000u) : (float)iq_exponent_value(codes[i], sign, largest);
+    }
+    iq_store_f32(call->datatype, tile, count, call->accumulate, dst, offset);
+}
+
+/* ---- the codec ---- */
 
 static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
-    (void)datatype, (void)op;
-    return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is not part of this version", codec->ops->name);
+    (void)codec;
+    if (!iq_is_small_float(datatype))
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'global-qsgd-exp' takes f32, f16 and bf16, not %s", iq_datatype_name(datatype));
+    if (op != ISGQ_SUM && op != ISGQ_AVG)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'global-qsgd-exp' takes sum and avg, not %s", iq_red_op_name(op));
+    return ISGQ_SUCCESS;
 }
 
-const iq_codec_ops_t iq_codec_exponential_ops = {.name = "exponential", .supports = supports};
+static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
+
+static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
+{
+    values_t values = own_values(codec, call, span, src);
+    measure(&values, scales + iq_uniform_scale_at(codec, call, span));
+}
+
+/* Another order of the same contributions has another sum. */
+static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    (void)codec, (void)call;
+    return false;
+}
+
+static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call) { return codec->shared ? acc_size(call) : sizeof(float); }
+
+static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+{
+    (void)call;
+    return (codec->shared ? 0 : iq_uniform_codes_at(codec, span)) + iq_packed_bytes(span.count, codec->bits);
+}
+
+static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+{
+    (void)parts;
+    return result_bytes(codec, call, span);
+}
+
+static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
+{
+    values_t values = own_values(codec, call, span, src);
+    if (codec->shared)
+        write_codes(&values, shared_scales(codec, call, span), message);
+    else
+        write_scaled(&values, message);
+}
+
+static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *acc, bool first)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    float tile[IQ_CODEC_TILE];
+    values_t values = own_values(codec, call, span, src);
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        if (codec->shared) {
+            quantize(&values, shared_scales(codec, call, span), i, n, codes);
+            add_codes(codec, call, span.first + i, codes, n, 1, (unsigned char *)acc + i * acc_size(call), first);
+        } else { /* the only contribution: finish quantizes it */
+            iq_store_f32(ISGQ_FLOAT32, iq_load_f32(call->datatype, src, i, n, tile), n, false, acc, i);
+        }
+    }
+}
+
+/* [scales][codes] */
+static isgq_result_t read_scaled(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    const iq_f32_any_t *scales = message;
+    size_t nscales = iq_uniform_buckets(codec, span);
+    const unsigned char *packed = (const unsigned char *)(scales + nscales);
+    for (size_t i = 0; i < nscales; i++) {
+        if (iq_float_bits(scales[i]) > 0x7f800000u)
+            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec exponential: scale %zu of a message is negative or NaN", i);
+    }
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        IQ_TRY(unpack(codec, call, span, scales, 1, packed, i, n, codes));
+        dequantize(codec, call, span, scales, i, n, codes, dst);
+    }
+    return check_padding(codec, span, packed);
+}
+
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts,
+                         void *acc, bool first)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    iq_codec_call_t as_sum = *call;
+    as_sum.datatype = ISGQ_FLOAT32;
+    as_sum.accumulate = !first;
+    if (!codec->shared)
+        return read_scaled(codec, &as_sum, span, message, acc);
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        IQ_TRY(unpack(codec, call, span, shared_scales(codec, call, span), parts, message, i, n, codes));
+        add_codes(codec, call, span.first + i, codes, n, parts, (unsigned char *)acc + i * acc_size(call), first);
+    }
+    return check_padding(codec, span, message);
+}
+
+/* A finished sum, or one on its way. */
+static void write_totals(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        totals(codec, call, span.first + i, (const unsigned char *)acc + i * acc_size(call), n, codes);
+        iq_kernels()->pack8(codes, n, codec->bits, (unsigned char *)message + i / 8 * codec->bits);
+    }
+}
+
+static void write_sums(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, uint32_t stream, void *message)
+{
+    values_t sum = {codec, call, span, acc, ISGQ_FLOAT32, stream, stream == IQ_STREAM_OWN ? (uint32_t)call->rank : 0};
+    if (codec->shared)
+        write_totals(codec, call, span, acc, message);
+    else
+        write_scaled(&sum, message);
+}
+
+static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, int parts, void *message)
+{
+    (void)parts;
+    write_sums(codec, call, span, acc, IQ_STREAM_OWN, message);
+}
+
+static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
+{
+    write_sums(codec, call, span, acc, IQ_STREAM_RESULT, message);
+}
+
+static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    if (!codec->shared)
+        return read_scaled(codec, call, span, message, dst);
+    const iq_f32_any_t *scales = shared_scales(codec, call, span);
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        IQ_TRY(unpack(codec, call, span, scales, 0, message, i, n, codes));
+        dequantize(codec, call, span, scales, i, n, codes, dst);
+    }
+    return check_padding(codec, span, message);
+}
+
+static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst)
+{
+    uint8_t codes[IQ_CODEC_TILE];
+    if (!codec->shared) {
+        iq_store_f32(call->datatype, acc, span.count, call->accumulate, dst, 0);
+        return;
+    }
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        totals(codec, call, span.first + i, (const unsigned char *)acc + i * acc_size(call), n, codes);
+        dequantize(codec, call, span, shared_scales(codec, call, span), i, n, codes, dst);
+    }
+}
+
+const iq_codec_ops_t iq_codec_exponential_ops = {
+    .name = "exponential",
+    .supports = supports,
+    .needs_scales = needs_scales,
+    .local_scales = local_scales,
+    .result_is_exact = result_is_exact,
+    .acc_bytes = acc_bytes,
+    .partial_bytes = partial_bytes,
+    .result_bytes = result_bytes,
+    .encode = encode,
+    .add_own = add_own,
+    .add = add,
+    .store = store,
+    .finish = finish,
+    .decode = decode,
+    .deliver = deliver,
+    .counts_parts = true,
+};

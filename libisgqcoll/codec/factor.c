@@ -6,6 +6,8 @@
  */
 #include "base/util.h"
 #include "codec/factor_internal.h"
+#include "codec/factor_whole.h"
+#include "kernels/factor_dither.h"
 #include "kernels/kernels.h"
 
 #include <string.h>
@@ -18,10 +20,28 @@
 
 static bool widths_are_legal(const iq_factor_spec_t *spec)
 {
+    if (spec->method == IQ_FACTOR_MSE || spec->method == IQ_FACTOR_MVU)
+        return spec->levels == 2 || spec->levels == 4 || spec->levels == 8;
+    if (spec->budget_nmse > 0)
+        return spec->budget_nmse <= 1;
     if (spec->budget_bits != 0)
         return spec->budget_bits >= 0x1p-10 && spec->budget_bits <= 64;
     return spec->width_x >= IQ_FACTOR_MIN_WIDTH && spec->width_x <= IQ_FACTOR_MAX_WIDTH &&
            spec->width_delta >= IQ_FACTOR_MIN_WIDTH && spec->width_delta <= IQ_FACTOR_MAX_WIDTH;
+}
+
+/* Are all sums below 2^53? */
+static bool sums_are_exact(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    if (spec->method != IQ_FACTOR_ROWS)
+        return iq_factor_whole_most(spec, call, true) > 0;
+    return !spec->dither || iq_dither_bits((uint64_t)call->nranks * call->max_batch) >= 0;
+}
+
+uint32_t iq_factor_fraction(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    int32_t bits = iq_dither_bits((uint64_t)call->nranks * call->max_batch);
+    return (spec->dither || spec->method == IQ_FACTOR_DITHERED) && bits >= 0 ? (uint32_t)bits + 1 : 0;
 }
 
 static bool shape_is_legal(const iq_factor_call_t *call)
@@ -39,35 +59,82 @@ size_t iq_factor_budget(const iq_factor_spec_t *spec, const iq_factor_call_t *ca
     return (bytes < LEAST_BUDGET_BYTES ? LEAST_BUDGET_BYTES : (size_t)bytes) - IQ_FACTOR_HEADER_BYTES;
 }
 
+/* A largest row. In version 2 zero planes come on top of codes. */
+static size_t row_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    bool fixed = spec->width_x != 0, fine = iq_factor_is_fine(spec);
+    return iq_factor_row_header(call->want_bias) + iq_packed_bytes(call->m, fixed ? spec->width_x : IQ_FACTOR_MAX_WIDTH) +
+           iq_packed_bytes(call->n, fixed ? spec->width_delta : IQ_FACTOR_MAX_WIDTH) +
+           (fine ? iq_packed_bytes(call->m, 1) + iq_packed_bytes(call->n, 1) : 0);
+}
+
 /* Budget mode: rows are sampled in the order of their bytes, so a sample exceeds its mean by less than the largest row. (Points
  * u, u+1, ... on a line of probabilities meet a growing function f: all but the last are below f's mean over the unit to their
  * right.) */
 size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
 {
-    if (!widths_are_legal(spec) || !shape_is_legal(call))
+    if (!widths_are_legal(spec) || !shape_is_legal(call) || !sums_are_exact(spec, call))
         return 0;
-    bool fixed = spec->budget_bits == 0;
-    size_t row = iq_factor_row_header(call->want_bias) + iq_packed_bytes(call->m, fixed ? spec->width_x : IQ_FACTOR_MAX_WIDTH) +
-                 iq_packed_bytes(call->n, fixed ? spec->width_delta : IQ_FACTOR_MAX_WIDTH);
-    size_t all = call->max_batch * row;
-    return IQ_FACTOR_HEADER_BYTES + (fixed ? all : iq_min(all, iq_factor_budget(spec, call, call->max_batch) + row));
+    if (spec->method != IQ_FACTOR_ROWS)
+        return iq_factor_whole_bytes(spec, call);
+    size_t row = row_bytes(spec, call), all = call->max_batch * row, share = spec->coded ? IQ_FACTOR_PACKED_SHARE : 1;
+    if (spec->budget_bits == 0)
+        return IQ_FACTOR_HEADER_BYTES + all;
+    return IQ_FACTOR_HEADER_BYTES + iq_min(all, share * iq_factor_budget(spec, call, call->max_batch) + row);
 }
 
-size_t iq_factor_state_bytes(const iq_factor_call_t *call)
+/* Coded ones meet their budget, but a blob may be longer; what an error will take is not known before. */
+size_t iq_factor_mean_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
 {
-    return iq_align_up(sizeof(iq_factor_facts_t), IQ_CACHE_LINE) +
-           iq_align_up(call->max_batch * sizeof(iq_factor_row_t), IQ_CACHE_LINE) +
-           iq_align_up(call->max_batch * sizeof(uint32_t), IQ_CACHE_LINE) + iq_align_up(iq_max(call->m, call->n), IQ_CACHE_LINE);
+    iq_factor_spec_t half = {.budget_bits = IQ_FACTOR_MAX_WIDTH / 2};
+    size_t most = iq_factor_blob_bytes(spec, call);
+    if (spec->budget_nmse > 0)
+        return iq_min(most, iq_factor_budget(&half, call, call->max_batch));
+    return spec->coded && spec->budget_bits != 0 ? iq_min(most, iq_factor_budget(spec, call, call->max_batch)) : most;
 }
 
-iq_factor_state_t iq_factor_state(const iq_factor_call_t *call, void *memory)
+/* Offsets of the state's parts; the last is the end. */
+enum { STATE_FACTS, STATE_ROWS, STATE_ORDER, STATE_CODES, STATE_SYMBOLS, STATE_COLUMNS, STATE_RATES, STATE_WHOLE, STATE_ALL, STATE_PARTS };
+
+static void lay_state(const iq_factor_spec_t *spec, const iq_factor_call_t *call, size_t offsets[STATE_PARTS + 1])
 {
-    char *p = memory;
-    char *rows = p + iq_align_up(sizeof(iq_factor_facts_t), IQ_CACHE_LINE);
-    char *order = rows + iq_align_up(call->max_batch * sizeof(iq_factor_row_t), IQ_CACHE_LINE);
-    char *codes = order + iq_align_up(call->max_batch * sizeof(uint32_t), IQ_CACHE_LINE);
-    return (iq_factor_state_t){(iq_factor_facts_t *)(void *)p, (iq_factor_row_t *)(void *)rows, (uint32_t *)(void *)order,
-                               (uint8_t *)codes};
+    size_t longest = iq_max(call->m, call->n), all = spec->method == IQ_FACTOR_MSE || spec->method == IQ_FACTOR_MVU ? call->max_batch : 0;
+    bool fine = iq_factor_is_fine(spec), plain = spec->method == IQ_FACTOR_ROWS && !fine;
+    const size_t bytes[STATE_PARTS] = {[STATE_FACTS] = sizeof(iq_factor_facts_t),
+                                       [STATE_ROWS] = call->max_batch * sizeof(iq_factor_row_t),
+                                       [STATE_ORDER] = call->max_batch * sizeof(uint32_t),
+                                       [STATE_CODES] = longest,
+                                       [STATE_SYMBOLS] = plain ? 0 : longest * sizeof(int16_t),
+                                       [STATE_COLUMNS] = plain ? 0 : (call->m + call->n) * sizeof(iq_bit_model_t),
+                                       [STATE_RATES] = fine ? call->max_batch * sizeof(iq_factor_rate_t) : 0,
+                                       [STATE_WHOLE] = sizeof(iq_factor_whole_t),
+                                       [STATE_ALL] = all * (call->m + call->n) * sizeof(uint16_t)};
+    offsets[0] = 0;
+    for (int part = 0; part < STATE_PARTS; part++)
+        offsets[part + 1] = offsets[part] + iq_align_up(bytes[part], IQ_CACHE_LINE);
+}
+
+size_t iq_factor_state_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    size_t offsets[STATE_PARTS + 1];
+    lay_state(spec, call, offsets);
+    return offsets[STATE_PARTS];
+}
+
+iq_factor_state_t iq_factor_state(const iq_factor_spec_t *spec, const iq_factor_call_t *call, void *memory)
+{
+    size_t offsets[STATE_PARTS + 1];
+    char *base = memory;
+    lay_state(spec, call, offsets);
+    return (iq_factor_state_t){.facts = (iq_factor_facts_t *)(void *)(base + offsets[STATE_FACTS]),
+                               .rows = (iq_factor_row_t *)(void *)(base + offsets[STATE_ROWS]),
+                               .order = (uint32_t *)(void *)(base + offsets[STATE_ORDER]),
+                               .codes = (uint8_t *)(base + offsets[STATE_CODES]),
+                               .symbols = (int16_t *)(void *)(base + offsets[STATE_SYMBOLS]),
+                               .columns = (iq_bit_model_t *)(void *)(base + offsets[STATE_COLUMNS]),
+                               .rates = (iq_factor_rate_t *)(void *)(base + offsets[STATE_RATES]),
+                               .whole = (iq_factor_whole_t *)(void *)(base + offsets[STATE_WHOLE]),
+                               .all_symbols = (uint16_t *)(void *)(base + offsets[STATE_ALL])};
 }
 
 /* Reserve count * each bytes at *offset, on a cache line. */
@@ -83,11 +150,11 @@ static bool reserve(size_t *offset, size_t count, size_t each, size_t *at)
 
 size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void *memory, iq_factor_rows_t *rows)
 {
-    size_t total = 0, weight_c, weight_b, q, p, row_q, row_p;
+    size_t total = 0, weight_c, weight_b, q, p, columns, row_q, row_p;
     if (!iq_checked_mul(call->m, sizeof(int16_t), &row_q) || !iq_checked_mul(call->n, sizeof(int16_t), &row_p) ||
         !reserve(&total, capacity, sizeof(int64_t), &weight_c) ||
         !reserve(&total, call->want_bias ? capacity : 0, sizeof(int64_t), &weight_b) || !reserve(&total, capacity, row_q, &q) ||
-        !reserve(&total, capacity, row_p, &p))
+        !reserve(&total, capacity, row_p, &p) || !reserve(&total, row_q + row_p, sizeof(iq_bit_model_t) / sizeof(int16_t), &columns))
         return 0;
     if (memory != NULL) {
         char *base = memory;
@@ -95,14 +162,15 @@ size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void
                                    .weight_c = (int64_t *)(void *)(base + weight_c),
                                    .weight_b = call->want_bias ? (int64_t *)(void *)(base + weight_b) : NULL,
                                    .q = (int16_t *)(void *)(base + q),
-                                   .p = (int16_t *)(void *)(base + p)};
+                                   .p = (int16_t *)(void *)(base + p),
+                                   .columns = base + columns};
     }
     return iq_max(total, IQ_CACHE_LINE);
 }
 
 isgq_data_type_t iq_factor_sum_type(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
 {
-    if (spec->budget_bits != 0)
+    if (spec->budget_bits != 0 || spec->budget_nmse > 0 || spec->dither || spec->method != IQ_FACTOR_ROWS)
         return ISGQ_INT64;
     uint64_t per_row = (uint64_t)iq_factor_levels(spec->width_x, true) * (uint64_t)iq_factor_levels(spec->width_delta, false) *
                        (15u << (IQ_FACTOR_OCTAVES - 1));

@@ -52,15 +52,22 @@ typedef struct iq_factor_call {
     size_t max_batch, m, n; /* equal on every rank */
     size_t batch;           /* this rank's rows */
     bool want_bias;
+    uint32_t fraction; /* iq_factor_fraction of the quantizer and this shape */
 } iq_factor_call_t;
+
+/* Decoded codes of X and of Delta are multiples of 2^-fraction of their steps, held as integers. Equal on all ranks. */
+uint32_t iq_factor_fraction(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
 
 /* Most bytes that encode writes on any rank, whatever the data. Equal on all ranks. In budget mode: the budget of max_batch rows
  * (at least 32 bytes) and one largest row more; the mean meets the budget of the rank's own rows. 0 if widths or budget are out
  * of range, if sizes overflow, or if all ranks may have more than 2^23 rows together (sums would not stay below 2^53). */
 size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
 
+/* Bytes that a blob of max_batch rows is expected to have, by which ways are compared. */
+size_t iq_factor_mean_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
+
 /* Scratch that prepare fills and encode uses, 64-byte aligned. */
-size_t iq_factor_state_bytes(const iq_factor_call_t *call);
+size_t iq_factor_state_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
 
 /* Row maxima, widths, keep probabilities. peaks[0] = largest B (0 without want_bias), peaks[1] = largest C (0 if no rows); NaN or
  * Inf in the input gives +Inf in both. The caller takes the maximum of both over all ranks. */
@@ -80,13 +87,14 @@ typedef struct iq_factor_rows {
     int64_t *weight_b; /* [capacity] B_r / 2^E_b; only if the bias is wanted */
     int16_t *q;        /* [capacity x m] */
     int16_t *p;        /* [capacity x n] */
+    void *columns;     /* what a decoder learns on its way, m + n times 4 bytes */
 } iq_factor_rows_t;
 
 /* Bytes for `capacity` rows, and pointers into `memory` (64-byte aligned; NULL to ask for the size only). 0 on overflow. */
 size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void *memory, iq_factor_rows_t *rows);
 
-/* Validate one blob (it may come from the network: ISGQ_ERR_CORRUPT) and append its rows. */
-isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *blob, size_t bytes,
+/* Validate one blob of rank `from` (it may come from the network: ISGQ_ERR_CORRUPT) and append its rows. */
+isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, int from, const void *blob, size_t bytes,
                                iq_factor_rows_t *rows);
 
 /* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between

@@ -29,8 +29,8 @@ static float sum_spreads(const float *values, size_t count, float fineness)
 
 /* What rounding a row would add at every width. A row's values are first divided by its largest, so that squares stay within
  * floats. */
-static void measure_variances(isgq_data_type_t datatype, const void *factor, size_t first, size_t count, bool is_unsigned,
-                              iq_factor_side_t *side)
+void iq_factor_measure_variances(isgq_data_type_t datatype, const void *factor, size_t first, size_t count, bool is_unsigned,
+                                 iq_factor_side_t *side)
 {
     float sums[IQ_FACTOR_WIDTHS] = {0};
     for (size_t done = 0; done < count; done += IQ_FACTOR_CHUNK) {
@@ -81,9 +81,9 @@ static void list_candidates(const iq_factor_call_t *call, const void *x, const v
         row->keep = counts ? IQ_FACTOR_CERTAIN : 0;
         row->bytes = 0;
         if (counts && row->x.max_abs > 0)
-            measure_variances(call->datatype, x, r * call->m, call->m, state->facts->unsigned_x, &row->x);
+            iq_factor_measure_variances(call->datatype, x, r * call->m, call->m, state->facts->unsigned_x, &row->x);
         if (counts)
-            measure_variances(call->datatype, delta, r * call->n, call->n, false, &row->delta);
+            iq_factor_measure_variances(call->datatype, delta, r * call->n, call->n, false, &row->delta);
     }
 }
 

@@ -8,21 +8,6 @@
 #include "codec/factor_internal.h"
 #include "kernels/kernels.h"
 
-/* What is left of a blob. */
-typedef struct reader {
-    const uint8_t *at, *end;
-} reader_t;
-
-/* The next `bytes` bytes, NULL if the blob ends before. */
-static const uint8_t *take(reader_t *reader, size_t bytes)
-{
-    const uint8_t *at = reader->at;
-    if (bytes > (size_t)(reader->end - at))
-        return NULL;
-    reader->at += bytes;
-    return at;
-}
-
 /* 0 is a legal weight: absent. */
 static bool read_weight(uint8_t byte, int64_t *weight)
 {
@@ -60,7 +45,7 @@ static void spread(const uint8_t *plane, size_t count, size_t left, int16_t *val
     }
 }
 
-static size_t count_bits(const uint8_t *plane, size_t bytes)
+size_t iq_factor_count_bits(const uint8_t *plane, size_t bytes)
 {
     size_t bits = 0;
     for (size_t i = 0; i < bytes; i++)
@@ -69,19 +54,19 @@ static size_t count_bits(const uint8_t *plane, size_t bytes)
 }
 
 /* One factor's row. */
-static bool read_side(reader_t *reader, size_t count, unsigned width, bool is_unsigned, bool has_plane, int16_t *values)
+static bool read_side(iq_factor_reader_t *reader, size_t count, unsigned width, bool is_unsigned, bool has_plane, int16_t *values)
 {
     const uint8_t *plane = NULL;
     size_t present = count;
     if (width < IQ_FACTOR_MIN_WIDTH)
         return false;
     if (has_plane) {
-        plane = take(reader, iq_packed_bytes(count, 1));
+        plane = iq_factor_take(reader, iq_packed_bytes(count, 1));
         if (plane == NULL || !iq_packed_is_clean(plane, count, 1))
             return false;
-        present = count_bits(plane, iq_packed_bytes(count, 1));
+        present = iq_factor_count_bits(plane, iq_packed_bytes(count, 1));
     }
-    const uint8_t *packed = take(reader, iq_packed_bytes(present, width));
+    const uint8_t *packed = iq_factor_take(reader, iq_packed_bytes(present, width));
     if (packed == NULL || !read_codes(packed, present, width, is_unsigned, has_plane, values))
         return false;
     if (has_plane)
@@ -89,23 +74,22 @@ static bool read_side(reader_t *reader, size_t count, unsigned width, bool is_un
     return true;
 }
 
-static bool read_row(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool unsigned_x, reader_t *reader,
+bool iq_factor_read_weights(const iq_factor_call_t *call, const uint8_t *header, iq_factor_rows_t *rows, size_t row)
+{
+    return read_weight(header[0], &rows->weight_c[row]) && (!call->want_bias || read_weight(header[1], &rows->weight_b[row]));
+}
+
+static bool read_row(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool unsigned_x, iq_factor_reader_t *reader,
                      iq_factor_rows_t *rows, size_t row)
 {
     int16_t *q = rows->q + row * call->m, *p = rows->p + row * call->n;
-    const uint8_t *header = take(reader, iq_factor_row_header(call->want_bias));
-    int64_t b = 0;
-    if (header == NULL || !read_weight(header[0], &rows->weight_c[row]))
+    const uint8_t *header = iq_factor_take(reader, iq_factor_row_header(call->want_bias));
+    if (header == NULL || !iq_factor_read_weights(call, header, rows, row))
         return false;
-    if (call->want_bias) {
-        if (!read_weight(header[1], &b))
-            return false;
-        rows->weight_b[row] = b;
-    }
     uint8_t shape = header[call->want_bias ? 2 : 1];
     unsigned width_x = (shape & 7u) + 1, width_delta = (shape >> 3 & 7u) + 1;
     bool has_x = rows->weight_c[row] != 0, fixed = spec->budget_bits == 0;
-    if (!has_x && (b == 0 || width_x != 1 || (shape & IQ_FACTOR_PLANE_X)))
+    if (!has_x && (!call->want_bias || rows->weight_b[row] == 0 || width_x != 1 || (shape & IQ_FACTOR_PLANE_X)))
         return false;
     if (fixed && ((has_x && width_x != spec->width_x) || width_delta != spec->width_delta))
         return false;
@@ -117,21 +101,37 @@ static bool read_row(const iq_factor_spec_t *spec, const iq_factor_call_t *call,
     return read_side(reader, call->n, width_delta, false, shape & IQ_FACTOR_PLANE_DELTA, p);
 }
 
-isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *blob, size_t bytes,
-                               iq_factor_rows_t *rows)
+isgq_result_t iq_factor_read_header(const iq_factor_call_t *call, unsigned version, unsigned also, const iq_factor_rows_t *rows,
+                                    iq_factor_reader_t *reader, unsigned *flags, size_t *count)
 {
-    reader_t reader = {blob, (const uint8_t *)blob + bytes};
-    const uint8_t *header = take(&reader, IQ_FACTOR_HEADER_BYTES);
+    size_t bytes = (size_t)(reader->end - reader->at);
+    const uint8_t *header = iq_factor_take(reader, IQ_FACTOR_HEADER_BYTES);
     if (header == NULL)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: %zu bytes are less than its header", bytes);
-    if (header[0] != IQ_FACTOR_VERSION)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: version %u, not %d", header[0], IQ_FACTOR_VERSION);
-    unsigned flags = header[1], bias = call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0;
-    if ((flags & ~(unsigned)IQ_FACTOR_FLAG_UNSIGNED) != bias || header[2] != 0 || header[3] != 0)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: flags %u %u %u are not those of this call", flags, header[2], header[3]);
-    size_t count = header[4] | (size_t)header[5] << 8 | (size_t)header[6] << 16 | (size_t)header[7] << 24;
-    if (count > call->max_batch || count > rows->capacity - rows->count)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: %zu rows, more than a batch of %zu", count, call->max_batch);
+    if (header[0] != version)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: version %u, not %u", header[0], version);
+    unsigned bias = call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0;
+    *flags = header[1];
+    size_t told = version == IQ_FACTOR_VERSION ? 0 : bytes;
+    if ((*flags & ~(also | IQ_FACTOR_FLAG_UNSIGNED)) != bias || header[2] != (told & 0xff) || header[3] != (told >> 8 & 0xff))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: flags %u %u %u are not those of this call", *flags, header[2], header[3]);
+    *count = header[4] | (size_t)header[5] << 8 | (size_t)header[6] << 16 | (size_t)header[7] << 24;
+    if (*count > call->max_batch || *count > rows->capacity - rows->count)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: %zu rows, more than a batch of %zu", *count, call->max_batch);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, int from, const void *blob, size_t bytes,
+                               iq_factor_rows_t *rows)
+{
+    iq_factor_reader_t reader = {blob, (const uint8_t *)blob + bytes};
+    unsigned flags;
+    size_t count;
+    if (spec->method != IQ_FACTOR_ROWS)
+        return iq_factor_decode_whole(spec, call, from, blob, bytes, rows);
+    if (iq_factor_is_fine(spec))
+        return iq_factor_decode_fine(spec, call, from, blob, bytes, rows);
+    IQ_TRY(iq_factor_read_header(call, IQ_FACTOR_VERSION, 0, rows, &reader, &flags, &count));
     for (size_t r = 0; r < count; r++)
         if (!read_row(spec, call, flags & IQ_FACTOR_FLAG_UNSIGNED, &reader, rows, rows->count + r))
             return IQ_FAIL(ISGQ_ERR_CORRUPT, "factored blob: row %zu of %zu is damaged", r, count);

@@ -116,47 +116,71 @@ static size_t write_row(const encoder_t *encoder, size_t r, const iq_factor_form
     return (size_t)(at - out);
 }
 
-/* Rows lie on a line, each as long as it is likely; points one apart, the first at random, choose. */
+iq_factor_sampler_t iq_factor_sampler_of(const iq_factor_call_t *call, const iq_factor_state_t *state, const iq_factor_frame_t *frame)
+{
+    uint32_t point = iq_draw(call->seed, call->call, IQ_STREAM_ROWS, (uint32_t)call->rank, 0).word[0];
+    return (iq_factor_sampler_t){.state = state, .frame = frame, .batch = call->batch, .point = point};
+}
+
+bool iq_factor_sample(iq_factor_sampler_t *sampler, size_t *row, iq_factor_form_t *form)
+{
+    for (;;) {
+        while (sampler->form == sampler->forms) {
+            if (sampler->index == sampler->batch)
+                return false;
+            sampler->row = sampler->state->order[sampler->index++];
+            if (sampler->state->rows[sampler->row].keep == 0)
+                continue;
+            sampler->forms = iq_factor_forms(sampler->frame, &sampler->state->rows[sampler->row], sampler->option);
+            sampler->form = 0;
+        }
+        *row = sampler->row;
+        *form = sampler->option[sampler->form++];
+        uint64_t start = sampler->start;
+        sampler->start += form->keep;
+        if (iq_factor_points_below(sampler->point, sampler->start) > iq_factor_points_below(sampler->point, start))
+            return true;
+    }
+}
+
 static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count)
 {
-    const iq_factor_call_t *call = encoder->call;
-    uint32_t point = iq_draw(call->seed, call->call, IQ_STREAM_ROWS, (uint32_t)call->rank, 0).word[0];
-    uint64_t start = 0;
+    iq_factor_sampler_t sampler = iq_factor_sampler_of(encoder->call, &encoder->state, &encoder->frame);
+    iq_factor_form_t form;
     uint8_t *at = out;
-    for (size_t i = 0; i < call->batch; i++) {
-        size_t r = encoder->state.order[i];
-        iq_factor_form_t forms[2];
-        if (encoder->state.rows[r].keep == 0)
-            continue;
-        int options = iq_factor_forms(&encoder->frame, &encoder->state.rows[r], forms);
-        for (int k = 0; k < options; k++) {
-            uint64_t end = start + forms[k].keep;
-            if (iq_factor_points_below(point, end) > iq_factor_points_below(point, start)) {
-                at += write_row(encoder, r, &forms[k], at);
-                (*count)++;
-            }
-            start = end;
-        }
-    }
+    size_t r;
+    for (; iq_factor_sample(&sampler, &r, &form); (*count)++)
+        at += write_row(encoder, r, &form, at);
     return (size_t)(at - out);
+}
+
+void iq_factor_write_header(unsigned version, unsigned flags, size_t count, size_t bytes, uint8_t *out)
+{
+    size_t told = version == IQ_FACTOR_VERSION ? 0 : bytes;
+    out[0] = (uint8_t)version;
+    out[1] = (uint8_t)flags;
+    out[2] = (uint8_t)told;
+    out[3] = (uint8_t)(told >> 8);
+    for (int i = 0; i < 4; i++)
+        out[4 + i] = (uint8_t)(count >> 8 * i);
 }
 
 size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
                         void *memory, const float peaks[2], void *blob)
 {
-    encoder_t encoder = {.spec = spec, .call = call, .x = x, .delta = delta, .state = iq_factor_state(call, memory)};
+    encoder_t encoder = {.spec = spec, .call = call, .x = x, .delta = delta, .state = iq_factor_state(spec, call, memory)};
     uint8_t *out = blob;
     uint32_t count = 0;
     size_t bytes = IQ_FACTOR_HEADER_BYTES;
+    if (spec->method != IQ_FACTOR_ROWS)
+        return iq_factor_encode_whole(spec, call, memory, peaks, blob);
+    if (iq_factor_is_fine(spec))
+        return iq_factor_encode_fine(spec, call, x, delta, memory, peaks, blob);
     bool finite = encoder.state.facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
     encoder.frame = iq_factor_frame_of(call->want_bias, encoder.state.facts->unsigned_x, peaks[0], peaks[1]);
-    memset(out, 0, IQ_FACTOR_HEADER_BYTES);
-    out[0] = IQ_FACTOR_VERSION;
-    out[1] =
-        (uint8_t)((encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0));
     if (finite)
         bytes += write_rows(&encoder, out + bytes, &count);
-    for (int i = 0; i < 4; i++)
-        out[4 + i] = (uint8_t)(count >> 8 * i);
+    unsigned flags = (encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0u) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0u);
+    iq_factor_write_header(IQ_FACTOR_VERSION, flags, count, bytes, out);
     return bytes;
 }

@@ -106,13 +106,19 @@ static void sort_rows(const iq_factor_call_t *call, iq_factor_state_t *state)
 void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *memory,
                        float peaks[2])
 {
-    iq_factor_state_t state = iq_factor_state(call, memory);
+    iq_factor_state_t state = iq_factor_state(spec, call, memory);
     measure_rows(call, x, delta, &state);
     if (!state.facts->finite) {
         peaks[0] = peaks[1] = INFINITY;
         return;
     }
-    if (spec->budget_bits != 0)
+    if (spec->method != IQ_FACTOR_ROWS) {
+        iq_factor_prepare_whole(spec, call, x, delta, &state, peaks);
+        return;
+    }
+    if (iq_factor_is_fine(spec))
+        iq_factor_allot_fine(spec, call, x, delta, &state);
+    else if (spec->budget_bits != 0)
         iq_factor_allot(spec, call, x, delta, &state);
     else
         keep_all(spec, call, &state);

@@ -89,7 +89,8 @@ typedef struct finish {
 double iq_factor_scale(const iq_factor_call_t *call, const float peaks[2], bool bias)
 {
     bool finite = !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
-    return finite ? iq_power_of_two(iq_factor_grid_of(call->want_bias, peaks[bias ? 0 : 1]).exponent) : NAN;
+    int finer = (int)call->fraction * (bias ? 1 : 2); /* codes of one factor, or of both */
+    return finite ? iq_power_of_two(iq_factor_grid_of(call->want_bias, peaks[bias ? 0 : 1]).exponent - finer) : NAN;
 }
 
 static finish_t finish_of(const iq_factor_call_t *call, const float peaks[2], bool bias, bool avg, bool accumulate)

@@ -178,6 +178,10 @@ static bool set_feedback(iq_recipe_t *recipe, const char *value)
     return word >= 0;
 }
 static bool write_feedback(const iq_recipe_t *recipe, char *value) { return write_word(feedback_words[recipe->codec.feedback], value); }
+static bool write_feedback_if_any(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.feedback != IQ_FEEDBACK_OFF && write_feedback(recipe, value);
+}
 
 /* ---- options of factored calls ---- */
 
@@ -259,14 +263,20 @@ static bool write_nmse(const iq_recipe_t *recipe, char *value)
     return recipe->codec.budget_nmse > 0.0 && write_fraction(recipe->codec.budget_nmse, value);
 }
 
+/* Codes of factors have a coder of their own, which every build has. */
+static bool set_factor_coding(iq_recipe_t *recipe, const char *value)
+{
+    recipe->factor.coded = strcmp(value, "range") == 0;
+    return recipe->factor.coded || strcmp(value, "none") == 0;
+}
+static bool write_factor_coding(const iq_recipe_t *recipe, char *value) { return recipe->factor.coded && write_word("range", value); }
+
 /* The coder is the default where the build has one. */
 static bool set_coding(iq_recipe_t *recipe, const char *value)
 {
     recipe->factor.coded = strcmp(value, "zstd") == 0;
     return recipe->factor.coded || strcmp(value, "none") == 0;
 }
-static bool write_factor_coding(const iq_recipe_t *recipe, char *value) { return recipe->factor.coded && write_word("zstd", value); }
-
 static bool write_isgq_coding(const iq_recipe_t *recipe, char *value)
 {
     bool coded = recipe->codec.ops == &iq_codec_coded_ops;
@@ -279,7 +289,7 @@ static bool write_isgq_coding(const iq_recipe_t *recipe, char *value)
 #define BUCKET {"bucket", "a multiple of 8 from 32 on, or tensor", set_bucket, write_bucket}
 #define SMALL_BUCKET {"bucket", "a multiple of 32 from 32 to 8192", set_small_bucket, write_bucket}
 #define FEEDBACK {"feedback", "off, full or weighted", set_feedback, write_feedback}
-#define FACTOR_CODING {"coding", "none or zstd", set_coding, write_factor_coding}
+#define FACTOR_CODING {"coding", "none or range", set_factor_coding, write_factor_coding}
 
 static const iq_option_t no_options[] = {{0}};
 
@@ -289,6 +299,7 @@ static const iq_option_t uniform_options[] = {
     {"scale", "shared or local", set_scale, write_scale},
     BUCKET,
     {"sum", "exact, requantized or auto", set_sum, write_sum},
+    {"feedback", "off, full or weighted", set_feedback, write_feedback_if_any},
     {0},
 };
 
@@ -361,6 +372,8 @@ static isgq_result_t settle_levels(const char *text, iq_recipe_t *recipe)
 {
     (void)text;
     recipe->codec.bits = iq_bit_width(2 * recipe->codec.levels);
+    bool maxima = recipe->codec.norm == IQ_NORM_MAX && recipe->codec.clip == 0.0f;
+    recipe->codec.ops = maxima ? &iq_codec_uniform_ops : &iq_codec_uniform_norm_ops;
     return ISGQ_SUCCESS;
 }
 
@@ -371,10 +384,8 @@ static isgq_result_t settle_factor(const char *text, iq_recipe_t *recipe)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': width and bits exclude each other", text);
     if (factor->width_x == 0 && factor->budget_bits == 0.0)
         factor->width_x = factor->width_delta = 4;
-    return check_coder(text, factor->coded);
+    return ISGQ_SUCCESS;
 }
-
-static isgq_result_t settle_coding(const char *text, iq_recipe_t *recipe) { return check_coder(text, recipe->factor.coded); }
 
 static isgq_result_t settle_isgq(const char *text, iq_recipe_t *recipe)
 {
@@ -385,11 +396,13 @@ static isgq_result_t settle_isgq(const char *text, iq_recipe_t *recipe)
     if (codec->budget_bits == 0.0 && codec->budget_nmse == 0.0)
         codec->budget_bits = recipe->factor.budget_bits = 4.0;
     if (!said)
-        recipe->factor.coded = false; /* iq_coder_present() when codec `coded` is there */
+        recipe->factor.coded = iq_coder_present();
     IQ_TRY(check_coder(text, recipe->factor.coded));
     if (!recipe->factor.coded && codec->budget_nmse > 0.0)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': nmse= needs coding=zstd", text);
     codec->ops = recipe->factor.coded ? &iq_codec_coded_ops : &iq_codec_uniform_ops;
+    codec->shared = recipe->factor.coded;
+    codec->rounding = recipe->factor.coded ? IQ_ROUND_STRATIFIED : IQ_ROUND_STOCHASTIC;
     return ISGQ_SUCCESS;
 }
 
@@ -410,16 +423,16 @@ const iq_family_t iq_families[] = {
      .factored = true,
      .is_isgq = true,
      .codec = {.ops = &iq_codec_uniform_ops},
-     .factor = {.dither = false}, /* until the factored codec has it */
+     .factor = {.dither = true},
      .options = isgq_options,
      .settle = settle_isgq},
     /* sums of codes under a shared scale */
     {.name = "global-qsgd",
-     .codec = {.ops = &iq_codec_uniform_ops, .levels = 127, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
+     .codec = {.ops = &iq_codec_uniform_ops, .bits = 8, .levels = 127, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
      .options = global_qsgd_options,
      .settle = settle_levels},
     {.name = "terngrad",
-     .codec = {.ops = &iq_codec_uniform_ops, .levels = 1, .clip = 2.5f, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
+     .codec = {.ops = &iq_codec_uniform_norm_ops, .bits = 2, .levels = 1, .clip = 2.5f, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
      .options = terngrad_options,
      .settle = settle_levels},
     {.name = "global-qsgd-exp",
@@ -457,17 +470,14 @@ const iq_family_t iq_families[] = {
     {.name = "isgq-mse",
      .factored = true,
      .factor = {.method = IQ_FACTOR_MSE, .levels = 4},
-     .options = centers_options,
-     .settle = settle_coding},
+     .options = centers_options},
     {.name = "isgq-mvu",
      .factored = true,
      .factor = {.method = IQ_FACTOR_MVU, .levels = 4},
-     .options = centers_options,
-     .settle = settle_coding},
+     .options = centers_options},
     {.name = "isgq-dithered",
      .factored = true,
      .factor = {.method = IQ_FACTOR_DITHERED, .width_x = 4, .width_delta = 4},
-     .options = dithered_options,
-     .settle = settle_coding},
+     .options = dithered_options},
     {0},
 };

@@ -14,12 +14,14 @@
 #include "codec/codec.h"
 
 #define IQ_LEVELS_BUCKET_MOST 8192
+#define IQ_LEVELS_HEADER_MOST 64
 
-/* Where a bucket's random numbers are: word (element mod 4) of iq_draw(seed, call, stream, rank, element). */
+/* Where a bucket's random numbers are: word (element mod 4) of iq_draw(seed, call, stream, rank, element). Who decodes another
+ * rank's contribution does not know whose it is: decode has rank 0 always, and what it must know of the rank is in the header. */
 typedef struct iq_level_draw {
     uint64_t seed, call;
     uint32_t stream, rank;
-    uint64_t first; /* number of the bucket's first element in the tensor */
+    uint64_t first; /* number of the bucket's (or the part's) first element in the tensor */
 } iq_level_draw_t;
 
 typedef struct iq_level_model {
@@ -27,10 +29,11 @@ typedef struct iq_level_model {
 
     /* Symbols of a code, 2..512: codes are 0..symbols-1, and how they are packed follows from that. */
     unsigned (*symbols)(const iq_codec_t *codec);
-    size_t header_bytes; /* of one bucket, where it does not depend on the settings: at most 64 */
+    size_t header_bytes; /* of one bucket, where it does not depend on the settings: 1 to IQ_LEVELS_HEADER_MOST */
     size_t (*header)(const iq_codec_t *codec); /* where it does; else NULL */
 
-    /* count >= 1 values, all finite, to a header and codes. */
+    /* count >= 1 values, all finite, to a header and codes. Headers are aligned for any type here, in messages they are not. No
+     * header of all bytes 0xff: it says that a value is not finite. */
     void (*encode)(const iq_codec_t *codec, const iq_level_draw_t *draw, const float *values, size_t count, void *header,
                    uint16_t *codes);
 
@@ -39,6 +42,12 @@ typedef struct iq_level_model {
     isgq_result_t (*decode)(const iq_codec_t *codec, const iq_level_draw_t *draw, const void *header, const uint16_t *codes,
                             size_t count, float *values);
 } iq_level_model_t;
+
+/* The 24 random bits of elements draw->first + offset and on. */
+void iq_level_random(const iq_level_draw_t *draw, size_t offset, size_t count, uint32_t *random24);
+
+/* ISGQ_SUCCESS, or ISGQ_ERR_CORRUPT: finite floats in ascending order, as levels of a header are. */
+isgq_result_t iq_level_check(const iq_codec_t *codec, const float *levels, size_t count);
 
 extern const iq_level_model_t iq_level_qsgd, iq_level_onebit, iq_level_ef_sign, iq_level_bingrad_b, iq_level_bingrad_pb, iq_level_orq,
     iq_level_natural, iq_level_eden, iq_level_mx;

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Places of one rank in the permutations of stratified rounding: see strata.h. */
+/* Offsets of one rank for stratified rounding: see strata.h. */
 #include "codec/strata.h"
 
 #include "kernels/philox.h"
@@ -8,7 +8,7 @@
  * Fisher and Yates swap entry i with a random entry j <= i, for i = N-1 down to 1. Only where one rank goes is wanted, so only that
  * is followed: no memory for the permutation.
  */
-void iq_strata_fill(uint64_t key, int nranks, int rank, uint16_t strata[IQ_STRATA])
+void iq_strata_fill(uint64_t key, int nranks, int rank, uint32_t strata[IQ_STRATA])
 {
     for (uint32_t s = 0; s < IQ_STRATA; s++) {
         uint32_t place = (uint32_t)rank;
@@ -17,6 +17,6 @@ void iq_strata_fill(uint64_t key, int nranks, int rank, uint16_t strata[IQ_STRAT
             uint32_t j = (uint32_t)(((uint64_t)block.word[0] * (i + 1)) >> 32);
             place = place == i ? j : place == j ? i : place;
         }
-        strata[s] = (uint16_t)place;
+        strata[s] = (uint32_t)(((uint64_t)place << 24) / (uint32_t)nranks);
     }
 }

@@ -11,6 +11,9 @@
  *   local:    partial(1) [scales][codes]  partial(k) [f32]      requantized result: [scales][codes]
  *
  * [scales] has one f32 for each bucket that the span touches. A bucket with NaN or Inf has scale Inf and decodes to NaN.
+ *
+ * With codec->levels there are so many codes on either side of zero, and three of them take 1.6 bits. What is shared may be another
+ * scale than the maximum (uniform_scales.c); values beyond it get the outermost code. Messages that carry scales carry maxima.
  */
 #include "codec/uniform.h"
 
@@ -18,31 +21,16 @@
 #include "base/util.h"
 #include "codec/convert.h"
 #include "codec/dense.h"
+#include "codec/digits.h"
+#include "codec/families.h"
 
 #include <string.h>
 
+/* Codes that are worked on at once where five share a byte: whole bytes, and within a tile. */
+#define TERNARY_TILE 960
+
 /* Above this many ranks widening sums cost more than a second rounding. */
 #define EXACT_MAX_RANKS 8
-
-/* ---- buckets ---- */
-
-/* A run of a span's elements within one bucket. Start with zeros and the first offset. */
-typedef struct run {
-    size_t offset, count; /* elements, from the span's first */
-    size_t bucket;        /* from the span's first bucket */
-} run_t;
-
-/* The next run before `end`; false if there is none. */
-static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t *run)
-{
-    run->offset += run->count;
-    if (run->offset >= end)
-        return false;
-    size_t element = span.first + run->offset, left = end - run->offset;
-    run->bucket = iq_uniform_bucket_of(codec, element) - iq_uniform_bucket_of(codec, span.first);
-    run->count = codec->bucket == 0 ? left : iq_min(left, codec->bucket - element % codec->bucket);
-    return true;
-}
 
 /* ---- scales ---- */
 
@@ -76,8 +64,8 @@ static void load_code_sums(const values_t *values, const iq_u32_any_t *sums, siz
     const iq_codec_t *codec = values->codec;
     const iq_f32_any_t *scales = shared_scales(codec, values->call, values->span);
     int32_t zero = iq_uniform_zero(codec, values->call->nranks);
-    run_t run = {.offset = offset};
-    while (next_run(codec, values->span, offset + count, &run))
+    iq_uniform_run_t run = {.offset = offset};
+    while (iq_uniform_next_run(codec, values->span, offset + count, &run))
         iq_kernels()->dequantize(sums + (run.offset - offset), run.count, zero,
                                  iq_half_step(iq_uniform_top(codec), scales[run.bucket]), iq_uniform_divisor(values->call),
                                  tile + (run.offset - offset));
@@ -105,47 +93,77 @@ static void measure(const values_t *values, iq_f32_any_t *scales)
     for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
         size_t end = iq_min(i + IQ_CODEC_TILE, values->span.count);
         const iq_f32_any_t *from = load(values, i, end - i, tile);
-        run_t run = {.offset = i};
-        while (next_run(values->codec, values->span, end, &run)) {
+        iq_uniform_run_t run = {.offset = i};
+        while (iq_uniform_next_run(values->codec, values->span, end, &run)) {
             float most = iq_kernels()->absmax(from + (run.offset - i), run.count);
             scales[run.bucket] = most > scales[run.bucket] ? most : scales[run.bucket];
         }
     }
 }
 
-/* Codes of at most a tile. A sum's random bits do not depend on who owns it. */
+/* Codes of at most a tile. A sum's random bits do not depend on who owns it; stratified ones are drawn for all ranks together. */
 static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
 {
     float tile[IQ_CODEC_TILE];
     const iq_codec_t *codec = values->codec;
     const iq_f32_any_t *from = load(values, offset, count, tile);
     int32_t half = (int32_t)(iq_uniform_top(codec) / 2);
+    bool stratified = codec->rounding == IQ_ROUND_STRATIFIED && codec->shared && !values->is_sum;
     iq_grid_t grid = {
         .shift = codec->bits == 1 ? 0.5f : 0.0f,
         .low = -half,
         .high = codec->bits == 1 ? 1 : half,
-        .stochastic = codec->rounding == IQ_ROUND_STOCHASTIC,
-        .stream = values->is_sum ? IQ_STREAM_RESULT : IQ_STREAM_OWN,
-        .rank = values->is_sum ? 0 : (uint32_t)values->call->rank,
+        .stochastic = codec->rounding != IQ_ROUND_NEAREST,
+        .stream = values->is_sum ? IQ_STREAM_RESULT : stratified ? IQ_STREAM_STRATA : IQ_STREAM_OWN,
+        .rank = values->is_sum || stratified ? 0 : (uint32_t)values->call->rank,
         .seed = values->call->seed,
         .call = values->call->call,
+        .strata = stratified ? values->call->strata : NULL,
     };
-    run_t run = {.offset = offset};
-    while (next_run(codec, values->span, offset + count, &run)) {
+    iq_uniform_run_t run = {.offset = offset};
+    while (iq_uniform_next_run(codec, values->span, offset + count, &run)) {
         grid.inverse = iq_inverse_step(iq_uniform_top(codec), scales[run.bucket]);
         iq_kernels()->quantize(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count,
                                codes + (run.offset - offset));
     }
 }
 
+static size_t tile_of(const iq_codec_t *codec) { return codec->levels == 1 ? TERNARY_TILE : IQ_CODEC_TILE; }
+
 static void write_codes(const values_t *values, const iq_f32_any_t *scales, unsigned char *packed)
 {
     uint8_t codes[IQ_CODEC_TILE];
-    unsigned bits = values->codec->bits;
-    for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
-        size_t n = iq_min(values->span.count - i, IQ_CODEC_TILE);
+    uint16_t digits[TERNARY_TILE];
+    iq_digits_t ternary = iq_digits_of(3);
+    const iq_codec_t *codec = values->codec;
+    for (size_t i = 0, n; i < values->span.count; i += n) {
+        unsigned char *at = packed + iq_uniform_packed_bytes(codec, i, 1);
+        n = iq_min(values->span.count - i, tile_of(codec));
         quantize(values, scales, i, n, codes);
-        iq_kernels()->pack8(codes, n, bits, packed + i / 8 * bits);
+        if (codec->levels != 1) {
+            iq_kernels()->pack8(codes, n, codec->bits, at);
+            continue;
+        }
+        for (size_t j = 0; j < n; j++)
+            digits[j] = codes[j];
+        iq_digits_pack(&ternary, digits, n, at);
+    }
+}
+
+/* Sums of `parts` ranks' codes. */
+static void write_sums(const iq_codec_t *codec, const iq_u32_any_t *sums, size_t count, int parts, unsigned char *packed)
+{
+    uint16_t digits[TERNARY_TILE];
+    iq_digits_t ternary = iq_digits_of(3);
+    if (!iq_uniform_is_ternary(codec, parts)) {
+        iq_kernels()->pack32(sums, count, iq_uniform_width(codec, parts), packed);
+        return;
+    }
+    for (size_t i = 0; i < count; i += TERNARY_TILE) {
+        size_t n = iq_min(count - i, TERNARY_TILE);
+        for (size_t j = 0; j < n; j++)
+            digits[j] = (uint16_t)sums[i + j];
+        iq_digits_pack(&ternary, digits, n, packed + iq_uniform_packed_bytes(codec, i, parts));
     }
 }
 
@@ -162,28 +180,47 @@ static void write_scaled(const values_t *values, void *message)
 
 /* ---- reading packed codes ---- */
 
-/* Packed codes of a message, each at most `most`. */
+/* Packed sums of `parts` ranks' codes in a message. */
 typedef struct packed {
+    const iq_codec_t *codec;
     const unsigned char *bytes;
-    unsigned width;
-    uint32_t most;
+    int parts;
 } packed_t;
+
+/* False if five digits are not what a byte says, or there are digits after the last. */
+static bool unpack_ternary(const unsigned char *bytes, size_t count, uint32_t *codes)
+{
+    uint16_t digits[TERNARY_TILE];
+    iq_digits_t ternary = iq_digits_of(3);
+    bool good = iq_digits_unpack(&ternary, bytes, count, digits);
+    for (size_t i = 0; i < count; i++)
+        codes[i] = digits[i];
+    return good;
+}
 
 /* At most a tile. */
 static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offset, size_t count, uint32_t *codes, bool first,
                             void *sums)
 {
-    iq_kernels()->unpack32(packed->bytes + offset / 8 * packed->width, count, packed->width, codes);
+    const iq_codec_t *codec = packed->codec;
+    const unsigned char *at = packed->bytes + iq_uniform_packed_bytes(codec, offset, packed->parts);
+    uint32_t most = iq_uniform_most(codec, packed->parts);
+    if (!iq_uniform_is_ternary(codec, packed->parts))
+        iq_kernels()->unpack32(at, count, iq_uniform_width(codec, packed->parts), codes);
+    else if (!unpack_ternary(at, count, codes))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: a byte is not five of three levels in elements %zu to %zu", span.first + offset,
+                       span.first + offset + count - 1);
     uint32_t found = iq_kernels()->add32(codes, count, first, sums);
-    if (found > packed->most)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, packed->most,
-                       span.first + offset, span.first + offset + count - 1);
+    if (found > most)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, most, span.first + offset,
+                       span.first + offset + count - 1);
     return ISGQ_SUCCESS;
 }
 
 static isgq_result_t check_padding(const packed_t *packed, iq_span_t span)
 {
-    if (!iq_packed_is_clean(packed->bytes, span.count, packed->width))
+    if (!iq_uniform_is_ternary(packed->codec, packed->parts) &&
+        !iq_packed_is_clean(packed->bytes, span.count, iq_uniform_width(packed->codec, packed->parts)))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: bits set after the last code, element %zu", span.first + span.count - 1);
     return ISGQ_SUCCESS;
 }
@@ -195,18 +232,19 @@ typedef struct target {
     void *dst;
 } target_t;
 
-/* Sums of `parts` ranks' codes to values. */
-static isgq_result_t read_codes(const iq_codec_t *codec, iq_span_t span, const iq_f32_any_t *scales, const packed_t *packed,
-                                int parts, float divisor, const target_t *target)
+/* Sums of codes to values. */
+static isgq_result_t read_codes(const packed_t *packed, iq_span_t span, const iq_f32_any_t *scales, float divisor,
+                                const target_t *target)
 {
     uint32_t codes[IQ_CODEC_TILE];
     float tile[IQ_CODEC_TILE];
-    int32_t zero = iq_uniform_zero(codec, parts);
-    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
-        size_t end = iq_min(i + IQ_CODEC_TILE, span.count);
-        run_t run = {.offset = i};
+    const iq_codec_t *codec = packed->codec;
+    int32_t zero = iq_uniform_zero(codec, packed->parts);
+    for (size_t i = 0; i < span.count; i += tile_of(codec)) {
+        size_t end = iq_min(i + tile_of(codec), span.count);
+        iq_uniform_run_t run = {.offset = i};
         IQ_TRY(unpack(packed, span, i, end - i, codes, true, codes));
-        while (next_run(codec, span, end, &run))
+        while (iq_uniform_next_run(codec, span, end, &run))
             iq_kernels()->dequantize(codes + (run.offset - i), run.count, zero,
                                      iq_half_step(iq_uniform_top(codec), scales[run.bucket]), divisor, tile + (run.offset - i));
         iq_store_f32(target->datatype, tile, end - i, target->accumulate, target->dst, i);
@@ -219,20 +257,20 @@ static isgq_result_t read_scaled(const iq_codec_t *codec, iq_span_t span, const 
 {
     const iq_f32_any_t *scales = message;
     size_t nscales = iq_uniform_buckets(codec, span);
-    packed_t packed = {.bytes = (const unsigned char *)(scales + nscales), .width = codec->bits, .most = iq_uniform_top(codec)};
+    packed_t packed = {codec, (const unsigned char *)(scales + nscales), 1};
     IQ_TRY(check_scales(scales, nscales));
-    return read_codes(codec, span, scales, &packed, 1, 1.0f, target);
+    return read_codes(&packed, span, scales, 1.0f, target);
 }
 
 /* ---- the codec ---- */
 
 isgq_result_t iq_uniform_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
-    (void)codec;
+    const char *name = codec->family == NULL ? codec->ops->name : codec->family->name;
     if (!iq_is_small_float(datatype))
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'uniform' takes f32, f16 and bf16, not %s", iq_datatype_name(datatype));
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", name, iq_datatype_name(datatype));
     if (op != ISGQ_SUM && op != ISGQ_AVG)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'uniform' takes sum and avg, not %s", iq_red_op_name(op));
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes sum and avg, not %s", name, iq_red_op_name(op));
     return ISGQ_SUCCESS;
 }
 
@@ -252,7 +290,7 @@ size_t iq_uniform_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call
 
 static size_t scaled_bytes(const iq_codec_t *codec, iq_span_t span)
 {
-    return iq_uniform_codes_at(codec, span) + iq_packed_bytes(span.count, codec->bits);
+    return iq_uniform_codes_at(codec, span) + iq_uniform_packed_bytes(codec, span.count, 1);
 }
 
 bool iq_uniform_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
@@ -264,7 +302,7 @@ size_t iq_uniform_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *
 {
     (void)call;
     if (codec->shared)
-        return iq_packed_bytes(span.count, iq_uniform_width(codec, parts));
+        return iq_uniform_packed_bytes(codec, span.count, parts);
     return parts == 1 ? scaled_bytes(codec, span) : span.count * sizeof(float);
 }
 
@@ -291,8 +329,8 @@ static void add_own_local(const values_t *values, iq_f32_any_t *sums, bool first
     float tile[IQ_CODEC_TILE];
     const iq_codec_t *codec = values->codec;
     size_t element_bytes = iq_datatype_bytes(values->call->datatype);
-    run_t run = {0};
-    while (next_run(codec, values->span, values->span.count, &run)) {
+    iq_uniform_run_t run = {0};
+    while (iq_uniform_next_run(codec, values->span, values->span.count, &run)) {
         values_t part = *values;
         float scale = 0.0f;
         part.span = (iq_span_t){values->span.first + run.offset, run.count};
@@ -332,9 +370,9 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 static isgq_result_t add_shared(const iq_codec_t *codec, iq_span_t span, const void *message, int parts, void *acc, bool first)
 {
     uint32_t codes[IQ_CODEC_TILE];
-    packed_t packed = {.bytes = message, .width = iq_uniform_width(codec, parts), .most = iq_uniform_most(codec, parts)};
-    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE)
-        IQ_TRY(unpack(&packed, span, i, iq_min(span.count - i, IQ_CODEC_TILE), codes, first, (iq_u32_any_t *)acc + i));
+    packed_t packed = {codec, message, parts};
+    for (size_t i = 0; i < span.count; i += tile_of(codec))
+        IQ_TRY(unpack(&packed, span, i, iq_min(span.count - i, tile_of(codec)), codes, first, (iq_u32_any_t *)acc + i));
     return check_padding(&packed, span);
 }
 
@@ -358,7 +396,7 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
     as_input.datatype = ISGQ_FLOAT32;
     one.call = &as_input;
     if (codec->shared)
-        iq_kernels()->pack32(acc, span.count, iq_uniform_width(codec, parts), message);
+        write_sums(codec, acc, span.count, parts, message);
     else if (parts == 1)
         write_scaled(&one, message);
     else
@@ -377,11 +415,10 @@ static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span
 static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
 {
     target_t output = {call->datatype, call->accumulate, dst};
-    packed_t sums = {
-        .bytes = message, .width = iq_uniform_width(codec, call->nranks), .most = iq_uniform_most(codec, call->nranks)};
+    packed_t sums = {codec, message, call->nranks};
     if (!iq_uniform_result_is_exact(codec, call))
         return read_scaled(codec, span, message, &output);
-    return read_codes(codec, span, shared_scales(codec, call, span), &sums, call->nranks, iq_uniform_divisor(call), &output);
+    return read_codes(&sums, span, shared_scales(codec, call, span), iq_uniform_divisor(call), &output);
 }
 
 static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst)
@@ -394,15 +431,19 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
-const iq_codec_ops_t iq_codec_uniform_ops = {
-    .name = "uniform",
-    IQ_CODEC_SHAPE(uniform),
-    .local_scales = local_scales,
-    .encode = encode,
-    .add_own = add_own,
-    .add = add,
-    .store = store,
-    .finish = finish,
-    .decode = decode,
-    .deliver = deliver,
+#define HOST_ROW                                                                                                                    \
+    .name = "uniform", IQ_CODEC_SHAPE(uniform), .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish, \
+    .decode = decode, .deliver = deliver
+
+const iq_codec_ops_t iq_codec_uniform_ops = {HOST_ROW, .local_scales = local_scales};
+
+const iq_codec_ops_t iq_codec_uniform_norm_ops = {
+    HOST_ROW,
+    .room_scales = iq_uniform_room_scales,
+    .shared_scales = iq_uniform_shared_scales,
+    .scales_unit = iq_uniform_scales_unit,
+    .scales_op = iq_uniform_scales_op,
+    .local_scales = iq_uniform_norm_scales,
+    .close_scales = iq_uniform_close_scales,
+    .open_scales = iq_uniform_open_scales,
 };

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The shapes of codec `uniform`, wherever its values lie: sizes of codes and sums, buckets, messages with scales. */
+/* The shapes of codec `uniform`, wherever its values lie: sizes of codes and sums, buckets, messages with scales; and what its files for
+ * host memory share. */
 #ifndef ISGQ_CODEC_UNIFORM_H
 #define ISGQ_CODEC_UNIFORM_H
 
@@ -20,6 +21,15 @@ static inline int32_t iq_uniform_zero(const iq_codec_t *codec, int parts) { retu
 static inline unsigned iq_uniform_width(const iq_codec_t *codec, int parts)
 {
     return iq_bit_width((uint64_t)parts * iq_uniform_top(codec));
+}
+
+/* Codes of three levels come five to a byte, as digits (codec/digits.h). */
+static inline bool iq_uniform_is_ternary(const iq_codec_t *codec, int parts) { return codec->levels == 1 && parts == 1; }
+
+/* Bytes of sums of `parts` ranks' codes. */
+static inline size_t iq_uniform_packed_bytes(const iq_codec_t *codec, size_t count, int parts)
+{
+    return iq_uniform_is_ternary(codec, parts) ? iq_ceil_div(count, 5) : iq_ceil_div(count, 8) * iq_uniform_width(codec, parts);
 }
 
 /* What finished sums are divided by. */
@@ -46,10 +56,38 @@ static inline size_t iq_uniform_scale_at(const iq_codec_t *codec, const iq_codec
     return iq_uniform_bucket_of(codec, span.first) - call->first_bucket;
 }
 
+/* A run of a span's elements within one bucket. Start with zeros and the first offset. */
+typedef struct iq_uniform_run {
+    size_t offset, count; /* elements, from the span's first */
+    size_t bucket;        /* from the span's first bucket */
+} iq_uniform_run_t;
+
+/* The next run before `end`; false if there is none. */
+static inline bool iq_uniform_next_run(const iq_codec_t *codec, iq_span_t span, size_t end, iq_uniform_run_t *run)
+{
+    run->offset += run->count;
+    if (run->offset >= end)
+        return false;
+    size_t element = span.first + run->offset, left = end - run->offset;
+    run->bucket = iq_uniform_bucket_of(codec, element) - iq_uniform_bucket_of(codec, span.first);
+    run->count = codec->bucket == 0 ? left : iq_min(left, codec->bucket - element % codec->bucket);
+    return true;
+}
+
 /* Where codes begin in a message of [scales][codes]. */
 static inline size_t iq_uniform_codes_at(const iq_codec_t *codec, iq_span_t span)
 {
     return iq_uniform_buckets(codec, span) * sizeof(float);
 }
+
+/* ---- what ranks agree on beyond maxima: uniform_scales.c ---- */
+
+size_t iq_uniform_room_scales(const iq_codec_t *codec, size_t count);
+size_t iq_uniform_shared_scales(const iq_codec_t *codec, size_t count);
+size_t iq_uniform_scales_unit(const iq_codec_t *codec);
+isgq_red_op_t iq_uniform_scales_op(const iq_codec_t *codec);
+void iq_uniform_norm_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales);
+void iq_uniform_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
+void iq_uniform_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
 
 #endif

@@ -10,6 +10,7 @@
 #include "codec/strata.h"
 #include "core/gpu.h"
 #include "core/run.h"
+#include "core/tensor.h"
 
 #include <errno.h>
 #include <sched.h>
@@ -72,12 +73,14 @@ static isgq_result_t take_memory(isgq_comm_t comm)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "ISGQ_SCRATCH_BYTES is %zu; chunks of %zu bytes need at least %zu", comm->scratch.bytes,
                        comm->chunk_bytes, comm->scratch_reserved + (1u << 20));
     if (comm->device_type == ISGQ_DEVICE_HOST) { /* else iq_gpu_open */
-        void *base = mmap(NULL, comm->scratch.bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        size_t bytes = comm->scratch.bytes + iq_own_error_room(comm->chunk_bytes);
+        void *base = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (base == MAP_FAILED)
             return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "cannot reserve %zu bytes of scratch (ISGQ_SCRATCH_BYTES): %s", comm->scratch.bytes,
                            strerror(errno));
         comm->scratch.base = base;
-        comm->scratch.mapped = comm->scratch.bytes;
+        comm->scratch.mapped = bytes;
+        comm->own_room = comm->scratch.base + comm->scratch.bytes;
     }
     comm->run = calloc(1, sizeof(*comm->run));
     comm->calls = calloc(IQ_QUEUE_CALLS, sizeof(*comm->calls));
@@ -100,8 +103,10 @@ void iq_comm_release(isgq_comm_t comm)
         iq_memory_release(comm);
     iq_gpu_close(comm);
     iq_plan_cache_fini(&comm->plans);
-    for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++)
+    for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++) {
         isgq_quantizer_destroy(comm->calls[i].quantizer);
+        iq_tensor_release(comm->calls[i].tensor);
+    }
     if (comm->scratch.mapped != 0)
         munmap(comm->scratch.base, comm->scratch.mapped);
     isgq_quantizer_destroy(comm->quantizer);
@@ -126,6 +131,7 @@ static const iq_config_t *copy_settings(isgq_comm_t comm, const isgq_comm_config
     comm->key = comm->seed ^ comm->lineage; /* lineages are as good as random: one key means one seed and one lineage */
     iq_strata_fill(comm->key, comm->nranks, comm->rank, comm->strata);
     comm->chunk_bytes = config->chunk_bytes != 0 ? config->chunk_bytes : global->chunk_bytes;
+    comm->shadow_every = global->shadow;
     comm->timeout_ms = config->timeout_ms != 0 ? config->timeout_ms : global->timeout_ms;
     comm->scratch.bytes = iq_align_up(global->scratch_bytes, 4096);
     comm->device_type = config->device_type == ISGQ_DEVICE_CUDA ? ISGQ_DEVICE_CUDA : ISGQ_DEVICE_HOST;

@@ -27,7 +27,7 @@
 #define IQ_QUEUE_CALLS 256 /* calls queued or remembered for mismatch reports; a power of two */
 #define IQ_SLOTS 4         /* messages per link and direction */
 #define IQ_MAX_TRANSPORTS 4
-#define IQ_MAX_STAGES 12
+#define IQ_MAX_STAGES 16
 
 typedef enum iq_call_kind {
     IQ_CALL_ALLREDUCE,
@@ -56,6 +56,9 @@ typedef struct iq_call {
     bool fallback;           /* sent uncompressed although a quantizer was asked for */
     uint32_t timeout_ms;
     isgq_quantizer_t quantizer; /* holds a reference while the call is remembered */
+    isgq_tensor_t tensor;       /* held until the call is complete; NULL: none, or nothing of it is needed */
+    bool corrects;              /* error feedback */
+    uint64_t history;           /* 1 and the calls that the tensor's history is of; 0: the codec gets none */
     /* decided */
     iq_codec_t codec;                 /* of the dense data */
     iq_factor_spec_t factor;          /* of the factors */
@@ -107,7 +110,7 @@ struct isgq_comm {
     uint64_t seed;                    /* as the user gave it: what ranks compare */
     uint64_t lineage;                 /* 0, or by which splits it came from a communicator that was joined by itself */
     uint64_t key;                     /* seed and lineage: of every random decision, what codecs know as the seed */
-    uint16_t strata[IQ_STRATA];       /* this rank's places for stratified rounding */
+    uint32_t strata[IQ_STRATA];       /* this rank's offsets for stratified rounding */
     uint64_t splits;                  /* of this communicator so far, equal on all ranks */
     size_t chunk_bytes, slot_bytes;
     uint32_t timeout_ms;
@@ -137,6 +140,9 @@ struct isgq_comm {
     struct iq_run *run;
     iq_scratch_t scratch;
     size_t scratch_reserved;          /* at the front of every call: accumulator and result message */
+    unsigned char *own_room;          /* of iq_own_error_t, behind the scratch; NULL on a device */
+    uint32_t shadow_every;            /* ISGQ_SHADOW; 0 where a rank works on device memory */
+    uint64_t shadow_turn, accuracy_turn; /* calls so far that count for either */
     iq_plan_cache_t plans;
     iq_site_t site;                   /* of the calls that are driven by hosts */
 

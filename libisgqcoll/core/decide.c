@@ -83,6 +83,17 @@ static isgq_result_t check_devices(isgq_comm_t comm, const iq_call_t *call)
     return ISGQ_SUCCESS;
 }
 
+/* Some codecs' sums have room for so many ranks. */
+static isgq_result_t check_ranks(isgq_comm_t comm, const iq_call_t *call)
+{
+    const iq_codec_ops_t *ops = call->codec.ops;
+    int most = ops->most_ranks == NULL || call->kind == IQ_CALL_ALLGATHER ? comm->nranks : ops->most_ranks(&call->codec);
+    if (comm->nranks > most)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' adds up %d ranks at most, and there are %d", iq_call_kind_name(call->kind),
+                       isgqx_quantizer_text(call->quantizer), most, comm->nranks);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
@@ -95,6 +106,7 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
         }
         IQ_TRY(call->codec.ops->supports(&call->codec, call->datatype, call->kind == IQ_CALL_ALLGATHER ? ISGQ_SUM : call->op));
         IQ_TRY(check_devices(comm, call));
+        IQ_TRY(check_ranks(comm, call));
     }
     IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, &call->codec, call->datatype, call->op, call->count,
                                algorithm, &call->algorithm, call->why, sizeof(call->why)));
@@ -125,7 +137,7 @@ static size_t scratch_needed(isgq_comm_t comm, const iq_call_t *call, const iq_f
     if (comm->devices && ranks > 0 && iq_factored_all_on_devices(comm))
         return iq_factor_device_bytes(&call->factor, shape, ranks) + sums_bytes;
     return ranks * (blob_bytes + IQ_CACHE_LINE + sizeof(size_t)) + iq_factor_rows_layout(shape, capacity, NULL, &rows) +
-           iq_factor_product_scratch(shape, capacity) + iq_factor_state_bytes(shape) + sums_bytes + 8 * IQ_CACHE_LINE;
+           iq_factor_product_scratch(shape, capacity) + iq_factor_state_bytes(&call->factor, shape) + sums_bytes + 8 * IQ_CACHE_LINE;
 }
 
 static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
@@ -150,17 +162,20 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         .may_gather = !dense_only,
         .forced = algorithm};
     if (!dense_only) {
-        request.blob_bytes = iq_factor_blob_bytes(&call->factor, &shape);
-        if (request.blob_bytes == 0)
+        size_t most = iq_factor_blob_bytes(&call->factor, &shape);
+        request.blob_bytes = iq_factor_mean_bytes(&call->factor, &shape);
+        if (most == 0)
             request.may_gather = false;
         request.sum_element_bytes = iq_datatype_bytes(iq_factor_sum_type(&call->factor, &shape));
-        request.scratch_needed_gather = scratch_needed(comm, call, &shape, request.blob_bytes, (size_t)comm->nranks, 0);
-        request.scratch_needed_reduce = scratch_needed(comm, call, &shape, request.blob_bytes, 1, sums * request.sum_element_bytes);
+        request.scratch_needed_gather = scratch_needed(comm, call, &shape, most, (size_t)comm->nranks, 0);
+        request.scratch_needed_reduce = scratch_needed(comm, call, &shape, most, 1, sums * request.sum_element_bytes);
     }
     IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
     call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
     if (call->way == IQ_FACTORED_DENSE)
         IQ_TRY(check_devices(comm, call));
+    if (call->way == IQ_FACTORED_DENSE)
+        IQ_TRY(check_ranks(comm, call));
     if (call->way == IQ_FACTORED_DENSE)
         IQ_TRY(check_scales(comm, call, sums, scratch_needed(comm, call, &shape, 0, 0, sums * sizeof(float))));
     return ISGQ_SUCCESS;

@@ -11,6 +11,7 @@
 #include "base/util.h"
 #include "core/gpu.h"
 #include "core/run.h"
+#include "core/tensor.h"
 
 #include <fenv.h>
 #include <sched.h>
@@ -39,6 +40,7 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     comm->stats.wire_bytes += run->wire_bytes;
     comm->stats.fallback_calls += call->fallback;
     comm->stats.transfer_ns += run->waited_ns;
+    iq_accuracy_count(comm, run);
     comm->stats.quantize_ns += now - run->started_ns - run->waited_ns;
     isgqx_call_record_t *record = &comm->record;
     record->sequence = call->sequence;
@@ -52,6 +54,10 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     pthread_mutex_unlock(&comm->queue_lock);
     IQ_DEBUG("call %llu: %s done, %llu bytes sent in %llu us", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
              (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000));
+    iq_accuracy_log(run);
+    iq_run_keep_estimates(run);
+    iq_tensor_release(call->tensor);
+    call->tensor = NULL;
     uint64_t sequence = call->sequence;
     run->call = NULL;
     atomic_store(&comm->current, 0);

@@ -6,6 +6,7 @@
  * launched on this rank, and the communicators in it are failed so that no other rank waits for what will not come.
  */
 #include "core/gpu.h"
+#include "core/tensor.h"
 
 #include <pthread.h>
 #include <stdio.h>
@@ -92,6 +93,7 @@ bool iq_group_defer(isgq_comm_t comm, const iq_call_t *call, isgq_result_t *resu
     }
     group.calls[group.ncalls++] = (deferred_call_t){.comm = comm, .call = *call};
     iq_quantizer_retain(call->quantizer);
+    iq_tensor_hold(call->tensor);
     return true;
 }
 
@@ -177,6 +179,12 @@ static void fail_comm(isgq_comm_t comm)
     iq_comm_fail(comm, group.refused, text);
 }
 
+static void drop_call(const iq_call_t *call)
+{
+    isgq_quantizer_destroy(call->quantizer);
+    iq_tensor_release(call->tensor);
+}
+
 /* One pass over the calls that are left, in order; a communicator whose queue is full sits the rest of the pass out. */
 static size_t launch_pass(void)
 {
@@ -194,7 +202,7 @@ static size_t launch_pass(void)
         isgq_result_t result = iq_submit(comm, &group.calls[i].call);
         if (result != ISGQ_SUCCESS)
             refuse(comm, result, iq_last_error());
-        isgq_quantizer_destroy(group.calls[i].call.quantizer);
+        drop_call(&group.calls[i].call);
         group.calls[i].comm = NULL;
         launched++;
     }
@@ -237,7 +245,7 @@ static isgq_result_t end_outermost(void)
     }
     for (size_t i = 0; i < group.ncalls; i++)
         if (group.calls[i].comm != NULL)
-            isgq_quantizer_destroy(group.calls[i].call.quantizer);
+            drop_call(&group.calls[i].call);
     for (size_t i = 0; i < group.ninits; i++)
         drop_init(&group.inits[i]);
     group.depth = 0;

@@ -41,7 +41,7 @@ static void on_failed(void *context, isgq_result_t result, int culprit, const ch
 
 /* ---- agreement ---- */
 
-#define SETTINGS_BYTES 640
+#define SETTINGS_BYTES 704
 
 /* What ranks tell each other at the start. */
 typedef struct hello {
@@ -53,8 +53,8 @@ typedef struct hello {
 static void write_settings(isgq_comm_t comm, char text[SETTINGS_BYTES])
 {
     snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_WIRE_CHUNK_BYTES %zu\nISGQ_WIRE_SUM %d\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
-                                   "ISGQ_ALGORITHM %s\ndefault quantizer %s\n",
-             comm->chunk_bytes, iq_config()->wire_chunk_bytes, iq_config()->wire_sum, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed,
+                                   "ISGQ_SHADOW %u\nISGQ_ALGORITHM %s\ndefault quantizer %s\n",
+             comm->chunk_bytes, iq_config()->wire_chunk_bytes, iq_config()->wire_sum, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed, iq_config()->shadow,
              comm->algorithm, comm->quantizer->text);
 }
 
@@ -99,8 +99,12 @@ static isgq_result_t agree(isgq_comm_t comm, uint64_t deadline, uint64_t *token)
         comm->devices |= all[r].peer.device_type == ISGQ_DEVICE_CUDA;
         result = compare_settings(all[0].settings, all[r].settings, 0, r);
     }
-    if (comm->devices)
+    if (comm->devices) {
         comm->scratch.bytes = iq_min(comm->scratch.bytes, IQ_GPU_SCRATCH_BYTES);
+        comm->shadow_every = 0;
+        if (iq_config()->shadow != 0)
+            IQ_WARN("ISGQ_SHADOW is for communicators on host memory only; nothing is compared here");
+    }
     *token = all[0].token;
     free(all);
     return result;

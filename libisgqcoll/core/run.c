@@ -89,7 +89,7 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     (*stage)->plan = plan;
     (*stage)->codec = *codec;
     (*stage)->codec_call = *codec_call;
-    (*stage)->element_bytes = element_bytes;
+    (*stage)->element_bytes = (*stage)->own_bytes = element_bytes;
     (*stage)->on_device = on_device;
     (*stage)->room = on_device || run->site->device == NULL ? run->room : run->host_room;
     if (on_device) {
@@ -98,6 +98,7 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     }
     (*stage)->sums_in_place = codec->ops == iq_codec_none.ops && codec->ops->acc_bytes(codec, codec_call) == element_bytes &&
                               codec_call->op != ISGQ_AVG && !codec_call->accumulate;
+    (*stage)->own_call = (*stage)->codec_call;
     return ISGQ_SUCCESS;
 }
 
@@ -160,7 +161,7 @@ static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
     size_t piece = measured_piece(run, &data->codec, data->element_bytes, count);
     iq_span_t span = {trip * piece, iq_min(piece, count - trip * piece)};
     (void)comm;
-    data->codec.ops->local_scales(&data->codec, &data->codec_call, span, data->src + span.first * data->element_bytes, run->scales);
+    data->codec.ops->local_scales(&data->codec, &data->own_call, span, data->src + span.first * data->own_bytes, run->scales);
     if (data->codec.ops->close_scales != NULL && span.first + span.count == count)
         data->codec.ops->close_scales(&data->codec, &data->codec_call, count, run->scales);
     return ISGQ_SUCCESS;
@@ -205,19 +206,28 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
                                   .rank = comm->rank,
                                   .seed = comm->key,
                                   .call = run->call->sequence,
+                                  .count = count,
                                   .strata = comm->strata,
                                   .accumulate = accumulate};
     iq_stage_t *stage;
-    if (!sums)
+    isgq_data_type_t own_type = datatype;
+    if (sums)
+        iq_run_add_feedback(comm, run, &codec, count, &src, dst, &own_type);
+    else
         codec.shared = false;
     if (codec.ops->needs_scales(&codec) && count > 0) {
         IQ_TRY(add_scales(comm, run, &codec, iq_datatype_bytes(datatype), count));
         codec_call.scales = run->scales;
     }
+    codec_call.history = iq_run_history(run);
     IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count,
                     run->site->device != NULL, &stage));
     stage->src = src;
     stage->dst = dst;
+    stage->own_call.datatype = own_type;
+    stage->own_bytes = iq_datatype_bytes(own_type);
+    stage->own = run->own_error.corrects || run->own_error.measures ? &run->own_error : NULL;
+    iq_run_add_history(run);
     return ISGQ_SUCCESS;
 }
 
@@ -277,6 +287,8 @@ static void reset(iq_run_t *run, iq_site_t *site, iq_call_t *call)
     run->wire_bytes = call->wire_bytes;
     run->own_bytes = call->own_bytes;
     run->waited_ns = run->blocked_ns = 0;
+    run->own_error = (iq_own_error_t){0};
+    run->shadow = (iq_shadow_t){0};
     run->started_ns = run->progress_ns = iq_now_ns();
 }
 
@@ -286,7 +298,9 @@ isgq_result_t iq_run_lay_out(isgq_comm_t comm, iq_run_t *run, iq_site_t *site, i
     site->memory->used = site->host->used = 0;
     if (!take_room(run, &run->room, iq_scratch_take) || (site->device != NULL && !take_device_memory(run)))
         return ISGQ_ERR_NO_MEMORY;
-    return call->kind == IQ_CALL_FACTORED ? iq_run_begin_factored(comm, run) : begin_collective(comm, run);
+    iq_shadow_begin(comm, run);
+    IQ_TRY(call->kind == IQ_CALL_FACTORED ? iq_run_begin_factored(comm, run) : begin_collective(comm, run));
+    return iq_shadow_end(comm, run);
 }
 
 /* ---- the host side of a streamed call: all ranks mean the same call, and the stream has passed it ---- */

@@ -2,10 +2,11 @@
 /*
  * A call in progress: a short list of stages, run one after another. A stage is a plan (messages and codec) or some local work cut into trips.
  *
- *   dense                 [scales, plan: max of scales,] plan
+ *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, history]
  *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
  *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
  *   factored, dense       local gradient x tiles, the dense stages, copy out
+ *   every k-th of them    copy for the shadow, the stages above, shadow, plan: exact sum, comparison
  *
  * All ranks have the same stages, also where some work on devices: messages name them. A stage's data lie where the rank works, but those of factored calls
  * that move peaks and blobs are on the host everywhere.
@@ -16,6 +17,7 @@
 #define ISGQ_CORE_RUN_H
 
 #include "core/comm.h"
+#include "core/own_error.h"
 #include "kernels/cuda/factor_module.h"
 
 struct iq_run;
@@ -38,6 +40,9 @@ typedef struct iq_stage {
     iq_codec_t codec;
     iq_codec_call_t codec_call;
     size_t element_bytes;
+    iq_codec_call_t own_call; /* of own input: the same, but values with residual are f32 */
+    size_t own_bytes;         /* of an element there */
+    iq_own_error_t *own;      /* looks at own input, or NULL */
     const unsigned char *src; /* where element 0 of the tensor would be */
     unsigned char *dst;
     bool on_device;           /* where these lie: src, dst, room */
@@ -75,6 +80,17 @@ typedef struct iq_factored_work {
     size_t (*product_scratch)(const iq_factor_call_t *call, size_t rows); /* where the rank works */
 } iq_factored_work_t;
 
+/* A call that is redone exactly (ISGQ_SHADOW). */
+typedef struct iq_shadow {
+    bool runs;
+    bool accumulates;       /* the call was to add to its output: then that is done at the end */
+    float *exact;           /* own input, then the exact sum */
+    unsigned char *before;  /* what the output held */
+    void *product_scratch;  /* of the local gradient */
+    double error, square;   /* |result - exact|^2, |exact|^2 */
+    uint64_t call_wire_bytes, call_own_bytes, wire_bytes;
+} iq_shadow_t;
+
 typedef struct iq_run {
     iq_call_t *call; /* NULL: idle */
     iq_site_t *site;
@@ -91,6 +107,9 @@ typedef struct iq_run {
     iq_room_t room;         /* where the rank works */
     iq_room_t host_room;    /* on the host; only factored calls on devices need it */
     float *scales;
+    iq_own_error_t own_error;
+    double history[IQ_HISTORY];  /* of the tensor when the call began */
+    iq_shadow_t shadow;
     iq_factored_run_t factored;
     uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
     uint64_t wire_bytes, own_bytes;
@@ -109,6 +128,36 @@ isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, 
 
 /* One action of a plan stage. *blocked_on: a rank if it could not be done yet, else -1. */
 isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, const iq_action_t *action, int *blocked_on);
+
+/* ---- run_tensor.c: what tensors add to a dense call ---- */
+
+/* The stage of error feedback, if the codec has it: own input becomes *src, of type *datatype. */
+void iq_run_add_feedback(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, size_t count, const void **src, void *dst,
+                         isgq_data_type_t *datatype);
+
+/* What codecs read of earlier calls, or NULL; and the stage that adds this one's result. */
+const double *iq_run_history(iq_run_t *run);
+void iq_run_add_history(iq_run_t *run);
+
+/* The call is over: the tensor's running estimates. */
+void iq_run_keep_estimates(iq_run_t *run);
+
+/* ---- shadow.c ---- */
+
+/* Is it this call's turn? Then the stage that has to come first. */
+void iq_shadow_begin(isgq_comm_t comm, iq_run_t *run);
+
+/* The stages that come last. */
+isgq_result_t iq_shadow_end(isgq_comm_t comm, iq_run_t *run);
+
+/* ---- accuracy.c ---- */
+
+/* The call has a codec and is one of those that are measured. Asked once for each call. */
+bool iq_accuracy_wanted(isgq_comm_t comm, const iq_call_t *call);
+
+/* What was measured of a call to comm->stats (queue_lock is held), and as a line of the log. */
+void iq_accuracy_count(isgq_comm_t comm, const iq_run_t *run);
+void iq_accuracy_log(const iq_run_t *run);
 
 /* ---- run_factored.c ---- */
 

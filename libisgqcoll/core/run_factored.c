@@ -47,8 +47,8 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     iq_factored_run_t *factored = &run->factored;
-    (void)comm;
-    return iq_factor_decode(&run->call->factor, &factored->call, factored->blobs + trip * factored->blob_stride, factored->blob_bytes[trip],
+    int from = run->call->way == IQ_FACTORED_GATHER ? (int)trip : comm->rank;
+    return iq_factor_decode(&run->call->factor, &factored->call, from, factored->blobs + trip * factored->blob_stride, factored->blob_bytes[trip],
                             &factored->rows);
 }
 
@@ -136,7 +136,7 @@ static isgq_result_t take_factor_memory(iq_run_t *run, size_t ranks)
     factored->blob_bytes = iq_host_take(run, ranks * sizeof(size_t));
     factored->blobs = iq_host_take(run, ranks * factored->blob_stride);
     factored->shared_peaks = iq_host_take(run, sizeof(factored->peaks));
-    factored->state = iq_host_take(run, iq_factor_state_bytes(call));
+    factored->state = iq_host_take(run, iq_factor_state_bytes(&run->call->factor, call));
     void *rows = iq_host_take(run, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
     factored->product_scratch = iq_scratch_take(run, factored->work->product_scratch(call, capacity));
     if (factored->blob_bytes == NULL || factored->blobs == NULL || factored->shared_peaks == NULL || factored->state == NULL || rows == NULL ||
@@ -233,6 +233,7 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
                                             .n = call->factors.n,
                                             .batch = call->factors.batch,
                                             .want_bias = call->factors.bias != NULL};
+    run->factored.call.fraction = iq_factor_fraction(&call->factor, &run->factored.call);
     if (call->way != IQ_FACTORED_DENSE && iq_factored_all_on_devices(comm))
         return iq_run_begin_on_devices(comm, run);
     if (call->way == IQ_FACTORED_GATHER)

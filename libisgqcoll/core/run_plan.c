@@ -196,8 +196,10 @@ static isgq_result_t step_send_own(step_t *step)
     if (!finished)
         return ISGQ_SUCCESS;
     bytes = iq_step_message_bytes(&step->data, payload, bytes);
-    if (step->stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
+    if (step->stage->plan->nblocks > 1) { /* with one block every peer gets the same, and REDUCE counts it */
         step->run->own_bytes += bytes;
+        iq_own_error_look(&step->data, payload);
+    }
     return end_send(step, step->action->peer, payload, bytes);
 }
 

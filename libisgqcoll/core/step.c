@@ -11,12 +11,11 @@ static const iq_codec_ops_t *ops_of(const iq_step_data_t *data) { return data->s
 iq_step_data_t iq_step_data(const iq_stage_t *stage, const iq_action_t *action)
 {
     /* src and dst may be notional: only the part that this rank has is ever touched. Arithmetic goes through uintptr_t for that reason. */
-    size_t offset = action->first * stage->element_bytes;
     return (iq_step_data_t){.stage = stage,
                             .action = action,
                             .span = {action->first, action->count},
-                            .src = (const unsigned char *)((uintptr_t)stage->src + offset),
-                            .dst = (unsigned char *)((uintptr_t)stage->dst + offset)};
+                            .src = (const unsigned char *)((uintptr_t)stage->src + action->first * stage->own_bytes),
+                            .dst = (unsigned char *)((uintptr_t)stage->dst + action->first * stage->element_bytes)};
 }
 
 size_t iq_step_partial_bytes(const iq_step_data_t *data, int parts)
@@ -56,12 +55,13 @@ void *iq_step_accumulator(const iq_step_data_t *data)
 
 void iq_step_encode(const iq_step_data_t *data, void *message)
 {
-    ops_of(data)->encode(&data->stage->codec, &data->stage->codec_call, data->span, data->src, message);
+    ops_of(data)->encode(&data->stage->codec, &data->stage->own_call, data->span, data->src, message);
 }
 
 void iq_step_add_own(const iq_step_data_t *data, void *acc, bool first)
 {
-    ops_of(data)->add_own(&data->stage->codec, &data->stage->codec_call, data->span, data->src, acc, first);
+    ops_of(data)->add_own(&data->stage->codec, &data->stage->own_call, data->span, data->src, acc, first);
+    iq_own_error_look(data, NULL);
 }
 
 isgq_result_t iq_step_add(const iq_step_data_t *data, const void *message, int parts, void *acc, bool first)
@@ -80,8 +80,10 @@ isgq_result_t iq_step_finish_into(const iq_step_data_t *data, const void *acc, v
     const iq_stage_t *stage = data->stage;
     if (message != NULL)
         ops_of(data)->finish(&stage->codec, &stage->codec_call, data->span, acc, message);
-    if (message != NULL && !ops_of(data)->result_is_exact(&stage->codec, &stage->codec_call))
+    if (message != NULL && !ops_of(data)->result_is_exact(&stage->codec, &stage->codec_call)) {
+        iq_own_error_look_at_result(data, acc, message);
         return iq_step_decode(data, message);
+    }
     ops_of(data)->deliver(&stage->codec, &stage->codec_call, data->span, acc, data->dst);
     return ISGQ_SUCCESS;
 }

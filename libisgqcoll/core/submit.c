@@ -5,6 +5,7 @@
 #include "base/util.h"
 #include "core/exec_stream.h"
 #include "core/gpu.h"
+#include "core/tensor.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -20,11 +21,22 @@ const char *iq_call_algorithm_name(const iq_call_t *call)
 
 /* ---- agreement ---- */
 
+/* A line of what the codec knows of the tensor's earlier results, "" if it does not ask. */
+static const char *format_history(const iq_call_t *call, char line[48])
+{
+    if (call->codec.ops->learn == NULL)
+        return "";
+    if (call->history == 0)
+        return "history none\n";
+    snprintf(line, 48, "history of %llu calls\n", (unsigned long long)(call->history - 1));
+    return line;
+}
+
 static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_BYTES])
 {
     int used = snprintf(text, IQ_ARGUMENTS_TEXT_BYTES, "call %s\ncaptured %s\n", kind_names[call->kind], call->captured ? "yes" : "no");
     size_t room = IQ_ARGUMENTS_TEXT_BYTES - (size_t)used;
-    char *rest = text + used;
+    char *rest = text + used, history[48];
     if (call->kind == IQ_CALL_BARRIER)
         return;
     if (call->kind == IQ_CALL_FACTORED)
@@ -35,16 +47,16 @@ static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_
         snprintf(rest, room, "datatype %s\ncount %zu\nroot %d\nalgorithm %s\n", iq_datatype_name(call->datatype), call->count, call->root,
                  call->algorithm->name);
     else
-        snprintf(rest, room, "datatype %s\nop %s\ncount %zu\nquantizer %s\nalgorithm %s\n", iq_datatype_name(call->datatype),
+        snprintf(rest, room, "datatype %s\nop %s\ncount %zu\nquantizer %s\nalgorithm %s\n%s", iq_datatype_name(call->datatype),
                  call->kind == IQ_CALL_ALLGATHER ? "none" : iq_red_op_name(call->op), call->count, call->quantizer->text,
-                 call->algorithm->name);
+                 call->algorithm->name, format_history(call, history));
 }
 
 /* Hash of what all ranks must agree on. */
 static uint64_t fingerprint(const iq_call_t *call)
 {
     struct {
-        uint64_t count, max_batch, m, n;
+        uint64_t count, max_batch, m, n, history;
         int32_t kind, datatype, op, root, bias, way, captured;
     } key;
     memset(&key, 0, sizeof(key));
@@ -53,6 +65,7 @@ static uint64_t fingerprint(const iq_call_t *call)
     key.op = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST ? 0 : (int32_t)call->op;
     key.root = call->root;
     key.count = call->count;
+    key.history = call->history;
     key.way = (int32_t)call->way;
     key.captured = call->captured;
     if (call->kind == IQ_CALL_FACTORED) {
@@ -126,6 +139,7 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
     slot->fingerprint = fingerprint(&enqueued);
     if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
+    iq_tensor_hold(slot->tensor);
     comm->submitted = sequence;
     bool idle = atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) + 1 == sequence;
     pthread_mutex_unlock(&comm->queue_lock);

@@ -1,105 +1,127 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * Tensor identities: what the library remembers of one gradient between calls. Today that is how often it was reduced; residuals and predicted
- * steps will hang here too. Saved state is a header with version and checksum, then the name.
- */
+/* Tensor identities as handles: made, used by calls, reset, freed. Saving and loading is tensor_state.c. */
 #include "core/tensor.h"
 
-#include "base/status.h"
 #include "base/util.h"
 
 #include <stdlib.h>
 #include <string.h>
 
-#define TENSOR_MAGIC 0x51535449u /* "ITSQ" */
-#define TENSOR_VERSION 1
-#define TENSOR_NAME_BYTES 256
-
-struct isgq_tensor {
-    char name[TENSOR_NAME_BYTES];
-    size_t count;
-    uint64_t calls;
-};
-
-typedef struct saved {
-    uint32_t magic, version;
-    uint64_t count, calls, name_hash;
-    uint64_t checksum; /* of everything before */
-} saved_t;
-
 isgq_result_t isgq_tensor_create(isgq_tensor_t *tensor, const char *name, size_t count)
 {
     if (tensor == NULL || name == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_create: %s is NULL", tensor == NULL ? "tensor" : "name");
-    if (strlen(name) >= TENSOR_NAME_BYTES)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_create: the name has %zu characters, at most %d fit", strlen(name), TENSOR_NAME_BYTES - 1);
+    if (strlen(name) >= IQ_TENSOR_NAME_BYTES)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_create: the name has %zu characters, at most %d fit", strlen(name),
+                       IQ_TENSOR_NAME_BYTES - 1);
     isgq_tensor_t made = calloc(1, sizeof(*made));
     if (made == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "tensor_create: %s", name);
     memcpy(made->name, name, strlen(name) + 1);
     made->count = count;
+    atomic_store(&made->holders, 1);
     *tensor = made;
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_tensor_use(isgq_tensor_t tensor, size_t count, const char *operation)
+void iq_tensor_hold(isgq_tensor_t tensor)
 {
-    if (tensor == NULL)
-        return ISGQ_SUCCESS;
-    if (tensor->count != count)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: options->tensor %s has %zu elements, the call %zu", operation, tensor->name, tensor->count, count);
-    tensor->calls++;
-    return ISGQ_SUCCESS;
+    if (tensor != NULL)
+        atomic_fetch_add(&tensor->holders, 1);
 }
+
+void iq_tensor_release(isgq_tensor_t tensor)
+{
+    if (tensor == NULL || atomic_fetch_sub(&tensor->holders, 1) > 1)
+        return;
+    free(tensor->residual);
+    free(tensor->input);
+    free(tensor);
+}
+
+void isgq_tensor_destroy(isgq_tensor_t tensor) { iq_tensor_release(tensor); }
 
 isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor)
 {
     if (tensor == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_reset: tensor is NULL");
-    tensor->calls = 0;
+    if (atomic_load(&tensor->holders) > 1)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "tensor_reset: calls on %s are in flight; wait for them first", tensor->name);
+    tensor->calls = tensor->corrected = tensor->learner = tensor->learned = 0;
+    tensor->variance = 0.0;
+    if (tensor->residual != NULL)
+        memset(tensor->residual, 0, tensor->count * sizeof(float));
     return ISGQ_SUCCESS;
 }
 
-static saved_t snapshot(isgq_tensor_t tensor)
+/* ---- what a call needs ---- */
+
+/* Zeros. */
+static isgq_result_t allocate(isgq_tensor_t tensor, const char *what, float **buffer)
 {
-    saved_t saved = {.magic = TENSOR_MAGIC,
-                     .version = TENSOR_VERSION,
-                     .count = tensor->count,
-                     .calls = tensor->calls,
-                     .name_hash = iq_hash(IQ_HASH_START, tensor->name, strlen(tensor->name))};
-    saved.checksum = iq_hash(IQ_HASH_START, &saved, offsetof(saved_t, checksum));
-    return saved;
+    if (*buffer != NULL || tensor->count == 0)
+        return ISGQ_SUCCESS;
+    *buffer = calloc(tensor->count, sizeof(float));
+    return *buffer != NULL ? ISGQ_SUCCESS
+                           : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "tensor %s: %s of %zu elements", tensor->name, what, tensor->count);
 }
 
-isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes)
+/* Is there a contribution of this rank's that a codec with error feedback encodes? */
+static bool has_feedback(const iq_call_t *call)
 {
-    if (tensor == NULL || bytes == NULL)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_save: %s is NULL", tensor == NULL ? "tensor" : "bytes");
-    if (buffer != NULL && *bytes < sizeof(saved_t))
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_save: %zu bytes of room, %zu are needed", *bytes, sizeof(saved_t));
-    saved_t saved = snapshot(tensor);
-    if (buffer != NULL)
-        memcpy(buffer, &saved, sizeof(saved));
-    *bytes = sizeof(saved);
+    bool sums = call->kind == IQ_CALL_ALLREDUCE || call->kind == IQ_CALL_REDUCE_SCATTER ||
+                (call->kind == IQ_CALL_FACTORED && call->way == IQ_FACTORED_DENSE);
+    return sums && call->codec.feedback != IQ_FEEDBACK_OFF && call->codec.ops != iq_codec_none.ops;
+}
+
+/* A factored call's output is f32 in scratch here. */
+bool iq_tensor_uses_output(const iq_call_t *call)
+{
+    bool plain = call->kind == IQ_CALL_ALLREDUCE && call->datatype == ISGQ_FLOAT32 && !call->accumulate;
+    return plain || call->kind == IQ_CALL_FACTORED;
+}
+
+static isgq_result_t prepare_feedback(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call)
+{
+    if (comm->devices)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: options->tensor %s: error feedback of quantizer '%s' is there for host memory only",
+                       iq_call_kind_name(call->kind), tensor->name, call->quantizer->text);
+    IQ_TRY(allocate(tensor, "the residual", &tensor->residual));
+    if (!iq_tensor_uses_output(call))
+        IQ_TRY(allocate(tensor, "values with residual", &tensor->input));
+    call->corrects = true;
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t isgq_tensor_load(isgq_tensor_t tensor, const void *buffer, size_t bytes)
+/* A history is for one codec with its settings: others begin anew. */
+static void count_history(isgq_tensor_t tensor, iq_call_t *call)
 {
-    saved_t saved;
-    if (tensor == NULL || buffer == NULL)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: %s is NULL", tensor == NULL ? "tensor" : "buffer");
-    if (bytes != sizeof(saved))
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: %zu bytes where %zu were saved", bytes, sizeof(saved));
-    memcpy(&saved, buffer, sizeof(saved));
-    if (saved.magic != TENSOR_MAGIC || saved.checksum != iq_hash(IQ_HASH_START, &saved, offsetof(saved_t, checksum)))
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s is damaged", tensor->name);
-    if (saved.version != TENSOR_VERSION)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: state of version %u, this library reads %d", saved.version, TENSOR_VERSION);
-    if (saved.count != tensor->count || saved.name_hash != snapshot(tensor).name_hash)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: the state is of another tensor than %s with %zu elements", tensor->name, tensor->count);
-    tensor->calls = saved.calls;
-    return ISGQ_SUCCESS;
+    uint64_t learner = iq_hash(IQ_HASH_START, call->quantizer->text, strlen(call->quantizer->text));
+    if (tensor->learner != learner)
+        tensor->learned = 0;
+    tensor->learner = learner;
+    call->history = 1 + tensor->learned++;
 }
 
-void isgq_tensor_destroy(isgq_tensor_t tensor) { free(tensor); }
+isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call)
+{
+    const char *operation = iq_call_kind_name(call->kind);
+    if (tensor == NULL)
+        return ISGQ_SUCCESS;
+    if (tensor->count != call->count)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: options->tensor %s has %zu elements, the call %zu", operation, tensor->name,
+                       tensor->count, call->count);
+    if (atomic_load(&tensor->holders) > 1 && tensor->comm != comm)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: options->tensor %s is held by a call on another communicator", operation,
+                       tensor->name);
+    if (has_feedback(call))
+        IQ_TRY(prepare_feedback(comm, tensor, call));
+    if (call->codec.ops->learn != NULL && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices)
+        count_history(tensor, call);
+    if (call->corrects || call->history != 0) {
+        tensor->comm = comm;
+        call->tensor = tensor;
+    }
+    tensor->calls++;
+    return ISGQ_SUCCESS;
+}

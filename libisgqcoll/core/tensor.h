@@ -1,11 +1,46 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* What calls ask of a tensor's identity. */
+/*
+ * What is remembered of one tensor between calls. Calls in flight hold the tensor, so destroying the handle under them is harmless. Who may touch what:
+ *
+ *   constant                      name, count
+ *   the thread that makes calls   comm, calls, learner, learned
+ *   the calls, one after another  what is in the buffers, history, variance, corrected
+ *
+ * Handle functions look at all of it, and therefore refuse to while a call holds the tensor.
+ */
 #ifndef ISGQ_CORE_TENSOR_H
 #define ISGQ_CORE_TENSOR_H
 
-#include "isgqcoll.h"
+#include "core/comm.h"
 
-/* A call of `count` elements names this tensor (or NULL): count must be the tensor's own. Counts the call. */
-isgq_result_t iq_tensor_use(isgq_tensor_t tensor, size_t count, const char *operation);
+#define IQ_TENSOR_NAME_BYTES 256
+
+struct isgq_tensor {
+    char name[IQ_TENSOR_NAME_BYTES];
+    size_t count;
+    atomic_int holders;         /* the caller, and calls in flight */
+    isgq_comm_t comm;           /* of the last call that held it */
+    uint64_t calls;
+    float *residual;            /* [count] of error feedback; NULL before the first call that has it */
+    float *input;               /* [count] values with residual, where the output cannot hold them; or NULL */
+    double variance;            /* running mean of |error|^2 / |values|^2 of what this rank sent */
+    uint64_t corrected;         /* calls in it */
+    uint64_t learner;           /* hash of the quantizer's text for which the history is */
+    uint64_t learned;           /* calls in it, those in flight included */
+    double history[IQ_HISTORY]; /* of the codec: iq_codec_call_t.history */
+};
+
+/*
+ * A decided call names this tensor (or NULL), whose count must be the call's. Gets the memory that the call will need, and sets
+ * call->tensor if it needs the tensor at all, call->corrects and call->history. Counts the call.
+ */
+isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call);
+
+/* Does the output of a call with error feedback take values and residual before it takes the result? Else the tensor's buffer does. */
+bool iq_tensor_uses_output(const iq_call_t *call);
+
+/* A call that is kept holds its tensor; NULL is none. The last holder frees it. */
+void iq_tensor_hold(isgq_tensor_t tensor);
+void iq_tensor_release(isgq_tensor_t tensor);
 
 #endif

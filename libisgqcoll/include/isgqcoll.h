@@ -406,7 +406,22 @@ ISGQ_API void isgq_quantizer_destroy(isgq_quantizer_t quantizer);
 ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
     isgq_quantizer_t quantizer, isgq_data_type_t datatype, size_t count, size_t *bytes);
 
-/** A gradient tensor's identity. It counts the tensor's calls; residuals of error feedback and predicted steps will hang on it. */
+/**
+ * What one gradient tensor remembers between calls, each of which names it in its options:
+ *
+ *   - The residual of error feedback, where the quantizer has it ("onebit", "ef-sign", and others with feedback=full or weighted): what
+ *     this rank's contributions, and the sums that it rounded for others, have lost so far is added to the next contribution of
+ *     allreduce and reduce_scatter (all elements of the input), and of an allreduce_factored whose product is quantized (bias
+ *     excepted). It is the rank's own: no other rank sees whether there is one. Without a tensor these quantizers lose the same
+ *     again and again. allgather has no residual. The first such call allocates four bytes an element, and four more where the
+ *     output cannot hold input and residual (other types than f32, accumulate, reduce_scatter). Elements that are not finite leave no residual.
+ *   - What quantizers learn from earlier results. All ranks must then name a tensor with the same past, else the call fails with
+ *     ISGQ_ERR_MISMATCH.
+ *
+ * Calls on one tensor may be in flight together and take effect in their order, in groups too, but on one communicator at a time; a
+ * call that finds the tensor held by a call on another one is refused. Error feedback is for host memory: on communicators with
+ * devices a call with tensor and such a quantizer is ISGQ_ERR_UNSUPPORTED.
+ */
 typedef struct isgq_tensor *isgq_tensor_t;
 
 /**
@@ -419,22 +434,24 @@ typedef struct isgq_tensor *isgq_tensor_t;
 ISGQ_API ISGQ_NODISCARD isgq_result_t
 isgq_tensor_create(isgq_tensor_t *tensor, const char *name, size_t count);
 
-/** Forget everything. @param[in] tensor not NULL @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT */
+/** Forget everything. @param[in] tensor not NULL @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_INVALID_USAGE (calls in flight) */
 ISGQ_API isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor);
 
 /**
- * Write the state for a checkpoint (isgq_tensor_load reads it back; both check count, version and a checksum).
+ * Write this rank's state for a checkpoint, residual included. A restart from it changes nothing but random decisions, which follow from
+ * the seed and the number of a call on its communicator.
  * @param[in]     tensor  not NULL
  * @param[out]    buffer  or NULL to ask for the size
  * @param[in,out] bytes   room in, used out
- * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_INVALID_USAGE (calls in flight)
  */
 ISGQ_API isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes);
 
-/** Counterpart of isgq_tensor_save. @return also ISGQ_ERR_CORRUPT */
+/** Counterpart of isgq_tensor_save; name and count must be those of the tensor that was saved. @return also ISGQ_ERR_CORRUPT (damaged, or of
+ *  another version), ISGQ_ERR_NO_MEMORY. A state that is refused changes nothing. */
 ISGQ_API isgq_result_t isgq_tensor_load(isgq_tensor_t tensor, const void *buffer, size_t bytes);
 
-/** Free the state. @param[in] tensor or NULL */
+/** Free the state, or let it go once the calls in flight that hold it are complete. @param[in] tensor or NULL */
 ISGQ_API void isgq_tensor_destroy(isgq_tensor_t tensor);
 
 /** Rarely needed settings of one call; NULL means all defaults. Start from {sizeof(isgq_call_options_t)}. */
@@ -633,6 +650,20 @@ typedef struct isgq_stats {
     uint64_t fallback_calls; /**< calls sent uncompressed by policy */
     uint64_t quantize_ns;    /**< nanoseconds in quantize and dequantize */
     uint64_t transfer_ns;    /**< nanoseconds waiting for the transport */
+
+    /* Of what this rank sent itself, v, and what the others decoded, C(v), in every ISGQ_ACCURACY_EVERY-th quantized allreduce and
+     * reduce_scatter: the last such call, and the mean. Local to the rank. Elements that are not finite are left out. */
+    uint64_t accuracy_calls;   /**< calls measured */
+    double nmse, mean_nmse;    /**< |v - C(v)|^2 / |v|^2 */
+    double zeros, mean_zeros;  /**< part of C(v) that is zero */
+    double limits, mean_limits; /**< part of C(v) that has the largest magnitude of its bucket: codes at the end of their range */
+    double residual_norm, mean_residual_norm; /**< |residual| of error feedback after the call, 0 without */
+    uint64_t lost_errors;      /**< elements of calls that were measured or have error feedback whose error was not finite */
+
+    /* Every ISGQ_SHADOW-th quantized allreduce, dense or factored, against the exact one. Equal on all ranks. */
+    uint64_t shadow_calls;                /**< calls compared; those with results that are not finite are left out */
+    uint64_t shadow_bytes;                /**< bytes this rank sent for it, not in wire_bytes */
+    double shadow_nmse, mean_shadow_nmse; /**< |result - exact|^2 / |exact|^2 of the last one, and the mean */
 } isgq_stats_t;
 
 /**

@@ -152,6 +152,39 @@ typedef void *(*isgqx_find_symbol_fn)(void *context, const char *symbol);
  */
 ISGQ_API isgq_result_t isgqx_use_nccl(isgqx_find_symbol_fn find, void *context);
 
+/** One rank's contribution to a sum, apart from any communicator: for timing and looking at quantizers. */
+typedef struct isgqx_contribution {
+    size_t size;                /**< sizeof(isgqx_contribution_t), set by the caller */
+    isgq_quantizer_t quantizer; /**< not NULL */
+    isgq_data_type_t datatype;  /**< element type */
+    size_t count;               /**< elements */
+    uint64_t seed;              /**< of random decisions, with @p call */
+    uint64_t call;              /**< a call's number */
+} isgqx_contribution_t;
+
+/**
+ * Encode values as the only rank of a communicator would, chunk by chunk on the calling thread. What ranks agree on before they encode is
+ * this rank's own and precedes the data. Host memory.
+ * @param[in]  contribution  what is encoded
+ * @param[in]  src           values
+ * @param[out] message       NULL to ask for @p bytes of room
+ * @param[in]  room          bytes at @p message
+ * @param[out] bytes         that were written; without @p message: that are enough
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED (quantizers for factors too), ISGQ_ERR_NO_MEMORY
+ */
+ISGQ_API isgq_result_t isgqx_encode(const isgqx_contribution_t *contribution, const void *src, void *message, size_t room,
+                                    size_t *bytes);
+
+/**
+ * The values that a message of isgqx_encode stands for.
+ * @param[in]  contribution  as given to isgqx_encode
+ * @param[in]  message       what it wrote, by this version of the library
+ * @param[in]  bytes         how many
+ * @param[out] dst           values
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED, ISGQ_ERR_NO_MEMORY, ISGQ_ERR_CORRUPT
+ */
+ISGQ_API isgq_result_t isgqx_decode(const isgqx_contribution_t *contribution, const void *message, size_t bytes, void *dst);
+
 /**
  * Bytes that one rank sends for an exact fp32 ring allreduce of @p count elements: what every ratio is measured against.
  * @param[in] count   elements

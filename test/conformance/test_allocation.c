@@ -173,7 +173,7 @@ static void all_kinds(iq_rank_t *rank, const data_t *data)
 static void quiet_body(iq_rank_t *rank)
 {
     static const char *const texts[] = {"none", "uniform:bits=4", "fp16", "isgq:bits=4",
-                                        "dense=uniform:bits=3;factored=factor:width=4/4"};
+                                        "dense=uniform:bits=3;factored=factor:bits=3,rounding=dither,coding=range"};
     data_t data = {.in = malloc(COUNT * sizeof(float)), .out = malloc(COUNT * sizeof(float))};
     iq_samples_fill(ISGQ_FLOAT32, 1, rank->rank, 0, COUNT, data.in);
     for (int q = 0; q < 5; q++)

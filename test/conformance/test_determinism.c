@@ -36,6 +36,9 @@ static const step_t steps[] = {
     {"factor:width=3/3", "gather", 'f', true},
     {"factor:width=4/4", "reduce", 'f', true},
     {"isgq:bits=2.5", NULL, 'f', true},
+    {"factor:bits=3,rounding=dither,coding=range", "gather", 'f', true},
+    {"isgq-dithered:coding=range", "reduce", 'f', true},
+    {"isgq-mvu", "gather", 'f', false},
     {"dense=uniform:bits=3", "dense", 'f', true},
 };
 #define STEPS (sizeof(steps) / sizeof(steps[0]))

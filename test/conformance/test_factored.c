@@ -34,8 +34,9 @@ static const iq_layer_t layers[] = {
 #define LAYERS (sizeof(layers) / sizeof(layers[0]))
 
 static const char *const factor_texts[] = {"factor:width=4/4", "factor:width=2/8", "factor:width=3,rounding=nearest",
-                                           "isgq:bits=4", "isgq:bits=2.5"};
-#define FACTOR_TEXTS 5
+                                           "isgq:bits=4", "isgq:bits=2.5", "factor:bits=3,rounding=dither,coding=range",
+                                           "factor:width=5,coding=range", "isgq-mse:levels=2", "isgq-mvu:coding=range", "isgq-dithered:width=3/6"};
+#define FACTOR_TEXTS 10
 
 /* values[q * LAYERS + l]: the hash of layer l with quantizer q. */
 static void answer_body(iq_rank_t *rank)

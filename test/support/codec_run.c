@@ -1,8 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 #include "support/codec_run.h"
 
+#include "base/util.h"
+#include "codec/families.h"
+#include "codec/strata.h"
+
 #include <check.h>
 #include <stdlib.h>
+#include <string.h>
+
+iq_codec_t codec_of_family(const char *name)
+{
+    const iq_family_t *family = iq_families;
+    while (family->name != NULL && strcmp(family->name, name) != 0)
+        family++;
+    ck_assert_msg(family->name != NULL && family->codec.ops != NULL, "no dense family is called %s", name);
+    iq_codec_t codec = family->codec;
+    codec.family = family;
+    return codec;
+}
 
 static uint64_t state = 88172645463325252ull;
 
@@ -21,30 +37,66 @@ static const void *input(const codec_run_t *run, int rank, iq_span_t span)
     return (const char *)run->inputs[rank] + span.first * iq_datatype_bytes(run->call.datatype);
 }
 
+/* One rank's floats of room, measured in pieces and closed. */
+static float *measure(const codec_run_t *run, int rank)
+{
+    const iq_codec_ops_t *ops = run->codec.ops;
+    size_t unit = ops->scales_unit == NULL ? 1 : ops->scales_unit(&run->codec);
+    float *scales = calloc(iq_codec_scales(&run->codec, run->count) + 1, sizeof(*scales));
+    for (iq_span_t span = {0, 0}; span.first < run->count; span.first += span.count) {
+        span.count = iq_align_up(1 + codec_random() % 3000, unit);
+        if (span.count > run->count - span.first)
+            span.count = run->count - span.first;
+        ops->local_scales(&run->codec, &run->call, span, input(run, rank, span), scales);
+    }
+    if (ops->close_scales != NULL)
+        ops->close_scales(&run->codec, &run->call, run->count, scales);
+    return scales;
+}
+
 float *codec_run_scales(const codec_run_t *run)
 {
-    if (!run->codec.ops->needs_scales(&run->codec))
+    const iq_codec_ops_t *ops = run->codec.ops;
+    if (!ops->needs_scales(&run->codec))
         return NULL;
-    size_t nscales = run->codec.bucket == 0 ? 1 : run->count / run->codec.bucket + 1;
-    float *scales = calloc(nscales, sizeof(*scales));
-    for (int rank = 0; rank < run->call.nranks; rank++) {
-        for (iq_span_t span = {0, 0}; span.first < run->count; span.first += span.count) {
-            span.count = 1 + codec_random() % 3000;
-            if (span.count > run->count - span.first)
-                span.count = run->count - span.first;
-            run->codec.ops->local_scales(&run->codec, &run->call, span, input(run, rank, span), scales);
-        }
+    size_t shared = ops->shared_scales == NULL ? iq_codec_scales(&run->codec, run->count) : ops->shared_scales(&run->codec, run->count);
+    bool adds = ops->scales_op != NULL && ops->scales_op(&run->codec) == ISGQ_SUM;
+    float *scales = measure(run, 0);
+    for (int rank = 1; rank < run->call.nranks; rank++) {
+        float *own = measure(run, rank);
+        for (size_t i = 0; i < shared; i++)
+            scales[i] = adds ? scales[i] + own[i] : own[i] > scales[i] ? own[i] : scales[i];
+        free(own);
     }
+    if (ops->open_scales != NULL)
+        ops->open_scales(&run->codec, &run->call, run->count, scales);
     return scales;
+}
+
+/* What rank `rank` of the run tells the codec. */
+static iq_codec_call_t rank_call(const codec_run_t *run, int rank, const float *scales)
+{
+    static uint32_t strata[CODEC_RUN_MAX_RANKS][IQ_STRATA];
+    static uint64_t seed;
+    static int nranks;
+    iq_codec_call_t call = run->call;
+    call.rank = rank;
+    call.scales = scales;
+    if (call.strata == NULL && run->codec.rounding == IQ_ROUND_STRATIFIED) {
+        for (int r = 0; r < call.nranks && (nranks != call.nranks || seed != call.seed); r++)
+            iq_strata_fill(call.seed, call.nranks, r, strata[r]);
+        seed = call.seed;
+        nranks = call.nranks;
+        call.strata = strata[rank];
+    }
+    return call;
 }
 
 static unsigned char *message_room(size_t bytes) { return malloc(bytes + 1); }
 
 unsigned char *codec_run_message(const codec_run_t *run, int rank, iq_span_t span, const float *scales, size_t *bytes)
 {
-    iq_codec_call_t call = run->call;
-    call.rank = rank;
-    call.scales = scales;
+    iq_codec_call_t call = rank_call(run, rank, scales);
     *bytes = run->codec.ops->partial_bytes(&run->codec, &call, span, 1);
     unsigned char *message = message_room(*bytes);
     run->codec.ops->encode(&run->codec, &call, span, input(run, rank, span), message + 1);
@@ -55,10 +107,8 @@ unsigned char *codec_run_message(const codec_run_t *run, int rank, iq_span_t spa
 static void add_all(const codec_run_t *run, const float *scales, iq_span_t span, int owner, void *acc)
 {
     for (int rank = 0; rank < run->call.nranks; rank++) {
-        iq_codec_call_t call = run->call;
+        iq_codec_call_t call = rank_call(run, rank, scales);
         size_t bytes;
-        call.rank = rank;
-        call.scales = scales;
         if (rank == owner) {
             run->codec.ops->add_own(&run->codec, &call, span, input(run, rank, span), acc, rank == 0);
             continue;
@@ -76,9 +126,7 @@ static void add_in_chain(const codec_run_t *run, const float *scales, iq_span_t 
     if (run->call.nranks == 1)
         add_all(run, scales, span, 0, acc);
     for (int rank = 1; rank < run->call.nranks; rank++) {
-        iq_codec_call_t call = run->call;
-        call.rank = rank;
-        call.scales = scales;
+        iq_codec_call_t call = rank_call(run, rank, scales);
         ck_assert_int_eq(run->codec.ops->add(&run->codec, &call, span, message + 1, rank, acc, true), ISGQ_SUCCESS);
         run->codec.ops->add_own(&run->codec, &call, span, input(run, rank, span), acc, false);
         free(message);
@@ -91,10 +139,8 @@ static void add_in_chain(const codec_run_t *run, const float *scales, iq_span_t 
 static void run_span(const codec_run_t *run, const float *scales, codec_way_t way, iq_span_t span, void *dst)
 {
     const iq_codec_ops_t *ops = run->codec.ops;
-    iq_codec_call_t call = run->call;
+    iq_codec_call_t call = rank_call(run, run->call.nranks / 2, scales);
     void *acc = malloc(span.count * ops->acc_bytes(&run->codec, &call) + 1);
-    call.scales = scales;
-    call.rank = run->call.nranks / 2;
     if (way == CODEC_CHAIN)
         add_in_chain(run, scales, span, acc);
     else

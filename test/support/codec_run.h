@@ -23,6 +23,9 @@ typedef struct codec_run {
     const void *inputs[CODEC_RUN_MAX_RANKS]; /* [nranks][count] */
 } codec_run_t;
 
+/* What a family's name alone stands for in dense calls. */
+iq_codec_t codec_of_family(const char *name);
+
 /* Numbers with a fixed seed. */
 uint32_t codec_random(void);
 float codec_random_unit(void); /* -1 .. 1 */

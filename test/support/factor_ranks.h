@@ -67,6 +67,7 @@ static inline ranks_t *ranks_create(iq_factor_spec_t spec, iq_factor_call_t call
     ranks->call = call;
     for (int r = 0; r < call.nranks; r++)
         ranks->call.max_batch = iq_max(ranks->call.max_batch, batch[r]);
+    ranks->call.fraction = iq_factor_fraction(&spec, &ranks->call);
     size_t bound = iq_factor_blob_bytes(&spec, &ranks->call), capacity = (size_t)call.nranks * ranks->call.max_batch;
     require(bound > 0, "no bound");
     for (int r = 0; r < call.nranks; r++) {
@@ -75,7 +76,7 @@ static inline ranks_t *ranks_create(iq_factor_spec_t spec, iq_factor_call_t call
         ranks->delta[r] = calloc(batch[r] * call.n + 1, value_bytes(call.datatype));
         ranks->blob[r] = malloc(bound); /* exact, for the address sanitizer */
     }
-    ranks->state = aligned_alloc(64, iq_align_up(iq_factor_state_bytes(&ranks->call), 64));
+    ranks->state = aligned_alloc(64, iq_align_up(iq_factor_state_bytes(&spec, &ranks->call), 64));
     ranks->memory = aligned_alloc(64, iq_factor_rows_layout(&ranks->call, capacity, NULL, NULL));
     ranks->scratch = aligned_alloc(64, iq_align_up(iq_factor_product_scratch(&ranks->call, capacity), 64));
     iq_factor_rows_layout(&ranks->call, capacity, ranks->memory, &ranks->rows);
@@ -152,7 +153,7 @@ static inline void decode_all(ranks_t *ranks, bool backwards)
     ranks->rows.count = 0;
     for (int i = 0; i < ranks->call.nranks; i++) {
         int r = backwards ? ranks->call.nranks - 1 - i : i;
-        require(iq_factor_decode(&ranks->spec, &ranks->call, ranks->blob[r], ranks->bytes[r], &ranks->rows) == ISGQ_SUCCESS,
+        require(iq_factor_decode(&ranks->spec, &ranks->call, r, ranks->blob[r], ranks->bytes[r], &ranks->rows) == ISGQ_SUCCESS,
                 "a blob of ours was refused");
     }
 }

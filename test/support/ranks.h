@@ -23,7 +23,7 @@
 #include <stdint.h>
 
 #define IQ_RANKS_MOST 32
-#define IQ_RANK_VALUES 64
+#define IQ_RANK_VALUES 128
 #define IQ_RANK_FLAGS 16
 #define IQ_RANK_FAILURE_BYTES 640 /* of one rank's sentence */
 

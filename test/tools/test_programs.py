@@ -27,7 +27,14 @@ TRAIN_FIELDS = {
     "mode", "quantizer", "nranks", "epochs", "batch", "accuracy", "loss", "nmse", "seconds", "comm_seconds", "grad_bytes", "ratio", "gain",
     "hash",
 }
-PROGRAMS = ["isgq_perf", "isgq_train", "isgq_info", "isgq_plan"]
+LEVELS = ["onebit", "ef-sign", "bingrad-b", "bingrad-pb", "orq-3", "orq-5", "orq-9", "natural", "qsgd", "qsgd:bits=2", "qsgd:bits=8",
+          "qsgd:bits=3,norm=max", "drive", "eden:bits=1", "eden", "mx", "mx:bits=4,rounding=nearest"]
+SUMS = ["uniform:bits=3,rounding=stratified", "global-qsgd", "global-qsgd:levels=3,bucket=1024", "global-qsgd:norm=l2,bucket=512", "terngrad",
+        "terngrad:clip=0", "intsgd", "global-qsgd-exp", "global-qsgd-exp:bits=4,bucket=1024"]
+FACTORED = ["factor:width=4,rounding=dither", "factor:width=4,coding=range", "factor:bits=4,rows=svd", "isgq:nmse=0.01", "isgq-mse", "isgq-mse:levels=8",
+            "isgq-mvu", "isgq-dithered", "isgq-dithered:width=8"]
+CODED = ["isgq:bits=2,coding=zstd", "isgq:bits=4.5,coding=zstd", "isgq:nmse=0.01,coding=zstd", "isgq:nmse=0.3,coding=zstd"]
+PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan"]
 
 
 def have(program):
@@ -85,6 +92,13 @@ class Case(unittest.TestCase):
         self.assertTrue(result.stderr.startswith(program + ": "), result.stderr)
         self.assertIn(mention, result.stderr)
         self.assertEqual(result.stdout, "")
+
+    def has_coder(self):
+        return "libzstd" not in run("isgq_perf", "-n", "2", "-e", "64", "-q", "isgq:coding=zstd").stderr
+
+    def need_coder(self):
+        if not self.has_coder():
+            self.skipTest("a build without libzstd")
 
     def rows(self, program, *arguments, **more):
         return json.loads(self.succeed(program, *arguments, "-J", "-", **more).stdout)
@@ -189,11 +203,30 @@ class Perf(Case):
             fine = [row["nmse"] for row in rows if row["quantizer"].startswith("uniform:bits=8,") and row["bytes"] > 32768]
             self.assertGreater(min(coarse), 10 * max(fine))
 
+    def test_levels(self):
+        for nranks, dtype, op in (("1", "f32", "sum"), ("3", "f32", "avg"), ("4", "bf16", "sum")):
+            for quantizers in (LEVELS, SUMS):
+                rows = self.sweep("-n", nranks, "-c", "allreduce,reduce_scatter,allgather", "-d", dtype, "-o", op, "-q", ";".join(quantizers),
+                                  "-b", "0", "-e", "64k", "-f", "128")
+                self.assertEqual(len({row["quantizer"] for row in rows}), len(quantizers))
+
+    def test_coded(self):
+        self.need_coder()
+        for nranks, dtype, op in (("1", "f32", "sum"), ("3", "f32", "avg"), ("4", "bf16", "sum")):
+            rows = self.sweep("-n", nranks, "-c", "allreduce,reduce_scatter,allgather", "-d", dtype, "-o", op, "-q", ";".join(CODED), "-b", "0",
+                              "-e", "256k", "-f", "256")
+            self.assertEqual(len({row["quantizer"] for row in rows}), len(CODED))
+
     def test_factored(self):
         for nranks in (1, 2, 3):
             rows = self.sweep("-n", str(nranks), "-c", "factored", "--rows", "9", "--m", "37", "--n", "23", "--bias", "-d", "f32,f16,bf16",
                               "-o", "sum,avg", "-q", "none;factor:width=4/4;factor:width=8/3;isgq:bits=4;isgq:bits=8")
             self.assertEqual(len(rows), 30)
+
+    def test_published_factors(self):
+        for nranks, dtype, op, rows in (("1", "f32", "sum", "9"), ("3", "f32", "avg", "24"), ("2", "bf16", "sum", "0")):
+            self.sweep("-n", nranks, "-c", "factored", "--rows", rows, "--m", "37", "--n", "23", "--bias", "-d", dtype, "-o", op, "-q",
+                       ";".join(text for text in FACTORED if self.has_coder() or "nmse" not in text))
 
     def test_one_answer_for_every_factored_way(self):
         hashes = {way: [row["hash"] for row in self.sweep("-n", "3", "-c", "factored", "--rows", "8", "--m", "31", "--n", "17", "-q",
@@ -235,7 +268,7 @@ class Perf(Case):
                 self.assertEqual(len(json.load(file)), 1)
 
 
-class Spoiled(Case):
+class Spoiling:
     """Results that are spoiled on purpose (spoil.c) must be counted as wrong."""
     needs = ["isgq_perf"]
 
@@ -252,19 +285,48 @@ class Spoiled(Case):
         self.assertGreater(len(rows), 0)
         self.assertEqual([(row["coll"], row["quantizer"], row["nmse"]) for row in rows if row["wrong"] == 0], [], how)
 
+    def notice_dense(self, quantizers, scatter=()):
+        """`scatter`: errs so much that a missing rank does not show (perf/README.md)."""
+        for how in ("zero", "flip", "lost"):
+            texts = [text for text in quantizers if how != "lost" or text not in scatter]
+            self.notice(how, "-c", "allreduce,reduce_scatter,allgather", "-b", "256k", "-e", "256k", "-q", ";".join(texts))
+
+
+class Spoiled(Spoiling, Case):
     def test_dense(self):
         quantizers = ["fp16", "bf16", "uniform:bits=4,rounding=nearest", "isgq:bits=2", "isgq:bits=2.5", "isgq:bits=4"]
-        quantizers += [f"uniform:bits={bits},scale={scale}" for bits in range(1, 9) for scale in ("shared", "local")]
-        for how in ("zero", "flip", "lost"):
-            self.notice(how, "-c", "allreduce,reduce_scatter,allgather", "-b", "256k", "-e", "256k", "-q", ";".join(quantizers))
+        self.notice_dense(quantizers + [f"uniform:bits={bits},scale={scale}" for bits in range(1, 9) for scale in ("shared", "local")])
 
+
+class SpoiledLevels(Spoiling, Case):
+    def test_levels(self):
+        self.notice_dense(LEVELS, scatter=("ef-sign", "qsgd:bits=2"))
+
+
+class SpoiledSums(Spoiling, Case):
+    def test_sums(self):
+        self.notice_dense(SUMS)
+
+
+class SpoiledCodes(Spoiling, Case):
+    def test_coded(self):
+        self.need_coder()
+        self.notice_dense(CODED)
+
+
+class SpoiledFactors(Spoiling, Case):
     def test_factored(self):
         shape = ("-c", "factored", "--rows", "96", "--m", "300", "--n", "200", "--bias")
         quantizers = "factor:width=3;factor:width=4;factor:width=4,rounding=nearest;isgq:bits=2;isgq:bits=4;isgq:bits=8;uniform:bits=4"
         for how in ("zero", "flip", "lost"):
             self.notice(how, *shape, "-q", quantizers)
         for how in ("zero", "flip"):
-            self.notice(how, *shape, "-q", "factor:width=2")
+            self.notice(how, *shape, "-q", "factor:width=2;isgq-mse:levels=2;isgq-dithered:width=2")
+
+    def test_published(self):
+        quantizers = ";".join(text for text in FACTORED if self.has_coder() or "nmse" not in text)
+        for how in ("zero", "flip", "lost"):
+            self.notice(how, "-c", "factored", "--rows", "96", "--m", "300", "--n", "200", "--bias", "-q", quantizers)
 
 
 def children_of(pid):

@@ -361,7 +361,7 @@ static void damage(ranks_t *host, size_t tries)
         }
         box_push(&device.messages);
         host->rows.count = 0;
-        bool good = iq_factor_decode(&host->spec, &host->call, blob, host->bytes[0], &host->rows) == ISGQ_SUCCESS;
+        bool good = iq_factor_decode(&host->spec, &host->call, 0, blob, host->bytes[0], &host->rows) == ISGQ_SUCCESS;
         ck_assert_msg(decode_messages(&device) == good, "try %zu: the host %s this blob", i, good ? "takes" : "refuses");
         if (good)
             check_integers(&device);

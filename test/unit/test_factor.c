@@ -29,12 +29,13 @@ static double unit_of(float peak, bool want_bias)
 
 static void finish_reference(const ranks_t *ranks, const int64_t *sums, bool avg, void *grad, void *bias)
 {
+    int finer = (int)ranks->call.fraction;
     size_t product = ranks->call.m * ranks->call.n;
     double divisor = avg ? ranks->call.nranks : 1;
     for (size_t i = 0; i < product; i++)
-        set_value(ranks->call.datatype, grad, i, (double)sums[i] * unit_of(ranks->peaks[1], ranks->call.want_bias) / divisor);
+        set_value(ranks->call.datatype, grad, i, ldexp((double)sums[i], -2 * finer) * unit_of(ranks->peaks[1], ranks->call.want_bias) / divisor);
     for (size_t j = 0; ranks->call.want_bias && j < ranks->call.n; j++)
-        set_value(ranks->call.datatype, bias, j, (double)sums[product + j] * unit_of(ranks->peaks[0], true) / divisor);
+        set_value(ranks->call.datatype, bias, j, ldexp((double)sums[product + j], -finer) * unit_of(ranks->peaks[0], true) / divisor);
 }
 
 static void add_sums(isgq_data_type_t type, size_t count, const void *part, void *total)
@@ -55,7 +56,7 @@ static void reduce_products(ranks_t *ranks, bool avg, void *grad, void *bias)
     void *part = calloc(count + 1, 8), *total = calloc(count + 1, 8);
     for (int r = 0; r < call->nranks; r++) {
         ranks->rows.count = 0;
-        ck_assert_int_eq(iq_factor_decode(&ranks->spec, call, ranks->blob[r], ranks->bytes[r], &ranks->rows), ISGQ_SUCCESS);
+        ck_assert_int_eq(iq_factor_decode(&ranks->spec, call, r, ranks->blob[r], ranks->bytes[r], &ranks->rows), ISGQ_SUCCESS);
         for (size_t tile = 0; tile < tiles; tile++)
             ck_assert_int_eq(iq_factor_product_integers(&ranks->spec, call, &ranks->rows, tile, part, ranks->scratch),
                              ISGQ_SUCCESS);
@@ -110,6 +111,18 @@ static const iq_factor_spec_t specs[] = {
     {.budget_bits = 1},
     {.budget_bits = 4},
     {.budget_bits = 40},
+    {.width_x = 4, .width_delta = 4, .dither = true},
+    {.width_x = 8, .width_delta = 8, .dither = true, .coded = true},
+    {.width_x = 5, .width_delta = 3, .coded = true},
+    {.width_x = 2, .width_delta = 3, .coded = true, .nearest = true},
+    {.budget_bits = 3, .dither = true},
+    {.budget_bits = 3, .dither = true, .coded = true},
+    {.budget_bits = 1, .coded = true},
+    {.budget_nmse = 0.01, .dither = true, .coded = true},
+    {.method = IQ_FACTOR_MSE, .levels = 4},
+    {.method = IQ_FACTOR_MVU, .levels = 8, .coded = true},
+    {.method = IQ_FACTOR_DITHERED, .width_x = 8, .width_delta = 8},
+    {.method = IQ_FACTOR_DITHERED, .width_x = 2, .width_delta = 4, .coded = true},
 };
 
 START_TEST(test_ranks_and_shapes)

@@ -12,17 +12,18 @@ static isgq_result_t decode_copy(ranks_t *ranks, const unsigned char *blob, size
     unsigned char *copy = malloc(bytes > 0 ? bytes : 1);
     memcpy(copy, blob, bytes);
     ranks->rows.count = 0;
-    isgq_result_t result = iq_factor_decode(&ranks->spec, call, copy, bytes, &ranks->rows);
+    isgq_result_t result = iq_factor_decode(&ranks->spec, call, 0, copy, bytes, &ranks->rows);
     free(copy);
     require(result == ISGQ_SUCCESS || result == ISGQ_ERR_CORRUPT, "an unknown status");
     require(ranks->rows.count <= (result == ISGQ_SUCCESS ? call->max_batch : 0), "rows of a refused blob");
     bool good = true;
     for (size_t r = 0; r < ranks->rows.count; r++)
         good &= ranks->rows.weight_c[r] <= 15 << (IQ_FACTOR_OCTAVES - 1);
+    int finer = 1 << call->fraction, most = ranks->spec.levels > 0 ? 4095 : 255 * finer + finer / 2;
     for (size_t i = 0; i < ranks->rows.count * call->m; i++)
-        good &= ranks->rows.q[i] >= -127 && ranks->rows.q[i] <= 255;
+        good &= ranks->rows.q[i] >= -most && ranks->rows.q[i] <= most;
     for (size_t j = 0; j < ranks->rows.count * call->n; j++)
-        good &= ranks->rows.p[j] >= -127 && ranks->rows.p[j] <= 127;
+        good &= ranks->rows.p[j] >= -most && ranks->rows.p[j] <= most;
     require(good, "a weight or a code out of range");
     return result;
 }
@@ -48,14 +49,14 @@ static void fuzz(iq_factor_spec_t spec, bool bias, bool relu)
     memset(blob, 0, sizeof(blob));
     memcpy(blob, ranks->blob[0], bytes);
     ck_assert_int_eq(decode_copy(ranks, blob, bytes + 1), ISGQ_ERR_CORRUPT);
-    for (uint64_t i = 0; i < 8000; i++) { /* one to three bytes changed */
+    for (uint64_t i = 0; i < 5000; i++) { /* one to three bytes changed */
         memcpy(blob, ranks->blob[0], bytes);
         for (uint64_t k = 0; k <= i % 3; k++)
             blob[random_word(i * 8 + k) % bytes] ^= (unsigned char)(1 + random_word(i * 8 + k + 4) % 255);
         accepted += decode_copy(ranks, blob, bytes) == ISGQ_SUCCESS;
     }
     ck_assert_uint_gt(accepted, 0);       /* a changed code is another legal code */
-    for (uint64_t i = 0; i < 8000; i++) { /* rubbish behind a good start */
+    for (uint64_t i = 0; i < 5000; i++) { /* rubbish behind a good start */
         size_t good = i % 2 == 0 ? 8 : 0, length = random_word(900000 + i) % sizeof(blob);
         memcpy(blob, ranks->blob[0], 8);
         for (size_t at = good; at < sizeof(blob); at += 4) {
@@ -73,6 +74,46 @@ START_TEST(test_fuzz)
     fuzz(widths(3, 8), false, true);
     fuzz(budget(4), true, true);
     fuzz(budget(6), false, false);
+}
+END_TEST
+
+START_TEST(test_fuzz_versions)
+{
+    static const iq_factor_spec_t specs[] = {
+        {.width_x = 4, .width_delta = 5, .dither = true},
+        {.budget_bits = 4, .dither = true, .coded = true},
+        {.width_x = 3, .width_delta = 3, .coded = true},
+        {.method = IQ_FACTOR_MSE, .levels = 2},
+        {.method = IQ_FACTOR_MSE, .levels = 4, .coded = true},
+        {.method = IQ_FACTOR_MVU, .levels = 8},
+        {.method = IQ_FACTOR_DITHERED, .width_x = 3, .width_delta = 5},
+        {.method = IQ_FACTOR_DITHERED, .width_x = 4, .width_delta = 4, .coded = true},
+    };
+    for (size_t s = 0; s < IQ_ARRAY_SIZE(specs); s++) {
+        fuzz(specs[s], true, false);
+        fuzz(specs[s], false, true);
+    }
+}
+END_TEST
+
+/* A blob of one quantizer is damage to every other one. */
+START_TEST(test_versions)
+{
+    static const iq_factor_spec_t specs[] = {
+        {.width_x = 4, .width_delta = 4},
+        {.width_x = 4, .width_delta = 4, .dither = true},
+        {.method = IQ_FACTOR_MSE, .levels = 4},
+        {.method = IQ_FACTOR_DITHERED, .width_x = 4, .width_delta = 4},
+    };
+    for (size_t s = 0; s < IQ_ARRAY_SIZE(specs); s++) {
+        ranks_t *ranks = make_ranks(specs[s], true, false);
+        ck_assert_uint_eq(ranks->blob[0][0], s + 1);
+        for (size_t other = 0; other < IQ_ARRAY_SIZE(specs); other++) {
+            ranks->spec = specs[other];
+            ck_assert_int_eq(decode_copy(ranks, ranks->blob[0], ranks->bytes[0]), other == s ? ISGQ_SUCCESS : ISGQ_ERR_CORRUPT);
+        }
+        ranks_destroy(ranks);
+    }
 }
 END_TEST
 
@@ -137,7 +178,7 @@ START_TEST(test_too_many_rows)
     ranks_t *ranks = make_ranks(widths(4, 4), true, false);
     size_t before = ranks->rows.count;
     ck_assert_uint_gt(before, 0);
-    ck_assert_int_eq(iq_factor_decode(&ranks->spec, &ranks->call, ranks->blob[0], ranks->bytes[0], &ranks->rows),
+    ck_assert_int_eq(iq_factor_decode(&ranks->spec, &ranks->call, 0, ranks->blob[0], ranks->bytes[0], &ranks->rows),
                      ISGQ_ERR_CORRUPT);
     ck_assert_uint_eq(ranks->rows.count, before);
     ranks_destroy(ranks);
@@ -150,7 +191,9 @@ Suite *iq_suite(void)
     TCase *fuzzed = tcase_create("fuzz"), *format = tcase_create("format");
     tcase_set_timeout(fuzzed, 120);
     tcase_add_test(fuzzed, test_fuzz);
+    tcase_add_test(fuzzed, test_fuzz_versions);
     tcase_add_test(format, test_fields);
+    tcase_add_test(format, test_versions);
     tcase_add_test(format, test_zero_plane);
     tcase_add_test(format, test_too_many_rows);
     suite_add_tcase(suite, fuzzed);

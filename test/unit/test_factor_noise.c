@@ -65,11 +65,15 @@ START_TEST(test_fixed_widths)
     static const unsigned fixed[] = {2, 3, 4, 8};
     static const size_t batch[] = {3, 4};
     for (size_t w = 0; w < IQ_ARRAY_SIZE(fixed); w++)
-        for (int relu = 0; relu < 2; relu++) {
-            ranks_t *ranks = ranks_create(widths(fixed[w], fixed[w]), shape(2, 6, 7, true), batch);
-            fill_normal(ranks, 11 + w, relu != 0, 1);
-            moments_t moments = draw_moments(ranks, 1500);
-            check_unbiased(&moments, 1500, 2.2, "width", fixed[w]);
+        for (int kind = 0; kind < 4; kind++) {
+            bool relu = kind % 2 != 0;
+            iq_factor_spec_t spec = widths(fixed[w], fixed[w]);
+            spec.dither = spec.coded = kind > 1;
+            ranks_t *ranks = ranks_create(spec, shape(2, 6, 7, true), batch);
+            fill_normal(ranks, 11 + w, relu, 1);
+            size_t draws = kind > 1 ? 500 : 1500;
+            moments_t moments = draw_moments(ranks, draws);
+            check_unbiased(&moments, draws, 2.2, "width", fixed[w]);
             moments_free(&moments);
             ranks_destroy(ranks);
         }
@@ -81,11 +85,16 @@ START_TEST(test_budgets)
     static const double bits[] = {1.5, 3, 5};
     static const size_t batch[] = {8, 6};
     for (size_t b = 0; b < IQ_ARRAY_SIZE(bits); b++)
-        for (int bias = 0; bias < 2; bias++) {
-            ranks_t *ranks = ranks_create(budget(bits[b]), shape(2, 16, 13, bias != 0), batch);
+        for (int kind = 0; kind < 6; kind++) {
+            iq_factor_spec_t spec = budget(bits[b]);
+            int bias = kind % 2;
+            spec.dither = kind > 1;
+            spec.coded = kind > 3;
+            ranks_t *ranks = ranks_create(spec, shape(2, 16, 13, bias != 0), batch);
             fill_normal(ranks, 21 + b, true, 1.5);
-            moments_t moments = draw_moments(ranks, 1500);
-            check_unbiased(&moments, 1500, 2.2, "budget", bits[b]);
+            size_t draws = kind > 1 ? 500 : 1500;
+            moments_t moments = draw_moments(ranks, draws);
+            check_unbiased(&moments, draws, 2.2, "budget", bits[b]);
             moments_free(&moments);
             ranks_destroy(ranks);
         }
@@ -94,10 +103,10 @@ END_TEST
 
 /* One heavy row on rank 0, on rank 1 rows whose products weigh 2^-9 .. 2^-33 of it. `skew` moves weight from delta to x, so that
  * the weights of the bias lie elsewhere on their grid than those of the product and rows are split. */
-static void check_light_rows(double skew, bool want_bias)
+static void check_light_rows(iq_factor_spec_t spec, double skew, bool want_bias)
 {
     static const size_t batch[] = {1, 100};
-    ranks_t *ranks = ranks_create(widths(4, 4), shape(2, 3, 3, want_bias), batch);
+    ranks_t *ranks = ranks_create(spec, shape(2, 3, 3, want_bias), batch);
     fill_normal(ranks, 5, false, 0);
     float *x = ranks->x[1], *delta = ranks->delta[1];
     for (size_t i = 0; i < 3; i++) { /* the heavy row has no part in most outputs */
@@ -119,10 +128,13 @@ static void check_light_rows(double skew, bool want_bias)
 
 START_TEST(test_light_rows)
 {
-    check_light_rows(0, false);
-    check_light_rows(0, true);
-    check_light_rows(6, true);
-    check_light_rows(-6, true);
+    iq_factor_spec_t dithered = {.width_x = 4, .width_delta = 4, .dither = true};
+    check_light_rows(widths(4, 4), 0, false);
+    check_light_rows(widths(4, 4), 0, true);
+    check_light_rows(widths(4, 4), 6, true);
+    check_light_rows(widths(4, 4), -6, true);
+    check_light_rows(dithered, 0, false);
+    check_light_rows(dithered, 6, true);
 }
 END_TEST
 
@@ -166,7 +178,9 @@ static double closed_form(const ranks_t *ranks, bool unsigned_x, double growth)
                 for (size_t i = 0; i < sizes[side]; i++) {
                     double step = growth * most / levels[side], y = fabs((double)values[i]) / step, f = y - floor(y);
                     norm[side] += (double)values[i] * (double)values[i];
-                    variance[side] += step * step * f * (1 - f);
+                    variance[side] += values[i] == 0        ? 0
+                                      : ranks->spec.dither ? step * step / 12 * (1 + 1.0 / 256)
+                                                           : step * step * f * (1 - f);
                 }
             }
             total += (norm[0] + variance[0]) * (norm[1] + variance[1]) - norm[0] * norm[1];
@@ -179,11 +193,14 @@ START_TEST(test_variance)
     static const unsigned fixed[] = {2, 3, 4, 6, 8};
     static const size_t batch[] = {20, 12};
     for (size_t w = 0; w < IQ_ARRAY_SIZE(fixed); w++)
-        for (int relu = 0; relu < 2; relu++) {
-            ranks_t *ranks = ranks_create(widths(fixed[w], fixed[w]), shape(2, 60, 50, false), batch);
-            fill_normal(ranks, 31 + w, relu != 0, 0.7);
+        for (int kind = 0; kind < 4; kind++) {
+            bool relu = kind % 2 != 0;
+            iq_factor_spec_t spec = widths(fixed[w], fixed[w]);
+            spec.dither = kind > 1;
+            ranks_t *ranks = ranks_create(spec, shape(2, 60, 50, false), batch);
+            fill_normal(ranks, 31 + w, relu, 0.7);
             moments_t moments = draw_moments(ranks, 100);
-            double low = closed_form(ranks, relu != 0, 1), high = closed_form(ranks, relu != 0, 1.125);
+            double low = closed_form(ranks, relu, 1), high = closed_form(ranks, relu, 1.125);
             ck_assert_msg(moments.error > 0.9 * low && moments.error < 1.1 * high, "width %u: %g is not in %g .. %g", fixed[w],
                           moments.error, low, high);
             moments_free(&moments);
@@ -217,6 +234,56 @@ START_TEST(test_budget_is_met)
 }
 END_TEST
 
+/* Bytes through the coder are known only roughly before. */
+START_TEST(test_coded_budget)
+{
+    static const double bits[] = {1, 2, 3};
+    static const size_t batch[] = {24, 24};
+    for (size_t b = 0; b < IQ_ARRAY_SIZE(bits); b++) {
+        iq_factor_spec_t spec = {.budget_bits = bits[b], .dither = true, .coded = true};
+        ranks_t *ranks = ranks_create(spec, shape(2, 300, 200, true), batch);
+        fill_normal(ranks, 300 + b, true, 2);
+        moments_t moments = draw_moments(ranks, 20);
+        double expected = 2 * bits[b] * 24 * 500 / 8;
+        ck_assert_msg(moments.bytes < 1.03 * expected && moments.bytes > 0.9 * expected, "%g bits: %g bytes for %g", bits[b],
+                      moments.bytes, expected);
+        moments_free(&moments);
+        ranks_destroy(ranks);
+    }
+}
+END_TEST
+
+/* The error is that of the rows' energies, with as few bytes as it takes. */
+START_TEST(test_error_is_met)
+{
+    static const double errors[] = {0.1, 0.01, 0.001};
+    static const size_t batch[] = {24, 24};
+    double before = 0;
+    for (size_t e = 0; e < IQ_ARRAY_SIZE(errors); e++) {
+        iq_factor_spec_t spec = {.budget_nmse = errors[e], .dither = true, .coded = true};
+        ranks_t *ranks = ranks_create(spec, shape(2, 120, 100, false), batch);
+        double energy = 0;
+        fill_normal(ranks, 400, true, 1.5);
+        for (int r = 0; r < 2; r++)
+            for (size_t row = 0; row < 24; row++) {
+                double x = 0, delta = 0;
+                for (size_t i = 0; i < 120; i++)
+                    x += pow((double)((const float *)ranks->x[r])[row * 120 + i], 2);
+                for (size_t j = 0; j < 100; j++)
+                    delta += pow((double)((const float *)ranks->delta[r])[row * 100 + j], 2);
+                energy += x * delta;
+            }
+        moments_t moments = draw_moments(ranks, 60);
+        ck_assert_msg(moments.error < 1.15 * errors[e] * energy && moments.error > 0.7 * errors[e] * energy, "%g became %g", errors[e],
+                      moments.error / energy);
+        ck_assert_double_gt(moments.bytes, before);
+        before = moments.bytes;
+        moments_free(&moments);
+        ranks_destroy(ranks);
+    }
+}
+END_TEST
+
 static double nmse(const moments_t *moments, const ranks_t *ranks)
 {
     size_t product = ranks->call.m * ranks->call.n;
@@ -229,14 +296,16 @@ static double nmse(const moments_t *moments, const ranks_t *ranks)
 }
 
 /* What training looks like: half of X is zero, rows of delta span 2^10. The same bits, spent as a budget, are worth 20 times as
- * much. */
+ * much; with dither 1.5 times that, and with the coder, at 2 bits, twice that of dither alone. */
 START_TEST(test_budget_beats_width)
 {
     static const size_t batch[] = {32, 32, 32, 32};
-    iq_factor_spec_t both[] = {widths(4, 4), budget(3.5)};
-    double error[2], bytes[2];
-    for (int k = 0; k < 2; k++) {
-        ranks_t *ranks = ranks_create(both[k], shape(4, 196, 250, true), batch);
+    iq_factor_spec_t specs[] = {widths(4, 4), budget(3.5), budget(3.5), budget(2), budget(2)};
+    double error[5], bytes[5];
+    specs[2].dither = specs[3].dither = specs[4].dither = true;
+    specs[4].coded = true;
+    for (int k = 0; k < 5; k++) {
+        ranks_t *ranks = ranks_create(specs[k], shape(4, 196, 250, true), batch);
         fill_normal(ranks, 7, true, 2.5);
         moments_t moments = draw_moments(ranks, 10);
         error[k] = nmse(&moments, ranks);
@@ -245,8 +314,11 @@ START_TEST(test_budget_beats_width)
         ranks_destroy(ranks);
     }
     ck_assert_double_lt(bytes[1], 1.02 * bytes[0]);
-    ck_assert_msg(error[1] < error[0] / 20, "4 bits: nmse %g in %g bytes; budget: %g in %g", error[0], bytes[0], error[1],
-                  bytes[1]);
+    ck_assert_double_lt(bytes[2], 1.02 * bytes[0]);
+    ck_assert_double_lt(bytes[4], 1.02 * bytes[3]);
+    for (int k = 1; k < 5; k++)
+        ck_assert_msg(k == 3 || error[k] < error[k - 1] / (k == 1 ? 20 : k == 2 ? 1.5 : 2),
+                      "spec %d: nmse %g in %g bytes; before: %g in %g", k, error[k], bytes[k], error[k - 1], bytes[k - 1]);
 }
 END_TEST
 
@@ -263,6 +335,8 @@ Suite *iq_suite(void)
     tcase_add_test(error, test_variance);
     tcase_add_test(error, test_budget_beats_width);
     tcase_add_test(bytes, test_budget_is_met);
+    tcase_add_test(bytes, test_coded_budget);
+    tcase_add_test(bytes, test_error_is_met);
     for (size_t i = 0; i < IQ_ARRAY_SIZE(all); i++) {
         tcase_set_timeout(all[i], 300);
         suite_add_tcase(suite, all[i]);

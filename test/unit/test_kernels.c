@@ -285,7 +285,8 @@ static uint8_t code_of(const iq_grid_t *grid, uint64_t number, float x)
     double whole = floor((double)y);
     float fraction = y - (float)whole;
     if (grid->stochastic) {
-        uint32_t random = iq_draw(grid->seed, grid->call, grid->stream, grid->rank, number).word[number % 4] >> 8;
+        uint32_t word = iq_draw(grid->seed, grid->call, grid->stream, grid->rank, number).word[number % 4];
+        uint32_t random = grid->strata == NULL ? word >> 8 : ((word >> 8) + grid->strata[word % 256]) % 0x1000000u;
         whole += (double)random < floor((double)fraction * 0x1p24);
     } else {
         whole += fraction >= 0.5f;
@@ -306,6 +307,9 @@ static void check_quantize(const iq_kernels_t *row, const iq_grid_t *grid, uint6
 START_TEST(quantize_follows_its_definition)
 {
     static float values[COUNT];
+    static uint32_t strata[256];
+    for (int i = 0; i < 256; i++)
+        strata[i] = random_bits() >> 8;
     static const uint64_t firsts[] = {0, 1, 2, 3, 5, 1021, 0x3fffffffeull, 0xfffffffffull, 0x3fffffff0ull, 0x7ffffffffffull};
     FOR_ROWS(row)
     {
@@ -326,6 +330,8 @@ START_TEST(quantize_follows_its_definition)
             check_quantize(*row, &grid, firsts[i], values, COUNT);
             for (size_t count = 0; count < 9; count++)
                 check_quantize(*row, &grid, firsts[i], values, count);
+            grid.strata = strata;
+            check_quantize(*row, &grid, firsts[i], values, COUNT - i);
             grid.stochastic = false;
             check_quantize(*row, &grid, firsts[i], values, COUNT);
             grid = (iq_grid_t){.inverse = 255.0f, .low = 0, .high = 255, .stochastic = i % 2, .shift = 0.5f};

@@ -57,6 +57,8 @@ static const struct {
     {"qsgd", "qsgd:bits=4,norm=l2,bucket=512,feedback=off"},
     {"qsgd:feedback=weighted", "qsgd:bits=4,norm=l2,bucket=512,feedback=weighted"},
     {"onebit", "onebit:bucket=2048,feedback=full"},
+    {"uniform:feedback=off", "uniform:bits=4,rounding=stochastic,scale=shared,bucket=1024,sum=auto"},
+    {"uniform:bits=2,feedback=full", "uniform:bits=2,rounding=stochastic,scale=shared,bucket=1024,sum=auto,feedback=full"},
     {"ef-sign:bucket=8192", "ef-sign:bucket=8192,feedback=full"},
     {"bingrad-b", "bingrad-b:bucket=2048,feedback=off"},
     {"bingrad-pb:feedback=full", "bingrad-pb:bucket=2048,feedback=full"},

@@ -1,0 +1,148 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Rates and errors of grids from a histogram: see coded_rate.h. */
+#include "codec/coded_rate.h"
+
+#include "codec/coded_math.h"
+
+#include <string.h>
+
+enum {
+    QUARTERS = 4,        /* classes in an octave */
+    EXPONENTS = 256,
+    FINE = 3,            /* octaves of codes that are told apart: -8..8 */
+    CODES = 1 << FINE,
+    FAINT = 12           /* octaves below the step that still count */
+};
+
+void iq_coded_tally(iq_coded_tally_t *tally, const iq_f32_any_t *values, size_t count)
+{
+    for (size_t i = 0; i < count; i++)
+        tally->counts[iq_float_bits(values[i]) >> 21]++;
+    tally->count += count;
+}
+
+static uint32_t both_signs(const iq_coded_tally_t *tally, unsigned class)
+{
+    return tally->counts[class] + tally->counts[IQ_CODED_CLASSES / 2 + class];
+}
+
+bool iq_coded_not_finite(const iq_coded_tally_t *tally)
+{
+    uint32_t found = 0;
+    for (unsigned q = 0; q < QUARTERS; q++)
+        found |= both_signs(tally, (EXPONENTS - 1) * QUARTERS + q);
+    return found != 0;
+}
+
+size_t iq_coded_zeros(const iq_coded_tally_t *tally) { return both_signs(tally, 0); }
+
+double iq_coded_squares(const iq_coded_tally_t *tally)
+{
+    double sum = 0.0;
+    for (unsigned exponent = 1; exponent < EXPONENTS - 1; exponent++) {
+        double unit = iq_exp2_whole((int)exponent - 127), squares = 0.0;
+        for (unsigned q = 0; q < QUARTERS; q++) {
+            double low = 1.0 + 0.25 * q, high = low + 0.25; /* spread evenly between */
+            squares += (double)both_signs(tally, exponent * QUARTERS + q) * (low * low + low * high + high * high) / 3.0;
+        }
+        sum += squares * unit * unit;
+    }
+    return sum;
+}
+
+/* -n log2(n / count) */
+static inline double plog(double n, double count) { return n > 0.0 ? -n * iq_log2(n / count) : 0.0; }
+
+/* Everything of at least 2^exponent, for all exponents: how many, and their entropy but for how many codes a class spreads over. */
+typedef struct tails {
+    double many[EXPONENTS + 1], bits[EXPONENTS + 1];
+} tails_t;
+
+static void sum_tails(const iq_coded_tally_t *tally, tails_t *tails)
+{
+    double count = (double)tally->count;
+    tails->many[EXPONENTS - 1] = tails->bits[EXPONENTS - 1] = 0.0;
+    for (int exponent = EXPONENTS - 2; exponent >= 0; exponent--) {
+        double many = 0.0, bits = 0.0;
+        for (unsigned q = 0; q < 2 * QUARTERS; q++) {
+            unsigned class = (unsigned)exponent * QUARTERS + q % QUARTERS + (q < QUARTERS ? 0 : IQ_CODED_CLASSES / 2);
+            double n = (double)tally->counts[class];
+            many += n;
+            bits += plog(n, count) + n * (exponent - 2); /* in steps of 2^j a class has 2^(exponent - 2 - j) codes */
+        }
+        tails->many[exponent] = tails->many[exponent + 1] + many;
+        tails->bits[exponent] = tails->bits[exponent + 1] + bits;
+    }
+}
+
+/* Mean of f (1 - f) for fractions spread evenly over a class. */
+static double class_noise(double low, double width)
+{
+    double from = low - (int)low, to = from + width;
+    if (to > 1.0)
+        return 1.0 / 6.0; /* several whole steps */
+    return ((to * to - from * from) / 2 - (to * to * to - from * from * from) / 3) / width;
+}
+
+/* Values below eight steps of 2^(step - 127): where their codes go. */
+static double fine_codes(const iq_coded_tally_t *tally, int step, double codes[2 * CODES + 1])
+{
+    double noise = 0.0;
+    for (int exponent = step + FINE - 1; exponent >= step - FAINT && exponent >= 1; exponent--) {
+        if (exponent >= EXPONENTS - 1)
+            continue;
+        double unit = iq_exp2_whole(exponent - step);
+        for (unsigned q = 0; q < 2 * QUARTERS; q++) {
+            unsigned sign = q / QUARTERS, class = (unsigned)exponent * QUARTERS + q % QUARTERS;
+            double n = (double)tally->counts[class + sign * IQ_CODED_CLASSES / 2];
+            if (n == 0.0)
+                continue;
+            double y = (1.125 + 0.25 * (q % QUARTERS)) * unit;
+            int whole = (int)y;
+            double up = (y - whole) * n;
+            codes[sign ? CODES - whole : CODES + whole] += n - up;
+            codes[sign ? CODES - whole - 1 : CODES + whole + 1] += up;
+            noise += n * class_noise((1.0 + 0.25 * (q % QUARTERS)) * unit, 0.25 * unit);
+        }
+    }
+    return noise;
+}
+
+static void curve_point(const iq_coded_tally_t *tally, const tails_t *tails, int step, double *rate, double *noise)
+{
+    double codes[2 * CODES + 1] = {0}, count = (double)tally->count;
+    int least = step + FINE; /* exponent from which on codes are spread */
+    double many = least < EXPONENTS ? tails->many[least < 0 ? 0 : least] : 0.0;
+    double bits = least < EXPONENTS ? tails->bits[least < 0 ? 0 : least] - step * many : 0.0;
+    double errors = many / 6.0 + fine_codes(tally, step, codes), told = 0.0;
+    for (int i = 0; i < 2 * CODES + 1; i++)
+        if (i != CODES) {
+            bits += plog(codes[i], count);
+            told += codes[i];
+        }
+    bits += plog(count - many - told, count); /* the rest is code 0, fainter values too */
+    *rate = bits > 0.0 ? bits / count : 0.0;
+    *noise = errors / count;
+}
+
+void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *noise)
+{
+    tails_t tails;
+    sum_tails(tally, &tails);
+    curve_point(tally, &tails, exponent, rate, noise);
+}
+
+void iq_coded_curves(const iq_coded_tally_t *tally, iq_coded_curves_t *curves)
+{
+    tails_t tails;
+    int largest = EXPONENTS - 2;
+    memset(curves, 0, sizeof(*curves));
+    sum_tails(tally, &tails);
+    while (largest > 0 && tails.many[largest] == 0.0)
+        largest--;
+    if (largest == 0)
+        return;
+    curves->top = largest + IQ_CODED_ABOVE;
+    for (int i = 0; i < IQ_CODED_WINDOW; i++)
+        curve_point(tally, &tails, curves->top - i, &curves->rate[i], &curves->noise[i]);
+}

@@ -1,0 +1,276 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* Blocks of integers: what is written is read, in no more bytes than promised and in few where the distribution allows; damage is noticed
+ * or harmless. And the curves that foretell those bytes. */
+#include "support/check_main.h"
+#include "support/codec_run.h"
+#include "support/require.h"
+
+#include "base/status.h"
+#include "codec/coded_math.h"
+#include "codec/coded_message.h"
+#include "codec/coded_rate.h"
+#include "codec/coder.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int32_t codes[IQ_CODED_BLOCK], back[IQ_CODED_BLOCK];
+static float values[IQ_CODED_BLOCK];
+
+/* ---- distributions ---- */
+
+typedef enum kind { NORMAL, LAPLACE, HEAVY, SPARSE, ONE_SIDED, KINDS } kind_t;
+
+static double uniform(void) { return ((double)codec_random() + 0.5) * 0x1p-32; }
+static double normal(void) { return sqrt(-2.0 * log(uniform())) * cos(6.283185307179586 * uniform()); }
+static double laplace(void) { return log(uniform() / uniform()) / sqrt(2.0); }
+
+static double draw(kind_t kind)
+{
+    switch (kind) {
+    case NORMAL: return normal();
+    case LAPLACE: return laplace();
+    case HEAVY: return normal() / sqrt(uniform() + 1e-3);
+    case SPARSE: return codec_random() % 5 ? 0.0 : laplace();
+    default: return fabs(normal());
+    }
+}
+
+static void fill(kind_t kind, double step)
+{
+    for (int i = 0; i < IQ_CODED_BLOCK; i++) {
+        values[i] = (float)draw(kind);
+        codes[i] = (int32_t)floor((double)values[i] / step + uniform());
+    }
+}
+
+/* Bits an element by the counts of what occurs. */
+static double entropy(size_t count)
+{
+    enum { HALF = 1 << 16 };
+    static uint32_t counts[2 * HALF];
+    double bits = 0.0;
+    memset(counts, 0, sizeof(counts));
+    for (size_t i = 0; i < count; i++)
+        counts[codes[i] < -HALF ? 0 : codes[i] >= HALF ? 2 * HALF - 1 : codes[i] + HALF]++;
+    for (int i = 0; i < 2 * HALF; i++)
+        if (counts[i] > 0)
+            bits -= counts[i] * log2((double)counts[i] / (double)count);
+    return bits / (double)count;
+}
+
+/* ---- there and back ---- */
+
+/* In memory of exactly the promised size, at an odd address. */
+static size_t check_block(size_t count)
+{
+    size_t most = iq_coded_block_bytes(count), used;
+    unsigned char *memory = malloc(most + 1), *exact;
+    size_t bytes = iq_coded_write(codes, count, memory + 1);
+    REQUIRE(bytes <= most);
+    exact = malloc(bytes + 1);
+    memcpy(exact + 1, memory + 1, bytes);
+    memset(back, 0x55, sizeof(back));
+    ck_assert_int_eq(iq_coded_read(exact + 1, bytes, count, back, &used), ISGQ_SUCCESS);
+    ck_assert_uint_eq(used, bytes);
+    ck_assert_mem_eq(back, codes, count * sizeof(*codes));
+    free(exact);
+    free(memory);
+    return bytes;
+}
+
+START_TEST(blocks_come_back)
+{
+    kind_t kind = (kind_t)_i;
+    for (double step = 16.0; step > 1e-5; step /= 3.0) {
+        fill(kind, step);
+        check_block(IQ_CODED_BLOCK);
+        for (size_t count = 1; count < 40; count += 1 + count / 9)
+            check_block(count);
+        check_block(1000 + codec_random() % 9000);
+    }
+}
+END_TEST
+
+START_TEST(extreme_integers_come_back)
+{
+    static const int32_t extremes[] = {0, 1, -1, 2, -2, 15, -16, 31, 32, 127, 128, -129, 255, 256, 65535, -65536, IQ_CODED_LARGEST - 1, 1 - IQ_CODED_LARGEST};
+    for (int turn = 0; turn < 40; turn++) {
+        size_t kinds = 1 + codec_random() % (sizeof(extremes) / sizeof(*extremes)), count = 1 + codec_random() % (turn < 20 ? 30 : IQ_CODED_BLOCK);
+        for (size_t i = 0; i < count; i++)
+            codes[i] = extremes[codec_random() % kinds];
+        check_block(count);
+    }
+    for (int i = 0; i < IQ_CODED_BLOCK; i++) /* nothing to gain: all bits are random */
+        codes[i] = (int32_t)(codec_random() % IQ_CODED_LARGEST) - IQ_CODED_LARGEST / 2;
+    ck_assert_uint_le(check_block(IQ_CODED_BLOCK), 6 + IQ_CODED_BLOCK / 8 * 29);
+    memset(codes, 0, sizeof(codes));
+    ck_assert_uint_eq(check_block(IQ_CODED_BLOCK), IQ_CODED_BLOCK_HEADER);
+}
+END_TEST
+
+/* Close to the entropy of the integers, and of rare ones not much more than a bit for every eight of them. */
+START_TEST(blocks_are_small)
+{
+    kind_t kind = (kind_t)_i;
+    if (!iq_coder_present())
+        return;
+    for (double step = kind == HEAVY ? 2.0 : 8.0; step > 0.01; step /= 2.0) { /* a few far values cost bytes each */
+        fill(kind, step);
+        double bits = 8.0 * (double)check_block(IQ_CODED_BLOCK) / IQ_CODED_BLOCK, least = entropy(IQ_CODED_BLOCK);
+        ck_assert_msg(bits < 1.03 * least + 0.06 + (least < 0.6 ? 0.25 * (0.6 - least) : 0.0), "kind %d step %g: %.3f bits, entropy %.3f", kind, step,
+                      bits, least);
+    }
+}
+END_TEST
+
+/* ---- damage ---- */
+
+static void read_damaged(const unsigned char *block, size_t bytes, size_t count)
+{
+    size_t used;
+    unsigned char *exact = malloc(bytes + 1);
+    memcpy(exact + 1, block, bytes);
+    isgq_result_t result = iq_coded_read(exact + 1, bytes, count, back, &used);
+    REQUIRE(result == ISGQ_SUCCESS || result == ISGQ_ERR_CORRUPT);
+    for (size_t i = 0; i < count && result == ISGQ_SUCCESS; i++)
+        REQUIRE(back[i] > -IQ_CODED_LARGEST && back[i] < IQ_CODED_LARGEST);
+    REQUIRE(result != ISGQ_SUCCESS || used <= bytes);
+    free(exact);
+}
+
+START_TEST(damage_is_harmless)
+{
+    static unsigned char block[IQ_CODED_BLOCK_HEADER + 4 * 2048];
+    for (int turn = 0; turn < 3000; turn++) {
+        size_t count = turn % 3 ? 1 + codec_random() % 2048 : 40;
+        fill(turn % 2 ? (kind_t)(turn % KINDS) : SPARSE, turn % 7 == 0 ? 1e-4 : 8.0 / (1 << turn % 8));
+        size_t bytes = iq_coded_write(codes, count, block);
+        for (unsigned flips = codec_random() % 4; flips-- > 0;)
+            block[codec_random() % (turn % 5 ? bytes : IQ_CODED_BLOCK_HEADER)] ^= (unsigned char)(1u << codec_random() % 8);
+        read_damaged(block, turn % 4 ? bytes : codec_random() % (bytes + 1), turn % 11 ? count : 1 + codec_random() % IQ_CODED_BLOCK);
+    }
+}
+END_TEST
+
+START_TEST(noise_is_harmless)
+{
+    unsigned char block[300];
+    for (int turn = 0; turn < 20000; turn++) {
+        size_t bytes = codec_random() % sizeof(block);
+        for (size_t i = 0; i < bytes; i++)
+            block[i] = (unsigned char)codec_random();
+        block[0] %= 12;
+        block[1] = turn % 2 ? 0 : block[1] % 40;
+        block[2] = (unsigned char)(bytes / 2);
+        block[4] = (unsigned char)(bytes - bytes / 2 - IQ_CODED_BLOCK_HEADER);
+        block[3] = block[5] = 0;
+        read_damaged(block, bytes, 1 + codec_random() % 600);
+    }
+}
+END_TEST
+
+/* What no writer writes is refused, each for a reason of its own. */
+START_TEST(strange_blocks_are_refused)
+{
+    unsigned char block[64] = {0};
+    size_t used;
+    memset(codes, 0, sizeof(codes));
+    ck_assert_uint_eq(iq_coded_write(codes, 8, block), 6);
+    ck_assert_int_eq(iq_coded_read(block, 5, 8, back, &used), ISGQ_ERR_CORRUPT); /* no room for a header */
+    for (int byte = 0; byte < 6; byte++) { /* zeros say nothing else */
+        memset(block, 0, sizeof(block));
+        block[byte] = 200;
+        ck_assert_int_eq(iq_coded_read(block, sizeof(block), 8, back, &used), ISGQ_ERR_CORRUPT);
+    }
+    memcpy(block, "\1\4\0\0\0\0\xff\xff\xff\xff", 10); /* packed: eight integers of four bits */
+    ck_assert_int_eq(iq_coded_read(block, 10, 8, back, &used), ISGQ_SUCCESS);
+    ck_assert_int_eq(back[7], -8);
+    ck_assert_int_eq(iq_coded_read(block, 9, 8, back, &used), ISGQ_ERR_CORRUPT);
+    ck_assert_int_eq(iq_coded_read(block, 10, 7, back, &used), ISGQ_ERR_CORRUPT); /* bits after the last */
+    block[1] = 33;
+    ck_assert_int_eq(iq_coded_read(block, sizeof(block), 1, back, &used), ISGQ_ERR_CORRUPT);
+    memcpy(block, "\1\40\0\0\0\0\xff\xff\xff\xff", 10); /* an integer of 2^31 */
+    memset(block + 10, 0, 28);
+    ck_assert_int_eq(iq_coded_read(block, 38, 1, back, &used), ISGQ_ERR_CORRUPT);
+}
+END_TEST
+
+/* ---- rates foretold ---- */
+
+START_TEST(logarithms_are_right)
+{
+    for (int i = 0; i < 100000; i++) {
+        double x = ldexp(1.0 + uniform(), (int)(codec_random() % 600) - 300);
+        REQUIRE(fabs(iq_log2(x) - log2(x)) < 1e-9 + 1e-14 * fabs(log2(x)));
+    }
+    ck_assert(iq_log2(1.0) == 0.0 && iq_log2(0x1p-1000) == -1000.0 && iq_log2(8.0) == 3.0);
+    ck_assert(iq_exp2_whole(-1022) == 0x1p-1022 && iq_exp2_whole(1023) == 0x1p1023);
+}
+END_TEST
+
+/* Entropy and variance of what stochastic rounding really makes of the values. */
+START_TEST(curves_tell_rates_and_errors)
+{
+    kind_t kind = (kind_t)_i;
+    iq_coded_tally_t tally = {.count = 0};
+    iq_coded_curves_t curves;
+    double squares = 0.0;
+    fill(kind, 1.0);
+    for (int i = 0; i < IQ_CODED_BLOCK; i++)
+        squares += (double)values[i] * (double)values[i];
+    iq_coded_tally(&tally, values, IQ_CODED_BLOCK);
+    iq_coded_curves(&tally, &curves);
+    ck_assert_double_eq_tol(iq_coded_squares(&tally) / squares, 1.0, 0.03);
+    for (int point = 0; point < 14; point++) {
+        double step = ldexp(1.0, curves.top - point - 127), errors = 0.0, rate, noise;
+        for (int i = 0; i < IQ_CODED_BLOCK; i++) {
+            double y = (double)values[i] / step;
+            codes[i] = (int32_t)floor(y + uniform());
+            errors += (codes[i] - y) * (codes[i] - y);
+        }
+        double bits = entropy(IQ_CODED_BLOCK); /* of so many codes it is a little less than it would be of more */
+        ck_assert_double_eq_tol(curves.rate[point], bits, 0.02 + (kind == SPARSE ? 0.05 : 0.02) * bits);
+        ck_assert_double_eq_tol(curves.noise[point], errors / IQ_CODED_BLOCK, 0.004 + 0.03 * curves.noise[point]);
+        iq_coded_point(&tally, curves.top - point, &rate, &noise);
+        ck_assert(rate == curves.rate[point] && noise == curves.noise[point]);
+    }
+}
+END_TEST
+
+START_TEST(tallies_see_what_is_not_finite)
+{
+    static const float strange[] = {INFINITY, -INFINITY, NAN};
+    const float plain[] = {0.0f, -0.0f, 1e-45f, 3e38f, -3e38f, 1.0f};
+    iq_coded_tally_t tally = {.count = 0};
+    iq_coded_tally(&tally, plain, 6);
+    ck_assert(!iq_coded_not_finite(&tally));
+    ck_assert_uint_eq(iq_coded_zeros(&tally), 3);
+    for (int i = 0; i < 3; i++) {
+        iq_coded_tally_t other = tally;
+        iq_coded_tally(&other, &strange[i], 1);
+        ck_assert(iq_coded_not_finite(&other));
+    }
+}
+END_TEST
+
+Suite *iq_suite(void)
+{
+    Suite *suite = suite_create("coded_message");
+    TCase *blocks = tcase_create("blocks"), *small = tcase_create("small"), *damage = tcase_create("damage"), *curves = tcase_create("curves");
+    tcase_add_loop_test(blocks, blocks_come_back, 0, KINDS);
+    tcase_add_test(blocks, extreme_integers_come_back);
+    tcase_add_loop_test(small, blocks_are_small, 0, KINDS);
+    tcase_add_test(damage, damage_is_harmless);
+    tcase_add_test(damage, noise_is_harmless);
+    tcase_add_test(damage, strange_blocks_are_refused);
+    tcase_add_test(curves, logarithms_are_right);
+    tcase_add_loop_test(curves, curves_tell_rates_and_errors, 0, KINDS);
+    tcase_add_test(curves, tallies_see_what_is_not_finite);
+    suite_add_tcase(suite, blocks);
+    suite_add_tcase(suite, small);
+    suite_add_tcase(suite, damage);
+    suite_add_tcase(suite, curves);
+    return suite;
+}
