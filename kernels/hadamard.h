@@ -14,7 +14,8 @@
  *
  * so nothing is padded, and no value keeps to itself.
  *
- * The sign of element e of a tensor in a layer is one bit of Philox, whatever part of the tensor is rotated.
+ * The sign of element e in layer l is bit e mod 32 of the random word that stream IQ_STREAM_ROTATION has for element
+ * e / 32 + 2^38 * (l + 8 for results), whatever part of the tensor is rotated.
  */
 #ifndef ISGQ_KERNELS_HADAMARD_H
 #define ISGQ_KERNELS_HADAMARD_H
@@ -23,7 +24,7 @@
 
 #include <stddef.h>
 
-enum { IQ_ROTATION_LAYERS_MOST = 6 };
+enum { IQ_ROTATION_LAYERS_MOST = 6, IQ_ROTATION_MOST = 8192 };
 
 /* Where a rotation's signs are. Contributions have the rank that makes them, results have is_result and rank 0. */
 typedef struct iq_rotation {
@@ -82,91 +83,39 @@ IQ_DEVICE iq_rotation_layer_t iq_rotation_layer(size_t count, uint32_t index)
     return layer;
 }
 
-/* The signs of the 128 elements around `element`: bit (element mod 32) of word (element / 32 mod 4), set for minus. */
-IQ_DEVICE iq_philox_block_t iq_rotation_signs(const iq_rotation_t *rotation, uint32_t layer, uint64_t element)
+/* Which random word has the signs of elements 32 n .. 32 n + 31. */
+IQ_DEVICE uint64_t iq_rotation_word(const iq_rotation_t *rotation, uint32_t index, uint64_t n)
 {
-    uint64_t quad = (element >> 7) << 4 | (rotation->is_result ? 8u : 0u) | layer;
-    return iq_draw(rotation->seed, rotation->call, IQ_STREAM_ROTATION, rotation->rank, quad << 2);
+    return ((uint64_t)(rotation->is_result ? 8u + index : index) << 38) + n;
 }
 
-/* One butterfly of a stage: `to` gets the sum of pair `i` of `from`, and half the count further on its difference. */
+/* Minus `factor` if the bit is set. */
+IQ_DEVICE float iq_signed_factor(float factor, uint32_t word, uint32_t bit)
+{
+    return iq_bits_float(iq_float_bits(factor) | word >> bit << 31);
+}
+
+/*
+ * One butterfly of a stage: `to` gets the sum of pair `i` of `from`, and half the count further on its difference. As many stages as the count has
+ * bits, each from the other's output, make values[j] the sum over i of (-1)^(bits that i and j have in common) values[i]. All stages
+ * read and write in the same pattern, and the order of additions is that of neighbours first, then pairs of neighbours, and so on.
+ */
 IQ_DEVICE void iq_hadamard_pair(const float *from, size_t half, size_t i, float *to)
 {
     to[i] = from[2 * i] + from[2 * i + 1];
     to[half + i] = from[2 * i] - from[2 * i + 1];
 }
 
-/*
- * Not scaled: values[j] becomes the sum over i of (-1)^(bits that i and j have in common) values[i], for a power of two. The order
- * of additions is that of the stages: neighbours first, then sums and differences of neighbours with those of the next two, ... Every stage reads and
- * writes in the same pattern, so that compilers vectorise all of them. `room` is as large as `values`.
- */
-static inline void iq_hadamard(float *values, size_t count, float *room)
+/* A fold's butterfly: its own inverse. */
+IQ_DEVICE void iq_rotation_fold_pair(float *low, float *high)
 {
-    float *from = values, *to = room;
-    for (size_t done = 1; done < count; done *= 2) {
-        float *swapped = from;
-        for (size_t i = 0; i < count / 2; i++)
-            iq_hadamard_pair(from, count / 2, i, to);
-        from = to;
-        to = swapped;
-    }
-    if (from != values)
-        memcpy(values, from, count * sizeof(*values));
+    float a = *low, b = *high;
+    *low = (a + b) * 0.70710678118654752f;
+    *high = (a - b) * 0.70710678118654752f;
 }
 
-/* Of an odd count the value in the middle stays as it is. */
-static inline void iq_rotation_fold(float *values, size_t count)
-{
-    size_t half = count - count / 2;
-    for (size_t i = 0; i + half < count; i++) {
-        float a = values[i], b = values[half + i];
-        values[i] = (a + b) * 0.70710678118654752f;
-        values[half + i] = (a - b) * 0.70710678118654752f;
-    }
-}
-
-/* A layer's random signs, and its factor. */
-static inline void iq_rotation_sign(const iq_rotation_t *rotation, uint32_t index, const iq_rotation_layer_t *layer, float *values)
-{
-    size_t end = layer->start + layer->count;
-    for (size_t i = layer->start; i < end;) {
-        uint64_t element = rotation->first + i;
-        iq_philox_block_t signs = iq_rotation_signs(rotation, index, element);
-        size_t left = 128 - element % 128, stop = left < end - i ? i + left : end;
-        for (; i < stop; i++, element++) {
-            uint32_t sign = signs.word[element / 32 % 4] >> element % 32 << 31;
-            values[i] *= iq_bits_float(iq_float_bits(layer->factor) | sign);
-        }
-    }
-}
-
-/* Its own inverse but for factor and signs. */
-static inline void iq_rotation_mix(const iq_rotation_layer_t *layer, float *values, float *room)
-{
-    if (layer->folds)
-        iq_rotation_fold(values, layer->count);
-    else
-        iq_hadamard(values + layer->start, layer->count, room);
-}
-
-/* `room` is as large as `values`; count >= 1. */
-static inline void iq_rotate(const iq_rotation_t *rotation, float *values, size_t count, float *room)
-{
-    for (uint32_t index = 0; index < iq_rotation_layers(count); index++) {
-        iq_rotation_layer_t layer = iq_rotation_layer(count, index);
-        iq_rotation_sign(rotation, index, &layer, values);
-        iq_rotation_mix(&layer, values, room);
-    }
-}
-
-static inline void iq_rotate_back(const iq_rotation_t *rotation, float *values, size_t count, float *room)
-{
-    for (uint32_t index = iq_rotation_layers(count); index-- > 0;) {
-        iq_rotation_layer_t layer = iq_rotation_layer(count, index);
-        iq_rotation_mix(&layer, values, room);
-        iq_rotation_sign(rotation, index, &layer, values);
-    }
-}
+/* 1 <= count <= IQ_ROTATION_MOST; `room` is as large as `values`. On CPUs: kernels/rotation.c. */
+void iq_rotate(const iq_rotation_t *rotation, float *values, size_t count, float *room);
+void iq_rotate_back(const iq_rotation_t *rotation, float *values, size_t count, float *room);
 
 #endif

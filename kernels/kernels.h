@@ -64,6 +64,14 @@ typedef struct iq_kernels {
     /* dst[i] = (float)(2 * sums[i] - offset) * unit / divisor. */
     void (*dequantize)(const iq_u32_any_t *sums, size_t count, int32_t offset, float unit, float divisor, iq_f32_any_t *dst);
 
+    /* words[i] = the random word of element first + i, of the grid's seed, call, stream and rank. */
+    void (*draw)(const iq_grid_t *grid, uint64_t first, size_t count, uint32_t *words);
+
+    /* For rotations (kernels/hadamard.h). The transform of a power of two of values, not scaled; `room` is as large. And
+     * values[i] *= factor, minus that where bit first + i of `signs` is set. */
+    void (*hadamard)(float *values, size_t count, float *room);
+    void (*flip)(const uint32_t *signs, size_t first, float factor, float *values, size_t count);
+
     /* Conversions, round to nearest even. */
     void (*f32_to_f16)(const iq_f32_any_t *src, size_t count, iq_u16_any_t *dst);
     void (*f16_to_f32)(const iq_u16_any_t *src, size_t count, iq_f32_any_t *dst);

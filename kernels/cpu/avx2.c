@@ -17,7 +17,7 @@ static bool usable(void) { return __builtin_cpu_supports("avx2") && __builtin_cp
 
 /* Philox on 4 blocks at once, each in the lower half of a 64-bit lane: the multiplication takes just those halves and leaves high
  * and low word together, and what is in the upper halves never matters. */
-TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
+TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quads, uint32_t *random)
 {
     const __m256i multiplier0 = _mm256_set1_epi64x(0xD2511F53), multiplier1 = _mm256_set1_epi64x(0xCD9E8D57);
     const __m256i low = _mm256_set1_epi64x(0xffffffff), tag = _mm256_set1_epi64x((grid->stream << 8) | (grid->rank << 16));
@@ -26,7 +26,7 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *ran
         key0[round] = _mm256_set1_epi64x((uint32_t)grid->seed + round * 0x9E3779B9u);
         key1[round] = _mm256_set1_epi64x((uint32_t)(grid->seed >> 32) + round * 0xBB67AE85u);
     }
-    for (int block = 0; block < QUADS; block += 4) {
+    for (uint32_t block = 0; block < quads; block += 4) {
         __m256i c0 = _mm256_add_epi64(_mm256_set1_epi64x((long long)quad + block), _mm256_setr_epi64x(0, 1, 2, 3));
         __m256i c1 = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi64(c0, 32), _mm256_set1_epi64x(0xff)), tag);
         __m256i c2 = _mm256_set1_epi64x((long long)(grid->call & 0xffffffff)),

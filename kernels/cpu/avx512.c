@@ -21,7 +21,7 @@ static bool usable(void)
 
 /* Philox on 8 blocks at once, each in the lower half of a 64-bit lane: the multiplication takes just those halves and leaves high
  * and low word together, and what is in the upper halves never matters. */
-TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
+TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quads, uint32_t *random)
 {
     const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53), multiplier1 = _mm512_set1_epi64(0xCD9E8D57);
     const __m512i low = _mm512_set1_epi64(0xffffffff), tag = _mm512_set1_epi64((grid->stream << 8) | (grid->rank << 16));
@@ -30,7 +30,7 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *ran
         key0[round] = _mm512_set1_epi64((uint32_t)grid->seed + round * 0x9E3779B9u);
         key1[round] = _mm512_set1_epi64((uint32_t)(grid->seed >> 32) + round * 0xBB67AE85u);
     }
-    for (int block = 0; block < QUADS; block += 8) {
+    for (uint32_t block = 0; block < quads; block += 8) {
         __m512i c0 = _mm512_add_epi64(_mm512_set1_epi64((long long)quad + block), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
         __m512i c1 = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi64(c0, 32), _mm512_set1_epi64(0xff)), tag);
         __m512i c2 = _mm512_set1_epi64((long long)(grid->call & 0xffffffff)),

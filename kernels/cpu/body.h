@@ -11,6 +11,8 @@
  */
 #include "kernels/cpu/rows.h"
 
+#include "kernels/hadamard.h"
+
 #include <string.h>
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed codes and messages are little-endian");
@@ -39,6 +41,23 @@ TARGET static float absmax(const iq_f32_any_t *src, size_t count)
     return iq_bits_float(most > 0x7f800000 ? 0x7f800000u : (uint32_t)most);
 }
 
+/* ---- random words ---- */
+
+static inline uint32_t quads_of(size_t elements) { return (uint32_t)((elements + 3) / 4); }
+
+TARGET static void draw(const iq_grid_t *grid, uint64_t first, size_t count, uint32_t *words)
+{
+    uint32_t random[TILE];
+    while (count > 0) {
+        size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
+        draw_tile(grid, first / 4, quads_of(skip + n), random);
+        memcpy(words, random + skip, n * sizeof(*words));
+        first += n;
+        words += n;
+        count -= n;
+    }
+}
+
 /* ---- values to codes ---- */
 
 TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count,
@@ -49,7 +68,7 @@ TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, co
     uint32_t random[TILE];
     while (count > 0) {
         size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
-        draw_tile(grid, first / 4, random);
+        draw_tile(grid, first / 4, quads_of(skip + n), random);
         for (size_t i = 0; i < n; i++)
             codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i] >> 8, low, high) - low);
         first += n;
@@ -67,8 +86,8 @@ TARGET static void quantize_stratified(const iq_grid_t *grid, uint64_t first, co
     uint32_t random[TILE];
     while (count > 0) {
         size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
-        draw_tile(grid, first / 4, random);
-        for (size_t i = 0; i < TILE; i++)
+        draw_tile(grid, first / 4, quads_of(skip + n), random);
+        for (size_t i = skip; i < skip + n; i++)
             random[i] = iq_stratified_bits(random[i], grid->strata);
         for (size_t i = 0; i < n; i++)
             codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i], low, high) - low);
@@ -267,6 +286,38 @@ TARGET static void dequantize(const iq_u32_any_t *sums, size_t count, int32_t of
     }
 }
 
+/* ---- rotations ---- */
+
+TARGET static void hadamard(float *values, size_t count, float *room)
+{
+    float *from = values, *to = room;
+    for (size_t done = 1; done < count; done *= 2) {
+        float *swapped = from;
+        for (size_t i = 0; i < count / 2; i++)
+            iq_hadamard_pair(from, count / 2, i, to);
+        from = to;
+        to = swapped;
+    }
+    if (from != values)
+        memcpy(values, from, count * sizeof(*values));
+}
+
+TARGET static void flip(const uint32_t *signs, size_t first, float factor, float *values, size_t count)
+{
+    for (size_t i = 0; i < count;) {
+        size_t lane = (first + i) % 32, n = 32 - lane < count - i ? 32 - lane : count - i;
+        uint32_t word = signs[(first + i) / 32] >> lane;
+        if (n == 32) {
+            for (uint32_t bit = 0; bit < 32; bit++)
+                values[i + bit] *= iq_signed_factor(factor, word, bit);
+        } else {
+            for (uint32_t bit = 0; bit < n; bit++)
+                values[i + bit] *= iq_signed_factor(factor, word, bit);
+        }
+        i += n;
+    }
+}
+
 /* ---- conversions ---- */
 
 TARGET static void f32_to_f16(const iq_f32_any_t *src, size_t count, iq_u16_any_t *dst)
@@ -305,6 +356,9 @@ const iq_kernels_t ROW = {
     .add8 = add8,
     .add32 = add32,
     .dequantize = dequantize,
+    .draw = draw,
+    .hadamard = hadamard,
+    .flip = flip,
     .f32_to_f16 = f32_to_f16,
     .f16_to_f32 = f16_to_f32,
     .f32_to_bf16 = f32_to_bf16,

@@ -5,7 +5,7 @@
 
 #include "kernels/kernels.h"
 
-/* A row's draw_tile(grid, quad, random) makes the random words of elements 4 * quad .. 4 * quad + TILE - 1. */
+/* A row's draw_tile(grid, quad, quads, random) makes the random words of elements 4 * quad .. 4 * (quad + quads) - 1, or some more of a tile. */
 enum { QUADS = 64, TILE = 4 * QUADS };
 
 extern const iq_kernels_t iq_kernels_portable;

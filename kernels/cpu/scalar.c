@@ -31,13 +31,13 @@ static inline uint64_t spread(uint64_t group, unsigned width)
 
 static bool usable(void) { return true; }
 
-static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
+static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quads, uint32_t *random)
 {
     uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32);
     uint32_t c2 = (uint32_t)grid->call, c3 = (uint32_t)(grid->call >> 32);
     uint32_t tag = (grid->stream << 8) | (grid->rank << 16);
     uint32_t word[4][QUADS];
-    for (uint32_t lane = 0; lane < QUADS; lane++) {
+    for (uint32_t lane = 0; lane < quads; lane++) {
         uint32_t c0 = (uint32_t)quad + lane;
         uint32_t carry = c0 < lane;
         uint32_t c1 = (((uint32_t)(quad >> 32) + carry) & 0xffu) | tag;
@@ -47,7 +47,7 @@ static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t *random)
         word[2][lane] = block.word[2];
         word[3][lane] = block.word[3];
     }
-    for (int lane = 0; lane < QUADS; lane++) {
+    for (uint32_t lane = 0; lane < quads; lane++) {
         random[4 * lane + 0] = word[0][lane];
         random[4 * lane + 1] = word[1][lane];
         random[4 * lane + 2] = word[2][lane];

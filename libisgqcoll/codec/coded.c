@@ -99,20 +99,29 @@ static double mean_bits(const iq_codec_t *codec, const iq_codec_call_t *call, bo
 
 /* ---- rounding ---- */
 
+static void draw_words(const iq_codec_call_t *call, uint32_t stream, uint32_t rank, uint64_t first, size_t count, uint32_t *words)
+{
+    iq_grid_t grid = {.stream = stream, .rank = rank, .seed = call->seed, .call = call->call};
+    iq_kernels()->draw(&grid, first, count, words);
+}
+
 /* A tile of values to codes. Every element's random number depends on nothing but its place. */
 static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f32_any_t *values, size_t count, float inverse, int32_t *codes)
 {
-    bool shared = is_shared(call);
-    iq_philox_block_t block = {{0}};
-    for (size_t i = 0; i < count; i++) {
-        uint64_t element = first + i;
-        if (i == 0 || element % 4 == 0)
-            block = shared ? iq_draw(call->seed, call->call, IQ_STREAM_STRATA, 0, element)
-                           : iq_draw(call->seed, call->call, IQ_STREAM_RESULT, (uint32_t)call->rank, element);
-        uint32_t word = block.word[element % 4];
-        uint32_t random = shared && call->strata != NULL ? iq_stratified_bits(word, call->strata) : word >> 8;
-        codes[i] = iq_round_stochastic(values[i] * inverse, random, -IQ_CODED_LARGEST / 2, IQ_CODED_LARGEST / 2);
-    }
+    enum { MOST = IQ_CODED_LARGEST / 2 };
+    uint32_t words[IQ_CODEC_TILE];
+    if (is_shared(call))
+        draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
+    else
+        draw_words(call, IQ_STREAM_RESULT, (uint32_t)call->rank, first, count, words);
+    if (is_shared(call) && call->strata != NULL)
+        for (size_t i = 0; i < count; i++)
+            words[i] = iq_stratified_bits(words[i], call->strata);
+    else
+        for (size_t i = 0; i < count; i++)
+            words[i] >>= 8;
+    for (size_t i = 0; i < count; i++)
+        codes[i] = iq_round_stochastic(values[i] * inverse, words[i], -MOST, MOST);
 }
 
 static float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
@@ -129,22 +138,17 @@ static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *sr
 }
 
 /* d of an element, in 0..k-1. */
-static uint32_t offset_of(const iq_philox_block_t *block, uint64_t element, uint32_t k)
-{
-    return (uint32_t)(((uint64_t)(block->word[element % 4] >> 8) * k) >> 24);
-}
+static inline uint32_t offset_of(uint32_t word, uint32_t k) { return (uint32_t)(((uint64_t)(word >> 8) * k) >> 24); }
 
-/* Sums of codes to results. */
-static void merge(const iq_codec_call_t *call, uint64_t first, const int32_t *sums, size_t count, uint32_t k, int32_t *results)
+/* Sums of codes to results, at most a tile. */
+static void merge(const iq_codec_call_t *call, uint64_t first, size_t count, uint32_t k, int32_t *sums)
 {
-    iq_philox_block_t block = {{0}};
+    uint32_t words[IQ_CODEC_TILE];
+    int32_t divisor = (int32_t)k;
+    draw_words(call, IQ_STREAM_RESULT, 0, first, count, words);
     for (size_t i = 0; i < count; i++) {
-        uint64_t element = first + i;
-        if (i == 0 || element % 4 == 0)
-            block = iq_draw(call->seed, call->call, IQ_STREAM_RESULT, 0, element);
-        int64_t sum = (int64_t)sums[i] + offset_of(&block, element, k);
-        int64_t rest = sum % (int64_t)k;
-        results[i] = (int32_t)((sum - rest) / (int64_t)k - (rest < 0));
+        int32_t sum = (int32_t)((uint32_t)sums[i] + offset_of(words[i], k)), rest = sum % divisor;
+        sums[i] = sum / divisor - (rest < 0);
     }
 }
 
@@ -152,31 +156,22 @@ static void merge(const iq_codec_call_t *call, uint64_t first, const int32_t *su
 static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t *results, size_t count, uint32_t k, float *values)
 {
     iq_coded_plan_t plan = iq_coded_plan(call);
-    float unit = plan.step, divisor = call->op == ISGQ_AVG ? (float)call->nranks : 1.0f, middle = (float)(k - 1) / 2;
+    uint32_t words[IQ_CODEC_TILE], ranks = (uint32_t)call->nranks;
+    float divisor = call->op == ISGQ_AVG ? (float)call->nranks : 1.0f, middle = (float)(k - 1) / 2;
     for (size_t i = 0; i < count; i++)
         values[i] = (float)((int64_t)results[i] * k);
     if (k > 1 && plan.mend_result > 0.0f) {
-        iq_philox_block_t block = {{0}};
-        for (size_t i = 0; i < count; i++) {
-            uint64_t element = first + i;
-            if (i == 0 || element % 4 == 0)
-                block = iq_draw(call->seed, call->call, IQ_STREAM_RESULT, 0, element);
-            values[i] += plan.mend_result * (middle - (float)offset_of(&block, element, k));
-        }
+        draw_words(call, IQ_STREAM_RESULT, 0, first, count, words);
+        for (size_t i = 0; i < count; i++)
+            values[i] += plan.mend_result * (middle - (float)(int32_t)offset_of(words[i], k));
     }
-    if (plan.mend_own > 0.0f) {
-        iq_philox_block_t block = {{0}};
-        uint32_t ranks = (uint32_t)call->nranks;
-        for (size_t i = 0; i < count; i++) {
-            uint64_t element = first + i;
-            if (i == 0 || element % 4 == 0)
-                block = iq_draw(call->seed, call->call, IQ_STREAM_STRATA, 0, element);
-            uint32_t begin = ((block.word[element % 4] >> 8) * ranks) & 0xffffffu; /* w: the lowest of all ranks' numbers, times N */
-            values[i] += plan.mend_own * ((float)begin * 0x1p-24f - 0.5f);
-        }
+    if (plan.mend_own > 0.0f) { /* w: the lowest of all ranks' numbers, times N */
+        draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
+        for (size_t i = 0; i < count; i++)
+            values[i] += plan.mend_own * ((float)(int32_t)(((words[i] >> 8) * ranks) & 0xffffffu) * 0x1p-24f - 0.5f);
     }
     for (size_t i = 0; i < count; i++)
-        values[i] = values[i] * unit / divisor;
+        values[i] = values[i] * plan.step / divisor;
 }
 
 static void store_values(const iq_codec_call_t *call, iq_span_t span, const int32_t *results, size_t offset, size_t count, uint32_t k, void *dst)
@@ -212,7 +207,9 @@ typedef struct reader {
 static isgq_result_t open_message(const void *message, iq_span_t span, uint32_t kind, reader_t *reader)
 {
     const iq_u32_any_t *header = message;
-    if (header[0] < HEADER || header[0] > most_bytes(span) || header[1] != kind)
+    if (header[0] < HEADER)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes has no header", header[0]);
+    if (header[0] > most_bytes(span) || header[1] != kind)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes of kind %u where kind %u was due", header[0], header[1], kind);
     *reader = (reader_t){(const unsigned char *)message + HEADER, header[0] - HEADER};
     return ISGQ_SUCCESS;
@@ -220,7 +217,7 @@ static isgq_result_t open_message(const void *message, iq_span_t span, uint32_t 
 
 static isgq_result_t next_block(reader_t *reader, size_t count, int32_t *codes)
 {
-    size_t used;
+    size_t used = 0;
     IQ_TRY(iq_coded_read(reader->at, reader->left, count, codes, &used));
     reader->at += used;
     reader->left -= used;
@@ -262,7 +259,7 @@ static void encode_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_
 static isgq_result_t decode_own(const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
 {
     int32_t codes[BLOCK];
-    reader_t reader;
+    reader_t reader = {0};
     IQ_TRY(open_message(message, span, KIND_OWN, &reader));
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
@@ -331,7 +328,7 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
                          bool first)
 {
     int32_t codes[BLOCK];
-    reader_t reader;
+    reader_t reader = {0};
     (void)codec, (void)parts;
     if (!is_shared(call)) {
         iq_codec_call_t as_sum = *call;
@@ -358,8 +355,8 @@ static void write_sums(const iq_codec_call_t *call, iq_span_t span, const iq_u32
     for (size_t i = 0; i < span.count && !says_nothing(call); i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
         memcpy(codes, sums + i, n * sizeof(*codes));
-        if (k > 1)
-            merge(call, span.first + i, codes, n, k, codes);
+        for (size_t j = 0; j < n && k > 1; j += IQ_CODEC_TILE)
+            merge(call, span.first + i + j, iq_min(n - j, IQ_CODEC_TILE), k, codes + j);
         at += iq_coded_write(codes, n, at);
     }
     put_header(message, (size_t)(at - message), says_nothing(call) ? KIND_NOTHING : KIND_CODES);
@@ -388,7 +385,7 @@ static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span
 static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
 {
     int32_t results[BLOCK];
-    reader_t reader;
+    reader_t reader = {0};
     (void)codec;
     if (!is_shared(call))
         return decode_own(call, span, message, dst);

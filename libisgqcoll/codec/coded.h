@@ -36,7 +36,8 @@ static inline iq_coded_plan_t iq_coded_plan(const iq_codec_call_t *call)
 
 enum {
     IQ_CODED_SLOTS = 64, /* of a curve, for steps 2^(e - 127): slot e modulo 64 */
-    IQ_CODED_POINTS_MOST = 7
+    IQ_CODED_POINTS_MOST = 7,
+    IQ_CODED_SAMPLES_MOST = 4352
 };
 
 /* The first floats, in this order. */

@@ -33,7 +33,7 @@ enum {
 #define FREE_BITS 8.0
 #define SKETCHES_OF_SHORT 16
 #define FLOATS_OF_LONG 512
-#define FLOATS_MOST 4352
+#define FLOATS_MOST IQ_CODED_SAMPLES_MOST
 /* One float in so many bits of the tensor's messages: both ways it is 64 bits, so 2 % of them. */
 #define BITS_OF_FLOAT 1600.0
 #define BITS_OF_NMSE 3.0 /* taken where the budget is an error */
@@ -49,12 +49,14 @@ iq_coded_layout_t iq_coded_layout(const iq_codec_t *codec, size_t count)
         layout.compared = layout.noises + layout.points;
         layout.sketch = layout.compared + (count <= TINY_COUNT ? 0 : layout.points);
         layout.sketches = count <= TINY_COUNT ? 0 : SKETCHES_OF_SHORT;
+        if (codec->budget_nmse > 0.0 && floats > (double)(layout.sketch + SKETCHES_OF_SHORT))
+            layout.sketches = ((size_t)floats - layout.sketch) / 8 * 8; /* the error is relative to what they tell */
     } else {
         size_t limit = (size_t)(floats < FLOATS_MOST ? floats : FLOATS_MOST);
         layout.noises = layout.rates + IQ_CODED_SLOTS;
         layout.compared = layout.noises + IQ_CODED_SLOTS;
         layout.sketch = layout.compared + IQ_CODED_SLOTS;
-        layout.sketches = (limit - layout.sketch) / 5 / 8 * 8;
+        layout.sketches = (limit - layout.sketch) / (codec->budget_nmse > 0.0 ? 2 : 5) / 8 * 8;
         layout.nsamples = (limit - layout.sketch - layout.sketches) / 8 * 8;
     }
     layout.samples = layout.sketch + layout.sketches;

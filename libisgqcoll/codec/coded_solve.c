@@ -275,20 +275,43 @@ static double code_noise(const view_t *view, double step, double noise, double n
     return left < n * noise ? left : n * noise;
 }
 
+/* Samples on each side that tell how large values are where a sample lies. */
+#define NEIGHBOURS 2
+
+/* How much of the codes' noise there is likely to be at each sample: where values are small, codes are 0 and do not err. The mean is 1. */
+static void spread_noise(const view_t *view, double step, float *shares)
+{
+    const float *samples = view->agreed + view->layout->samples;
+    size_t count = view->layout->nsamples;
+    double full = 0.6 * sqrt(view->nranks) * step * IQ_CODED_SCALE * (2 * NEIGHBOURS + 1), sum = 0.0;
+    for (size_t t = 0; t < count; t++) {
+        double near = 0.0;
+        for (size_t i = 0; i <= 2 * NEIGHBOURS; i++) {
+            size_t at = t + i < NEIGHBOURS ? 0 : t + i - NEIGHBOURS < count ? t + i - NEIGHBOURS : count - 1;
+            near += fabs((double)samples[at]);
+        }
+        shares[t] = samples[t] == 0.0f ? 0.0f : near < full ? (float)(near / full) : 1.0f;
+        sum += (double)shares[t];
+    }
+    for (size_t t = 0; t < count && sum > 0.0; t++)
+        shares[t] = (float)((double)shares[t] * (double)count / sum);
+}
+
 /* Rate and error of rounding the sum to multiples of k steps, from the samples of the sum. `noise`: variance that codes add to it. */
 static void sample_sum(const view_t *view, double step, double k, double noise, double *rate, double *fraction_noise)
 {
     const float *samples = view->agreed + view->layout->samples;
+    float shares[IQ_CODED_SAMPLES_MOST];
     iq_coded_tally_t tally = {.count = 0};
-    double inverse = 1.0 / (step * k * IQ_CODED_SCALE), spread = sqrt(noise) / k / 147.8;
+    double inverse = 1.0 / (step * k * IQ_CODED_SCALE), spread = sqrt(noise) / k / 147.8; /* deviation of four bytes */
+    spread_noise(view, step, shares);
     for (size_t t = 0; t < view->layout->nsamples; t += 4) {
         iq_philox_block_t block = iq_draw(view->call->seed, view->call->call, IQ_STREAM_STRATA, 0xfffdu, t);
         float values[4];
         for (unsigned i = 0; i < 4; i++) {
             uint32_t word = block.word[i];
             int bell = (int)(word & 255) + (int)(word >> 8 & 255) + (int)(word >> 16 & 255) + (int)(word >> 24) - 510;
-            double value = (double)samples[t + i];
-            values[i] = value == 0.0 ? 0.0f : (float)(value * inverse + spread * bell);
+            values[i] = (float)((double)samples[t + i] * inverse + spread * sqrt((double)shares[t + i]) * bell);
         }
         iq_coded_tally(&tally, values, 4);
     }

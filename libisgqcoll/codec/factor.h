@@ -37,7 +37,6 @@ typedef struct iq_factor_spec {
     bool nearest;       /* rounding=nearest (biased), else stochastic */
     bool dither;        /* rounding=dither: subtractive */
     bool coded;         /* blobs go through the entropy coder */
-    bool svd;           /* rows=svd: other rows with the same product may be sent */
     iq_factor_method_t method;
     unsigned levels;    /* isgq-mse, isgq-mvu: of either factor, zero not counted: 2, 4 or 8 */
 } iq_factor_spec_t;

@@ -225,13 +225,6 @@ static bool write_factor_rounding(const iq_recipe_t *recipe, char *value)
     return write_word(recipe->factor.nearest ? "nearest" : recipe->factor.dither ? "dither" : "stochastic", value);
 }
 
-static bool set_rows(iq_recipe_t *recipe, const char *value)
-{
-    recipe->factor.svd = strcmp(value, "svd") == 0;
-    return recipe->factor.svd || strcmp(value, "plain") == 0;
-}
-static bool write_rows(const iq_recipe_t *recipe, char *value) { return recipe->factor.svd && write_word("svd", value); }
-
 static bool set_factor_levels(iq_recipe_t *recipe, const char *value)
 {
     return parse_small(value, 2, 8, &recipe->factor.levels) &&
@@ -330,7 +323,6 @@ static const iq_option_t factor_options[] = {
     {"bits", "1 to 8, fractions allowed", set_factor_bits, write_factor_bits},
     {"rounding", "nearest, stochastic or dither", set_factor_rounding, write_factor_rounding},
     FACTOR_CODING,
-    {"rows", "plain or svd", set_rows, write_rows},
     {0},
 };
 

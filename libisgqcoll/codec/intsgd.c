@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Codec `intsgd`: integers on one grid for all ranks, so small that the sum over all of them is as wide as one: what is added on the
- * way (by a switch, say) never grows.
+ * Codec `intsgd`: integers on one grid for all ranks, so small that the sum over all of them is as wide as one: what is added on
+ * the way (by a switch, say) never grows.
  *
  *   T = 2^(bits-1) - 1, L = floor(T / N), 2^E the first power of two above all ranks' magnitudes, step = 2^E / L
  *   codes -L..L, so any sum of up to N ranks' codes is in -T..T; it travels as sum + T in `bits` bits
  *
  *   partial(k), result: [sums]                    alone (allgather), with a step of its own for N = 1: [step][codes]
  *
- * The step is a power of two by an integer, not the finest one possible: ranks agree on an exponent. L is rounded down, not the step's
- * inverse, so no code is beyond its share and rounding is unbiased.
+ * The step is a power of two by an integer, not the finest one possible: ranks agree on an exponent. L is rounded down, not the
+ * step's inverse, so no code is beyond its share and rounding is unbiased.
  */
 #include "base/status.h"
 #include "base/util.h"
@@ -26,7 +26,8 @@ static int most_ranks(const iq_codec_t *codec) { return top_of(codec); }
 static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     if (!iq_is_small_float(datatype))
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", codec->ops->name, iq_datatype_name(datatype));
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", codec->ops->name,
+                       iq_datatype_name(datatype));
     if (op != ISGQ_SUM && op != ISGQ_AVG)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes sum and avg, not %s", codec->ops->name, iq_red_op_name(op));
     return ISGQ_SUCCESS;
@@ -184,8 +185,8 @@ static isgq_result_t check_padding(const iq_codec_t *codec, iq_span_t span, cons
 }
 
 /* Sums of `parts` ranks' codes to values of `datatype`. */
-static isgq_result_t read_values(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const unsigned char *packed,
-                                 float step, isgq_data_type_t datatype, bool accumulate, void *dst)
+static isgq_result_t read_values(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span,
+                                 const unsigned char *packed, float step, isgq_data_type_t datatype, bool accumulate, void *dst)
 {
     int32_t sums[IQ_CODEC_TILE];
     float tile[IQ_CODEC_TILE], divisor = call->op == ISGQ_AVG ? (float)call->nranks : 1.0f;

@@ -5,8 +5,8 @@
 #include "kernels/philox.h"
 
 /*
- * Fisher and Yates swap entry i with a random entry j <= i, for i = N-1 down to 1. Only where one rank goes is wanted, so only that
- * is followed: no memory for the permutation.
+ * Fisher and Yates swap entry i with a random entry j <= i, for i = N-1 down to 1. Only where one rank goes is wanted, so only
+ * that is followed: no memory for the permutation.
  */
 void iq_strata_fill(uint64_t key, int nranks, int rank, uint32_t strata[IQ_STRATA])
 {

@@ -3,9 +3,9 @@
  * Stratified rounding: all ranks round the same element with random numbers that lie evenly in [0, 1), 1/N apart, so that their
  * rounding errors cancel where their values are alike and are as unbiased as ever where they are not.
  *
- * Element e of a call has a common number v in [0, 1) and one of IQ_STRATA permutations of the ranks, both drawn without the rank;
- * rank i rounds with u_i = v + permutation[i] / N, modulo 1. So u_i, taken alone, is as evenly distributed as v, whichever permutations
- * a communicator has. Permutations, not the ranks in their order: against that an input can conspire.
+ * Element e of a call has a common number v in [0, 1) and one of IQ_STRATA permutations of the ranks, both drawn without the
+ * rank; rank i rounds with u_i = v + permutation[i] / N, modulo 1. So u_i, taken alone, is as evenly distributed as v, whichever
+ * permutations a communicator has. Permutations, not the ranks in their order: against that an input can conspire.
  */
 #ifndef ISGQ_CODEC_STRATA_H
 #define ISGQ_CODEC_STRATA_H

@@ -12,8 +12,9 @@
  *
  * [scales] has one f32 for each bucket that the span touches. A bucket with NaN or Inf has scale Inf and decodes to NaN.
  *
- * With codec->levels there are so many codes on either side of zero, and three of them take 1.6 bits. What is shared may be another
- * scale than the maximum (uniform_scales.c); values beyond it get the outermost code. Messages that carry scales carry maxima.
+ * With codec->levels there are so many codes on either side of zero, and three of them take 1.6 bits. What is shared may be
+ * another scale than the maximum (uniform_scales.c); values beyond it get the outermost code. Messages that carry scales carry
+ * maxima.
  */
 #include "codec/uniform.h"
 
@@ -114,7 +115,9 @@ static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t 
         .low = -half,
         .high = codec->bits == 1 ? 1 : half,
         .stochastic = codec->rounding != IQ_ROUND_NEAREST,
-        .stream = values->is_sum ? IQ_STREAM_RESULT : stratified ? IQ_STREAM_STRATA : IQ_STREAM_OWN,
+        .stream = values->is_sum ? IQ_STREAM_RESULT
+                  : stratified   ? IQ_STREAM_STRATA
+                                 : IQ_STREAM_OWN,
         .rank = values->is_sum || stratified ? 0 : (uint32_t)values->call->rank,
         .seed = values->call->seed,
         .call = values->call->call,
@@ -208,12 +211,12 @@ static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offse
     if (!iq_uniform_is_ternary(codec, packed->parts))
         iq_kernels()->unpack32(at, count, iq_uniform_width(codec, packed->parts), codes);
     else if (!unpack_ternary(at, count, codes))
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: a byte is not five of three levels in elements %zu to %zu", span.first + offset,
-                       span.first + offset + count - 1);
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: a byte is not five of three levels in elements %zu to %zu",
+                       span.first + offset, span.first + offset + count - 1);
     uint32_t found = iq_kernels()->add32(codes, count, first, sums);
     if (found > most)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, most, span.first + offset,
-                       span.first + offset + count - 1);
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, most,
+                       span.first + offset, span.first + offset + count - 1);
     return ISGQ_SUCCESS;
 }
 
@@ -431,9 +434,9 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
-#define HOST_ROW                                                                                                                    \
-    .name = "uniform", IQ_CODEC_SHAPE(uniform), .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish, \
-    .decode = decode, .deliver = deliver
+#define HOST_ROW                                                                                                  \
+    .name = "uniform", IQ_CODEC_SHAPE(uniform), .encode = encode, .add_own = add_own, .add = add, .store = store, \
+    .finish = finish, .decode = decode, .deliver = deliver
 
 const iq_codec_ops_t iq_codec_uniform_ops = {HOST_ROW, .local_scales = local_scales};
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The shapes of codec `uniform`, wherever its values lie: sizes of codes and sums, buckets, messages with scales; and what its files for
- * host memory share. */
+/* The shapes of codec `uniform`, wherever its values lie: sizes of codes and sums, buckets, messages with scales; and what its
+ * files for host memory share. */
 #ifndef ISGQ_CODEC_UNIFORM_H
 #define ISGQ_CODEC_UNIFORM_H
 

@@ -5,8 +5,8 @@
  *   norm=l2   the L2 norm of the bucket's values on all ranks: sums of squares, SUM, then their roots
  *   clip=c    the largest of the ranks' scales, each min(largest magnitude, c standard deviations of its bucket): MAX
  *
- * Until they are closed, scales have room for moments in double. A moment is summed in 16 lanes for every block of elements, lanes as
- * a tree, then blocks in order. Blocks are cut by element number, so nothing depends on how the tensor comes in spans.
+ * Until they are closed, scales have room for moments in double. A moment is summed in 16 lanes for every block of elements,
+ * lanes as a tree, then blocks in order. Blocks are cut by element number, so nothing depends on how the tensor comes in spans.
  */
 #include "codec/convert.h"
 #include "codec/uniform.h"
@@ -22,7 +22,10 @@ enum { SQUARES_AT = 0, SUM_AT = 2, MOST_AT = 4, ROOM_NORM = 2, ROOM_CLIP = 5 };
 
 static size_t room_of_bucket(const iq_codec_t *codec) { return codec->norm == IQ_NORM_L2 ? ROOM_NORM : ROOM_CLIP; }
 
-size_t iq_uniform_shared_scales(const iq_codec_t *codec, size_t count) { return iq_uniform_buckets(codec, (iq_span_t){0, count}); }
+size_t iq_uniform_shared_scales(const iq_codec_t *codec, size_t count)
+{
+    return iq_uniform_buckets(codec, (iq_span_t){0, count});
+}
 
 size_t iq_uniform_room_scales(const iq_codec_t *codec, size_t count)
 {
@@ -93,7 +96,8 @@ void iq_uniform_norm_scales(const iq_codec_t *codec, const iq_codec_call_t *call
         const iq_f32_any_t *from = iq_load_f32(call->datatype, src, i, end - i, tile);
         iq_uniform_run_t run = {.offset = i};
         while (iq_uniform_next_run(codec, span, end, &run))
-            add_run(codec, span.first + run.offset, from + (run.offset - i), run.count, first + room_of_bucket(codec) * run.bucket);
+            add_run(codec, span.first + run.offset, from + (run.offset - i), run.count,
+                    first + room_of_bucket(codec) * run.bucket);
     }
 }
 

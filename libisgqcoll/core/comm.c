@@ -103,6 +103,8 @@ void iq_comm_release(isgq_comm_t comm)
         iq_memory_release(comm);
     iq_gpu_close(comm);
     iq_plan_cache_fini(&comm->plans);
+    if (comm->run != NULL && comm->run->call != NULL && comm->run->call->corrects)
+        iq_tensor_forget(comm->run->call->tensor);
     for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++) {
         isgq_quantizer_destroy(comm->calls[i].quantizer);
         iq_tensor_release(comm->calls[i].tensor);
@@ -171,6 +173,8 @@ isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_c
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator");
     comm->rank = rank;
     comm->nranks = nranks;
+    static _Atomic uint64_t made;
+    comm->number = atomic_fetch_add(&made, 1) + 1;
     comm->lineage = origin.lineage;
     comm->device = origin.device;
     comm->native = origin.native;

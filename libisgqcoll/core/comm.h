@@ -111,6 +111,7 @@ struct isgq_comm {
     uint64_t lineage;                 /* 0, or by which splits it came from a communicator that was joined by itself */
     uint64_t key;                     /* seed and lineage: of every random decision, what codecs know as the seed */
     uint32_t strata[IQ_STRATA];       /* this rank's offsets for stratified rounding */
+    uint64_t number;                  /* of this communicator in this process, from 1; never used again */
     uint64_t splits;                  /* of this communicator so far, equal on all ranks */
     size_t chunk_bytes, slot_bytes;
     uint32_t timeout_ms;

@@ -156,9 +156,9 @@ static isgq_result_t decode_chunk(work_t *work, iq_span_t span, const unsigned c
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "decode: the message ends before element %zu", span.first);
     memcpy(&bytes, *at, sizeof(bytes));
     *at += sizeof(bytes);
-    if (ops->varies && bytes >= sizeof(own) && (size_t)(last - *at) >= sizeof(own))
+    if (ops->varies && bytes >= sizeof(own) && bytes <= (size_t)(last - *at))
         memcpy(&own, *at, sizeof(own));
-    if (bytes > (size_t)(last - *at) || bytes > most || bytes != (ops->varies ? own : most))
+    if (bytes > (size_t)(last - *at) || bytes > most || bytes != (ops->varies ? own : most) || (bytes == 0 && most > 0))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "decode: the chunk at element %zu cannot have %u bytes", span.first, bytes);
     IQ_TRY(ops->add(&work->codec, &work->call, span, *at, 1, work->acc, true));
     ops->deliver(&work->codec, &work->call, span, work->acc, dst + span.first * work->element_bytes);

@@ -16,6 +16,8 @@
 
 #define LANES 8
 
+static bool is_finite(float value) { return fabsf(value) <= FLT_MAX; } /* unlike isfinite, loops over it are vectorised */
+
 size_t iq_own_error_room(size_t chunk_bytes) { return (ACC_BYTES + VALUE_BYTES) * iq_max(chunk_bytes, 1024); }
 
 void iq_own_error_place(iq_own_error_t *own, unsigned char *room, size_t chunk_bytes)
@@ -32,8 +34,12 @@ void iq_own_error_add(iq_own_error_t *own, iq_span_t span)
         const iq_f32_any_t *from = iq_load_f32(own->datatype, own->gradient, i, n, tile);
         size_t corrected = i < own->corrected ? iq_min(n, own->corrected - i) : 0;
         for (size_t j = 0; j < corrected; j++) {
-            float part = own->beta * own->residual[i + j];
-            own->input[i + j] = from[j] + part;
+            float part = own->beta * own->residual[i + j], sum = from[j] + part;
+            if (is_finite(from[j])) { /* a residual must not make a gradient infinite that is not; what does not fit waits */
+                sum = sum > FLT_MAX ? FLT_MAX : sum < -FLT_MAX ? -FLT_MAX : sum;
+                part = sum == from[j] + part ? part : sum - from[j];
+            }
+            own->input[i + j] = sum;
             own->residual[i + j] -= part;
         }
         for (size_t j = corrected; j < n; j++)
@@ -57,8 +63,6 @@ static void decode_own(const iq_step_data_t *data, const void *message)
     alone.accumulate = false;
     ops->deliver(&stage->codec, &alone, data->span, stage->own->acc, stage->own->values);
 }
-
-static bool is_finite(float value) { return fabsf(value) <= FLT_MAX; } /* unlike isfinite, loops over it are vectorised */
 
 /* In LANES columns, which are added up in order at the end: the same whatever the width of vectors. */
 static double sum_squares(const float *values, size_t count)

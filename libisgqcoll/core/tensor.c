@@ -41,16 +41,21 @@ void iq_tensor_release(isgq_tensor_t tensor)
 
 void isgq_tensor_destroy(isgq_tensor_t tensor) { iq_tensor_release(tensor); }
 
+void iq_tensor_forget(isgq_tensor_t tensor)
+{
+    tensor->comm = tensor->calls = tensor->corrected = tensor->learner = tensor->learned = 0;
+    tensor->variance = 0.0;
+    if (tensor->residual != NULL)
+        memset(tensor->residual, 0, tensor->count * sizeof(float));
+}
+
 isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor)
 {
     if (tensor == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_reset: tensor is NULL");
     if (atomic_load(&tensor->holders) > 1)
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "tensor_reset: calls on %s are in flight; wait for them first", tensor->name);
-    tensor->calls = tensor->corrected = tensor->learner = tensor->learned = 0;
-    tensor->variance = 0.0;
-    if (tensor->residual != NULL)
-        memset(tensor->residual, 0, tensor->count * sizeof(float));
+    iq_tensor_forget(tensor);
     return ISGQ_SUCCESS;
 }
 
@@ -111,15 +116,15 @@ isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *c
     if (tensor->count != call->count)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: options->tensor %s has %zu elements, the call %zu", operation, tensor->name,
                        tensor->count, call->count);
-    if (atomic_load(&tensor->holders) > 1 && tensor->comm != comm)
-        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: options->tensor %s is held by a call on another communicator", operation,
-                       tensor->name);
+    if (tensor->comm != 0 && tensor->comm != comm->number) /* whether it is held now depends on the time, and differs between ranks */
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: options->tensor %s remembers calls on another communicator; reset or load it first",
+                       operation, tensor->name);
     if (has_feedback(call))
         IQ_TRY(prepare_feedback(comm, tensor, call));
     if (call->codec.ops->learn != NULL && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices)
         count_history(tensor, call);
     if (call->corrects || call->history != 0) {
-        tensor->comm = comm;
+        tensor->comm = comm->number;
         call->tensor = tensor;
     }
     tensor->calls++;

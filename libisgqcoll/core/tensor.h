@@ -19,7 +19,7 @@ struct isgq_tensor {
     char name[IQ_TENSOR_NAME_BYTES];
     size_t count;
     atomic_int holders;         /* the caller, and calls in flight */
-    isgq_comm_t comm;           /* of the last call that held it */
+    uint64_t comm;              /* number of the communicator whose calls it remembers; 0: none yet */
     uint64_t calls;
     float *residual;            /* [count] of error feedback; NULL before the first call that has it */
     float *input;               /* [count] values with residual, where the output cannot hold them; or NULL */
@@ -35,6 +35,9 @@ struct isgq_tensor {
  * call->tensor if it needs the tensor at all, call->corrects and call->history. Counts the call.
  */
 isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call);
+
+/* The call that was changing the residual has ended in the middle: what is there is neither the old one nor the new one. */
+void iq_tensor_forget(isgq_tensor_t tensor);
 
 /* Does the output of a call with error feedback take values and residual before it takes the result? Else the tensor's buffer does. */
 bool iq_tensor_uses_output(const iq_call_t *call);

@@ -119,6 +119,7 @@ isgq_result_t isgq_tensor_load(isgq_tensor_t tensor, const void *buffer, size_t 
     IQ_TRY(check_idle(tensor, "tensor_load"));
     IQ_TRY(read_header(tensor, buffer, bytes, &state));
     IQ_TRY(load_residual(tensor, &state, (const unsigned char *)buffer + sizeof(state)));
+    tensor->comm = 0; /* of whoever goes on with it */
     tensor->calls = state.calls;
     tensor->corrected = state.corrected;
     tensor->learner = state.learner;

@@ -418,8 +418,9 @@ ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
  *   - What quantizers learn from earlier results. All ranks must then name a tensor with the same past, else the call fails with
  *     ISGQ_ERR_MISMATCH.
  *
- * Calls on one tensor may be in flight together and take effect in their order, in groups too, but on one communicator at a time; a
- * call that finds the tensor held by a call on another one is refused. Error feedback is for host memory: on communicators with
+ * Calls on one tensor may be in flight together and take effect in their order, in groups too. What is remembered belongs to the
+ * communicator of the first such call: calls on others are refused (ISGQ_ERR_INVALID_USAGE) until the tensor is reset or loaded. A call
+ * that fails in the middle resets its tensor. Error feedback is for host memory: on communicators with
  * devices a call with tensor and such a quantizer is ISGQ_ERR_UNSUPPORTED.
  */
 typedef struct isgq_tensor *isgq_tensor_t;

@@ -256,7 +256,7 @@ static void quantizers_body(iq_rank_t *rank)
     RANK_STATUS(rank, isgq_quantizer_create(&quantizer, longer), BAD);
     RANK_STATUS(rank, isgq_quantizer_create(NULL, "none"), BAD);
     RANK_STATUS(rank, isgq_quantizer_create(&quantizer, NULL), BAD);
-    RANK_STATUS(rank, isgq_quantizer_create(&quantizer, "qsgd"), ISGQ_ERR_UNSUPPORTED);
+    RANK_STATUS(rank, isgq_quantizer_create(&quantizer, "powersgd"), ISGQ_ERR_UNSUPPORTED);
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) { /* the canonical text means the same */
         RANK_OK(rank, isgq_quantizer_create(&quantizer, good[i]));
         RANK_OK(rank, isgq_quantizer_create(&again, isgqx_quantizer_text(quantizer)));

@@ -59,7 +59,8 @@ float *codec_run_scales(const codec_run_t *run)
     const iq_codec_ops_t *ops = run->codec.ops;
     if (!ops->needs_scales(&run->codec))
         return NULL;
-    size_t shared = ops->shared_scales == NULL ? iq_codec_scales(&run->codec, run->count) : ops->shared_scales(&run->codec, run->count);
+    size_t room = iq_codec_scales(&run->codec, run->count);
+    size_t shared = ops->shared_scales == NULL ? room : ops->shared_scales(&run->codec, run->count);
     bool adds = ops->scales_op != NULL && ops->scales_op(&run->codec) == ISGQ_SUM;
     float *scales = measure(run, 0);
     for (int rank = 1; rank < run->call.nranks; rank++) {

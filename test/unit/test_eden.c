@@ -234,17 +234,22 @@ END_TEST
 /* Two roundings: that of eight contributions, an eighth as large in the mean, and that of the result. */
 START_TEST(two_phases_add_their_errors)
 {
+    enum { CALLS = 12 };
     unsigned bits = (unsigned)_i;
     iq_codec_t codec = make_codec(bits, 1024);
     codec_run_t run = make_run(&codec, 8);
     for (int rank = 1; rank < 8; rank++)
         memcpy(inputs[rank], inputs[0], sizeof(inputs[0]));
     memcpy(values, inputs[0], sizeof(values));
-    codec_run(&run, CODEC_DELIVER, 1024, decoded);
-    ck_assert_double_eq_tol(nmse(COUNT), limits[bits] / 8, 0.1 * limits[bits] / 8);
-    codec_run(&run, CODEC_DIRECT, 1024, decoded);
-    double both = limits[bits] / 8 + limits[bits] * (1 + limits[bits] / 8);
-    ck_assert_double_eq_tol(nmse(COUNT), both, 0.1 * both);
+    double one = 0.0, two = 0.0, both = limits[bits] / 8 + limits[bits] * (1 + limits[bits] / 8);
+    for (run.call.call = 0; run.call.call < CALLS; run.call.call++) {
+        codec_run(&run, CODEC_DELIVER, 1024, decoded);
+        one += nmse(COUNT) / CALLS;
+        codec_run(&run, CODEC_DIRECT, 1024, decoded);
+        two += nmse(COUNT) / CALLS;
+    }
+    ck_assert_double_eq_tol(one, limits[bits] / 8, 0.08 * limits[bits] / 8);
+    ck_assert_double_eq_tol(two, both, 0.08 * both);
 }
 END_TEST
 
@@ -296,7 +301,7 @@ START_TEST(any_size_of_values_is_kept)
         }
         /* multipliers and values of a few 2^-149 are coarse; those beyond f32 are cut */
         if (sizes[k] > 0x1p-135f && sizes[k] < 0x1p127f)
-            REQUIRE(error < 1.2 * limits[bits]);
+            REQUIRE(error < 1.5 * limits[bits]);
         else
             REQUIRE(error < (sizes[k] > 1.0f ? 1.0 : 4.0));
         values[0] = sizes[k];

@@ -6,6 +6,7 @@
 
 #include "base/util.h"
 #include "kernels/hadamard.h"
+#include "kernels/kernels.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -39,13 +40,16 @@ static void butterflies(float *x, size_t count)
     }
 }
 
+/* Every row for every kind of CPU. */
 START_TEST(bits_are_those_of_the_butterflies)
 {
-    for (size_t count = 1; count <= MOST; count *= 2) {
-        fill(count);
-        iq_hadamard(values, count, room);
-        butterflies(again, count);
-        ck_assert_mem_eq(values, again, count * sizeof(float));
+    for (int row = 0; iq_kernel_rows[row] != NULL; row++) {
+        for (size_t count = 1; count <= MOST && iq_kernel_rows[row]->usable(); count *= 2) {
+            fill(count);
+            iq_kernel_rows[row]->hadamard(values, count, room);
+            butterflies(again, count);
+            ck_assert_mem_eq(values, again, count * sizeof(float));
+        }
     }
 }
 END_TEST
@@ -56,7 +60,7 @@ START_TEST(entries_are_plus_and_minus_one)
         for (size_t row = 0; row < count; row++) {
             memset(values, 0, sizeof(values));
             values[row] = 1.0f;
-            iq_hadamard(values, count, room);
+            iq_kernels()->hadamard(values, count, room);
             for (size_t i = 0; i < count; i++)
                 REQUIRE(values[i] == (__builtin_popcountll(row & i) % 2 ? -1.0f : 1.0f));
         }
@@ -119,27 +123,49 @@ END_TEST
 
 /* ---- signs ---- */
 
-static void draw_signs(const iq_rotation_t *rotation, uint32_t layer, float *signs)
+/* The sign that an element has in a layer, as hadamard.h says. */
+static float sign_of(const iq_rotation_t *rotation, uint32_t layer, uint64_t element)
 {
-    for (size_t i = 0; i < MOST; i++)
-        signs[i] = 1.0f;
-    iq_rotation_layer_t all = {.count = MOST, .factor = 1.0f};
-    iq_rotation_sign(rotation, layer, &all, signs);
+    uint64_t at = element / 32 + ((uint64_t)(layer + (rotation->is_result ? 8 : 0)) << 38);
+    iq_philox_block_t block = iq_draw(rotation->seed, rotation->call, IQ_STREAM_ROTATION, rotation->rank, at);
+    return block.word[at % 4] >> element % 32 & 1 ? -1.0f : 1.0f;
 }
 
+/* A count of 1 is signs alone: two or more layers of them. */
 START_TEST(signs_belong_to_elements)
 {
-    iq_rotation_t rotation = {.seed = 5, .call = 6, .rank = 7, .first = 12345};
-    iq_rotation_layer_t layer = {.start = 3, .count = 300, .factor = 0.5f};
-    draw_signs(&rotation, 1, values);
-    for (size_t start = 0; start < 300; start++) {
-        iq_rotation_t part = rotation;
-        part.first += start;
-        for (size_t i = 0; i < 400; i++)
-            again[i] = 2.0f;
-        iq_rotation_sign(&part, 1, &layer, again);
-        for (size_t i = 0; i < 400; i++)
-            REQUIRE(again[i] == (i >= 3 && i < 303 ? values[start + i] : 2.0f));
+    for (uint64_t element = 0; element < 2000; element++) {
+        iq_rotation_t rotation = {.seed = 5, .call = 6, .rank = 7, .is_result = element % 3 == 0, .first = element};
+        float sign = 1.0f;
+        for (uint32_t layer = 0; layer < iq_rotation_layers(1); layer++)
+            sign *= sign_of(&rotation, layer, element);
+        values[0] = 3.0f;
+        iq_rotate(&rotation, values, 1, room);
+        REQUIRE(values[0] == 3.0f * sign);
+    }
+}
+END_TEST
+
+START_TEST(rows_draw_and_flip_alike)
+{
+    static uint32_t words[MOST], other[MOST];
+    for (int row = 0; iq_kernel_rows[row] != NULL; row++) {
+        const iq_kernels_t *kernels = iq_kernel_rows[row];
+        for (size_t k = 0; k < 200 && kernels->usable(); k++) {
+            iq_grid_t place = {.seed = k, .call = 9, .stream = IQ_STREAM_ROTATION, .rank = 3};
+            uint64_t first = iq_mix(1, k, 0) >> 22;
+            size_t count = 1 + iq_mix(2, k, 0) % (k % 4 ? 70 : 2000), bit = iq_mix(3, k, 0) % 100;
+            memset(words, 0xab, sizeof(words));
+            kernels->draw(&place, first, count, words);
+            for (size_t i = 0; i < count; i++)
+                REQUIRE(words[i] == iq_draw(k, 9, IQ_STREAM_ROTATION, 3, first + i).word[(first + i) % 4]);
+            REQUIRE(words[count] == 0xabababab);
+            iq_kernel_rows[0]->draw(&place, 0, MOST, other);
+            fill(MOST);
+            kernels->flip(other, bit, 0.5f, values, count);
+            for (size_t i = 0; i < MOST; i++)
+                REQUIRE(values[i] == again[i] * (i >= count ? 1.0f : other[(bit + i) / 32] >> (bit + i) % 32 & 1 ? -0.5f : 0.5f));
+        }
     }
 }
 END_TEST
@@ -157,9 +183,10 @@ START_TEST(signs_are_drawn_for_each_rank_call_seed_phase_layer_and_bucket)
     static float signs[IQ_ARRAY_SIZE(places)][MOST];
     for (size_t a = 0; a < IQ_ARRAY_SIZE(places); a++) {
         double sum = 0.0;
-        draw_signs(&places[a].rotation, places[a].layer, signs[a]);
-        for (size_t i = 0; i < MOST; i++)
+        for (size_t i = 0; i < MOST; i++) {
+            signs[a][i] = sign_of(&places[a].rotation, places[a].layer, places[a].rotation.first + i);
             sum += (double)signs[a][i];
+        }
         REQUIRE(fabs(sum) < 5.0 * sqrt(MOST));
         for (size_t b = 0; b < a; b++) {
             double alike = 0.0;
@@ -215,6 +242,7 @@ Suite *iq_suite(void)
 
     tcase = tcase_create("signs");
     tcase_add_test(tcase, signs_belong_to_elements);
+    tcase_add_test(tcase, rows_draw_and_flip_alike);
     tcase_add_test(tcase, signs_are_drawn_for_each_rank_call_seed_phase_layer_and_bucket);
     suite_add_tcase(suite, tcase);
     return suite;

@@ -22,7 +22,7 @@ static codec_run_t make_run(unsigned bits, isgq_red_op_t op, int nranks)
     codec_run_t run = {.codec = codec_of_family("intsgd"), .count = COUNT};
     run.codec.bits = bits;
     run.call = (iq_codec_call_t){.datatype = ISGQ_FLOAT32, .op = op, .nranks = nranks, .seed = 21, .call = 4};
-    for (int rank = 0; rank < nranks; rank++)
+    for (int rank = 0; rank < nranks && rank < CODEC_RUN_MAX_RANKS; rank++)
         run.inputs[rank] = inputs[rank];
     return run;
 }

@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Codec `uniform` with levels, L2 norms and clipping: what ranks agree on, three levels in 1.6 bits, and the published variances. */
+/* Codec `uniform` with levels, L2 norms and clipping: what ranks agree on, three levels in 1.6 bits, and the published
+ * variances. */
 #include "support/check_main.h"
 #include "support/codec_run.h"
 #include "support/require.h"
@@ -79,7 +80,8 @@ START_TEST(scales_follow_their_definition)
     fill_inputs();
     for (int turn = 0; turn < 24; turn++) {
         int nranks = 1 + turn % 5;
-        iq_codec_t codec = make_codec(3, turn % 2 ? IQ_NORM_L2 : IQ_NORM_MAX, turn % 2 ? 0.0f : 0.5f + 0.5f * (float)(turn % 8), buckets[turn / 2 % 6]);
+        iq_codec_t codec = make_codec(3, turn % 2 ? IQ_NORM_L2 : IQ_NORM_MAX, turn % 2 ? 0.0f : 0.5f + 0.5f * (float)(turn % 8),
+                                      buckets[turn / 2 % 6]);
         codec_run_t run = make_run(&codec, ISGQ_SUM, nranks);
         float *scales = codec_run_scales(&run), *other_cuts = codec_run_scales(&run);
         size_t n = codec.ops->shared_scales(&codec, COUNT);
@@ -157,8 +159,9 @@ static const struct {
     iq_norm_t norm;
     float clip;
     size_t bucket;
-} settings[] = {{1, IQ_NORM_MAX, 0.0f, 0},   {1, IQ_NORM_MAX, 2.5f, 0},   {1, IQ_NORM_L2, 0.0f, 64},   {2, IQ_NORM_MAX, 1.0f, 96},
-                {3, IQ_NORM_L2, 0.0f, 1000}, {15, IQ_NORM_MAX, 0.0f, 40}, {127, IQ_NORM_MAX, 0.0f, 0}, {127, IQ_NORM_L2, 0.0f, 512}};
+} settings[] = {{1, IQ_NORM_MAX, 0.0f, 0},   {1, IQ_NORM_MAX, 2.5f, 0},   {1, IQ_NORM_L2, 0.0f, 64},
+                {2, IQ_NORM_MAX, 1.0f, 96},  {3, IQ_NORM_L2, 0.0f, 1000}, {15, IQ_NORM_MAX, 0.0f, 40},
+                {127, IQ_NORM_MAX, 0.0f, 0}, {127, IQ_NORM_L2, 0.0f, 512}};
 enum { SETTINGS = sizeof(settings) / sizeof(settings[0]) };
 
 static iq_codec_t codec_of_setting(int i)
