@@ -10,6 +10,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+/* Codes of any length: the steps of short tensors, where lengths tell the most, may be so much coarser than those of codes of one length. */
+#define CODED_STEPS 4.0
+
 enum { PART_BYTES = 256, EXACT_RANKS = 8 /* sum=auto is exact up to so many */ };
 
 double iq_perf_unit_roundoff(isgq_data_type_t type)
@@ -110,6 +113,9 @@ static iq_perf_grid_t uniform_grid(const char *recipe, int nranks)
         !grid.shared || is_set(recipe, "sum", "requantized") || (!is_set(recipe, "sum", "exact") && nranks > EXACT_RANKS);
     return grid;
 }
+
+/* The coder is the default, and the canonical text says where it is not there. */
+static bool is_coded(const char *recipe) { return is_family(recipe, "isgq") && !is_set(recipe, "coding", "none"); }
 
 /* Codes that are summed exactly under a scale of all ranks: of the tensor unless the text says otherwise. */
 static iq_perf_grid_t summed_grid(const char *recipe, bool reduces, int nranks)

@@ -68,6 +68,12 @@ static const iq_f32_any_t *shared_scales(const iq_codec_t *codec, const iq_codec
     return call->scales + iq_uniform_scale_at(codec, call, span);
 }
 
+/* Where random words are. */
+static iq_grid_t place_of(const iq_codec_call_t *call, uint32_t stream, uint32_t rank)
+{
+    return (iq_grid_t){.seed = call->seed, .call = call->call, .stream = stream, .rank = rank};
+}
+
 /* ---- own values to codes ---- */
 
 typedef struct values {
@@ -110,21 +116,20 @@ static uint8_t encode_value(const values_t *values, float value, float scale, ui
 static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
 {
     float tile[IQ_CODEC_TILE];
-    const iq_codec_call_t *call = values->call;
+    uint32_t words[IQ_CODEC_TILE];
     const iq_f32_any_t *from = iq_load_f32(values->datatype, values->data, offset, count, tile);
+    iq_grid_t place = place_of(values->call, values->stream, values->rank);
     run_t run = {.offset = offset};
+    iq_kernels()->draw(&place, values->span.first + offset, count, words);
     while (next_run(values->codec, values->span, offset + count, &run)) {
+        size_t at = run.offset - offset;
         float scale = scales[run.bucket];
-        uint8_t *to = codes + (run.offset - offset);
-        memset(to, 0, run.count);
-        if (scale == 0.0f || iq_not_finite(scale))
+        if (scale == 0.0f || iq_not_finite(scale)) {
+            memset(codes + at, 0, run.count);
             continue;
-        for (size_t i = 0; i < run.count;) {
-            uint64_t element = values->span.first + run.offset + i;
-            iq_philox_block_t block = iq_draw(call->seed, call->call, values->stream, values->rank, element);
-            for (size_t word = element % 4; word < 4 && i < run.count; word++, i++)
-                to[i] = encode_value(values, from[run.offset - offset + i], scale, block.word[word] >> 8);
         }
+        for (size_t i = at; i < at + run.count; i++)
+            codes[i] = encode_value(values, from[i], scale, words[i] >> 8);
     }
 }
 
@@ -152,28 +157,32 @@ static void write_scaled(const values_t *values, void *message)
 
 /* ---- sums ---- */
 
-/* Random words of four consecutive elements, drawn when they are first asked for. */
+/* Random words for the additions in a tile of sums, drawn when they are first asked for: those of one slot are mostly of one rank. */
 typedef struct words {
     const iq_codec_call_t *call;
-    uint64_t quad;
+    uint64_t first; /* element */
+    size_t count;
     uint32_t rank[SLOTS_MOST]; /* UINT32_MAX: not drawn */
-    iq_philox_block_t block[SLOTS_MOST];
+    uint32_t word[SLOTS_MOST][IQ_CODEC_TILE];
 } words_t;
 
-static uint32_t word_of(words_t *words, size_t slot, uint32_t rank, uint64_t element)
+static void no_words(words_t *words, const iq_codec_call_t *call, uint64_t first, size_t count)
 {
-    if (words->quad != element / 4) {
-        words->quad = element / 4;
-        memset(words->rank, 0xff, sizeof(words->rank));
-    }
-    if (words->rank[slot] != rank) {
-        words->rank[slot] = rank;
-        words->block[slot] = iq_draw(words->call->seed, words->call->call, IQ_STREAM_RESULT, rank, element);
-    }
-    return words->block[slot].word[element % 4];
+    words->call = call;
+    words->first = first;
+    words->count = count;
+    memset(words->rank, 0xff, sizeof(words->rank));
 }
 
-static words_t words_of(const iq_codec_call_t *call) { return (words_t){.call = call, .quad = UINT64_MAX}; }
+static uint32_t word_of(words_t *words, size_t slot, uint32_t rank, size_t i)
+{
+    if (words->rank[slot] != rank) {
+        iq_grid_t place = place_of(words->call, IQ_STREAM_RESULT, rank);
+        words->rank[slot] = rank;
+        iq_kernels()->draw(&place, words->first, words->count, words->word[slot]);
+    }
+    return words->word[slot][i];
+}
 
 static size_t acc_size(const iq_codec_call_t *call) { return COUNT_BYTES + slots_of(call); }
 
@@ -190,14 +199,14 @@ static void set_contributions(unsigned char *sum, uint32_t count)
     memcpy(sum, &narrow, sizeof(narrow));
 }
 
-/* `code`, of `parts` contributions, into one element's accumulator. */
-static void add_code(const iq_codec_t *codec, uint64_t element, uint32_t code, uint32_t parts, words_t *words, unsigned char *sum)
+/* `code`, of `parts` contributions, into the accumulator of element i of a tile. */
+static void add_code(const iq_codec_t *codec, size_t i, uint32_t code, uint32_t parts, words_t *words, unsigned char *sum)
 {
     size_t last = slots_of(words->call) - 1, slot = iq_min(iq_bit_width(parts) - 1, last);
     unsigned char *slots = sum + COUNT_BYTES;
     uint32_t count = contributions_in(sum) + parts, behind = parts;
     while (slots[slot] != none_of(codec)) {
-        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, element));
+        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, i));
         slots[slot] = none_of(codec);
         behind += 1u << slot;
         slot = iq_min(slot + 1, last);
@@ -207,7 +216,7 @@ static void add_code(const iq_codec_t *codec, uint64_t element, uint32_t code, u
 }
 
 /* The sum of all slots, the later contributions first. */
-static uint32_t total(const iq_codec_t *codec, uint64_t element, words_t *words, const unsigned char *sum)
+static uint32_t total(const iq_codec_t *codec, size_t i, words_t *words, const unsigned char *sum)
 {
     const unsigned char *slots = sum + COUNT_BYTES;
     size_t slot = 0;
@@ -218,23 +227,25 @@ static uint32_t total(const iq_codec_t *codec, uint64_t element, words_t *words,
     for (slot++; slot < slots_of(words->call); slot++) {
         if (slots[slot] == none_of(codec))
             continue;
-        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, element));
+        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, i));
         behind += 1u << slot;
     }
     return code;
 }
 
+/* At most a tile. */
 static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const uint8_t *codes, size_t count,
                       int parts, unsigned char *acc, bool first)
 {
-    words_t words = words_of(call);
+    words_t words;
     size_t size = acc_size(call);
+    no_words(&words, call, first_element, count);
     for (size_t i = 0; i < count; i++) {
         if (first) {
             memset(acc + i * size, 0, COUNT_BYTES);
             memset(acc + i * size + COUNT_BYTES, none_of(codec), size - COUNT_BYTES);
         }
-        add_code(codec, first_element + i, codes[i], (uint32_t)parts, &words, acc + i * size);
+        add_code(codec, i, codes[i], (uint32_t)parts, &words, acc + i * size);
     }
 }
 
@@ -242,9 +253,10 @@ static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint
 static void totals(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const unsigned char *acc, size_t count,
                    uint8_t *codes)
 {
-    words_t words = words_of(call);
+    words_t words;
+    no_words(&words, call, first_element, count);
     for (size_t i = 0; i < count; i++)
-        codes[i] = (uint8_t)total(codec, first_element + i, &words, acc + i * acc_size(call));
+        codes[i] = (uint8_t)total(codec, i, &words, acc + i * acc_size(call));
 }
 
 /* ---- codes of a message ---- */
