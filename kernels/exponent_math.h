@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Powers of two as codes, and sums of such codes that are powers of two again: right on average. Shared by C and CUDA: same source, same bits.
+ * Powers of two as codes, and sums of such codes that are powers of two again: right on average. Shared by C and CUDA: same
+ * source, same bits.
  *
  * A code is 0 for zero, else a sign, which is one bit, and below it an exponent e of 1 .. sign - 1, which means 2^(1 - e) times
  * what the largest code stands for. A sign alone is no code.
@@ -41,7 +42,8 @@ IQ_DEVICE uint32_t iq_exponent_round(double ratio, uint32_t head, uint32_t sign,
 
 /*
  * One code for a + b: the larger power, or its neighbour with the probability that makes the expectation right. `word` has 32
- * random bits: as many zeros lead it as `gap`, or more, with probability 2^-gap. Above the largest code there is none: the sum stays there.
+ * random bits: as many zeros lead it as `gap`, or more, with probability 2^-gap. Above the largest code there is none: the sum
+ * stays there.
  */
 IQ_DEVICE uint32_t iq_exponent_add(uint32_t a, uint32_t b, uint32_t sign, uint32_t word)
 {

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Random rotations: signs at random, then a Walsh-Hadamard transform, so that values of any shape come out like normal ones. Shared by C and CUDA:
- * same source, same bits.
+ * Random rotations: signs at random, then a Walsh-Hadamard transform, so that values of any shape come out like normal ones.
+ * Shared by C and CUDA: same source, same bits.
  *
  * A rotation is a few layers, each of random signs and something orthogonal; its inverse is the same in reverse order. Where the
  * count is a power of two that is the transform, twice, and four times up to 256 values: one leaves patterns (two values a and b
@@ -96,9 +96,9 @@ IQ_DEVICE float iq_signed_factor(float factor, uint32_t word, uint32_t bit)
 }
 
 /*
- * One butterfly of a stage: `to` gets the sum of pair `i` of `from`, and half the count further on its difference. As many stages as the count has
- * bits, each from the other's output, make values[j] the sum over i of (-1)^(bits that i and j have in common) values[i]. All stages
- * read and write in the same pattern, and the order of additions is that of neighbours first, then pairs of neighbours, and so on.
+ * One butterfly of a stage: `to` gets the sum of pair `i` of `from`, and half the count further on its difference. log2(count)
+ * stages, each on the output of the one before, make values[j] the sum over i of (-1)^(bits that i and j have in common)
+ * values[i]. All stages read and write in the same pattern; neighbours are added first, then pairs of neighbours, and so on.
  */
 IQ_DEVICE void iq_hadamard_pair(const float *from, size_t half, size_t i, float *to)
 {

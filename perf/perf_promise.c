@@ -219,7 +219,7 @@ iq_perf_promise_t iq_perf_promise(const iq_perf_case_t *test, const char *algori
     else if (promise.grid.bits >
              0) /* each part is off by less than a step, the sum of them by a step of the largest sum there can be */
         promise.step = step_of(&promise.grid, parts, iq_perf_case_elements(test, nranks)) * (promise.grid.again ? 2.0 : 1.0) *
-                       parts * (1.0 + 2.0 * u + 0x1p-20);
+                       parts * (1.0 + 2.0 * u + 0x1p-20) * (is_coded(recipe) ? CODED_STEPS : 1.0);
     promise.relative += (parts + 1.0) * 0x1p-23 + 2.0 * u; /* fp32 arithmetic, and the result's own type */
     promise.absolute += test->type->type == ISGQ_FLOAT16 ? 0x1p-24 : 0x1p-126;
     return promise;

@@ -86,8 +86,6 @@ const iq_quality_preset_t iq_quality_presets[] = {
     FACTORED("factor:width=3,rounding=dither"),
     FACTORED("factor:width=4,rounding=dither"),
     FACTORED("factor:width=8,rounding=dither"),
-    FACTORED("factor:bits=4,rows=svd"),
-    FACTORED("factor:bits=2,rows=svd"),
     FACTORED("isgq-mse:levels=2"),
     FACTORED("isgq-mse:levels=4"),
     FACTORED("isgq-mse:levels=8"),

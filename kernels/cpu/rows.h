@@ -5,7 +5,8 @@
 
 #include "kernels/kernels.h"
 
-/* A row's draw_tile(grid, quad, quads, random) makes the random words of elements 4 * quad .. 4 * (quad + quads) - 1, or some more of a tile. */
+/* A row's draw_tile(grid, quad, quads, random) makes the random words of elements 4 * quad .. 4 * (quad + quads) - 1, or more,
+ * up to a tile. */
 enum { QUADS = 64, TILE = 4 * QUADS };
 
 extern const iq_kernels_t iq_kernels_portable;

@@ -2,15 +2,15 @@
 /*
  * Codec `coded`: one step for the whole tensor and all ranks, codes without limits, entropy coding.
  *
- * A rank's code is its value over the step, rounded by stratified rounding. Codes add up as integers, exactly, whatever the route. The
- * owner of a block rounds the sum of codes to multiples of a whole number k, with a random offset that all ranks know, and every rank
- * takes back what is known of the errors:
+ * A rank's code is its value over the step, rounded by stratified rounding. Codes add up as integers, exactly, whatever the
+ * route. The owner of a block rounds the sum of codes to multiples of a whole number k, with a random offset that all ranks
+ * know, and every rank takes back what is known of the errors:
  *
  *   sum of codes Q          result c = floor((Q + d) / k), d uniform in 0..k-1           k = 1: the result is exact
  *   value = step * (k c + mend_result * ((k - 1)/2 - d) + mend_own * (w - 1/2))          w: where the strata of the element begin
  *
- * Step, k and what is taken back (0 to 1) follow from the budget and what ranks agreed on (coded.h). Messages of one rank's own values
- * (allgather) have a step for each block instead, and no d and w.
+ * Step, k and what is taken back (0 to 1) follow from the budget and what ranks agreed on (coded.h). Messages of one rank's own
+ * values (allgather) have a step for each block instead, and no d and w.
  *
  *   message: [u32 length][u32 kind][blocks: of integers, or an f32 step and integers]
  */
@@ -76,7 +76,8 @@ static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 static size_t most_bytes(iq_span_t span)
 {
     size_t blocks = span.count / BLOCK, rest = span.count % BLOCK;
-    return HEADER + blocks * (sizeof(float) + iq_coded_block_bytes(BLOCK)) + (rest > 0 ? sizeof(float) + iq_coded_block_bytes(rest) : 0);
+    return HEADER + blocks * (sizeof(float) + iq_coded_block_bytes(BLOCK)) +
+           (rest > 0 ? sizeof(float) + iq_coded_block_bytes(rest) : 0);
 }
 
 static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
@@ -106,7 +107,8 @@ static void draw_words(const iq_codec_call_t *call, uint32_t stream, uint32_t ra
 }
 
 /* A tile of values to codes. Every element's random number depends on nothing but its place. */
-static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f32_any_t *values, size_t count, float inverse, int32_t *codes)
+static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f32_any_t *values, size_t count, float inverse,
+                         int32_t *codes)
 {
     enum { MOST = IQ_CODED_LARGEST / 2 };
     uint32_t words[IQ_CODEC_TILE];
@@ -127,7 +129,8 @@ static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f
 static float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
 
 /* Codes of elements offset..offset+count-1 of the span. */
-static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *src, size_t offset, size_t count, float step, int32_t *codes)
+static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *src, size_t offset, size_t count, float step,
+                     int32_t *codes)
 {
     float tile[IQ_CODEC_TILE], inverse = inverse_of(step);
     for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
@@ -153,7 +156,8 @@ static void merge(const iq_codec_call_t *call, uint64_t first, size_t count, uin
 }
 
 /* Results to values; k = 1: sums of codes. At most a tile. */
-static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t *results, size_t count, uint32_t k, float *values)
+static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t *results, size_t count, uint32_t k,
+                      float *values)
 {
     iq_coded_plan_t plan = iq_coded_plan(call);
     uint32_t words[IQ_CODEC_TILE], ranks = (uint32_t)call->nranks;
@@ -165,16 +169,20 @@ static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t
         for (size_t i = 0; i < count; i++)
             values[i] += plan.mend_result * (middle - (float)(int32_t)offset_of(words[i], k));
     }
-    if (plan.mend_own > 0.0f) { /* w: the lowest of all ranks' numbers, times N */
+    if (plan.mend_own > 0.0f) { /* w: the lowest of all ranks' numbers, times N; of one rank's code, its own number */
         draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
         for (size_t i = 0; i < count; i++)
-            values[i] += plan.mend_own * ((float)(int32_t)(((words[i] >> 8) * ranks) & 0xffffffu) * 0x1p-24f - 0.5f);
+            words[i] = ranks == 1 && call->strata != NULL ? iq_stratified_bits(words[i], call->strata)
+                                                          : ((words[i] >> 8) * ranks) & 0xffffffu;
+        for (size_t i = 0; i < count; i++)
+            values[i] += plan.mend_own * ((float)(int32_t)words[i] * 0x1p-24f - 0.5f);
     }
     for (size_t i = 0; i < count; i++)
         values[i] = values[i] * plan.step / divisor;
 }
 
-static void store_values(const iq_codec_call_t *call, iq_span_t span, const int32_t *results, size_t offset, size_t count, uint32_t k, void *dst)
+static void store_values(const iq_codec_call_t *call, iq_span_t span, const int32_t *results, size_t offset, size_t count,
+                         uint32_t k, void *dst)
 {
     float tile[IQ_CODEC_TILE];
     for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
@@ -210,7 +218,8 @@ static isgq_result_t open_message(const void *message, iq_span_t span, uint32_t 
     if (header[0] < HEADER)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes has no header", header[0]);
     if (header[0] > most_bytes(span) || header[1] != kind)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes of kind %u where kind %u was due", header[0], header[1], kind);
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes of kind %u where kind %u was due", header[0],
+                       header[1], kind);
     *reader = (reader_t){(const unsigned char *)message + HEADER, header[0] - HEADER};
     return ISGQ_SUCCESS;
 }
@@ -233,7 +242,8 @@ static isgq_result_t close_message(const reader_t *reader)
 
 /* ---- own values, with steps of their own ---- */
 
-static void encode_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, unsigned char *message)
+static void encode_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src,
+                       unsigned char *message)
 {
     int32_t codes[BLOCK];
     unsigned char *at = message + HEADER;
@@ -324,8 +334,8 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
-static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts, void *acc,
-                         bool first)
+static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts,
+                         void *acc, bool first)
 {
     int32_t codes[BLOCK];
     reader_t reader = {0};

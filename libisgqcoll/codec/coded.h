@@ -2,9 +2,9 @@
 /*
  * Inside of codec `coded`: what ranks agree on before they encode, and what follows from it.
  *
- * Every rank describes its tensor by a few hundred numbers whose sums over the ranks mean something: rates and errors by step, and the
- * values of some elements, whose sums are elements of the sum. From the sums all ranks conclude the same plan: the step of the
- * codes, how coarsely the owner of a block rounds their sum, and what decoders correct.
+ * Every rank describes its tensor by a few hundred numbers whose sums over the ranks mean something: rates and errors by step,
+ * and the values of some elements, whose sums are elements of the sum. From the sums all ranks conclude the same plan: the step
+ * of the codes, how coarsely the owner of a block rounds their sum, and what decoders correct.
  */
 #ifndef ISGQ_CODEC_CODED_H
 #define ISGQ_CODEC_CODED_H
@@ -14,8 +14,8 @@
 
 /* What the floats of call->scales say once they are open. */
 typedef struct iq_coded_plan {
-    float step;   /* 0: all codes are 0; NaN: some rank has NaN or Inf */
-    float merge;  /* k, a whole number: the result is the sum of codes in units of k; 1: the sum itself */
+    float step;                  /* 0: all codes are 0; NaN: some rank has NaN or Inf */
+    float merge;                 /* k, a whole number: the result is the sum of codes in units of k; 1: the sum itself */
     float mend_own, mend_result; /* how much of what is known of the error of either rounding is taken back: 0 to 1 */
 } iq_coded_plan_t;
 
@@ -45,13 +45,13 @@ enum { IQ_CODED_MAX, IQ_CODED_RMS, IQ_CODED_ZEROS, IQ_CODED_WEIGHT, IQ_CODED_SKE
 
 /* Long tensors share curves, short ones a few points of them, the shortest one point. */
 typedef struct iq_coded_layout {
-    size_t points;                   /* 0: curves */
-    size_t rates, noises;            /* where each begins: rates by step or steps by rate; the mean error there */
-    size_t compared;                 /* curves: rates of this rank's samples; points: steps if values were normally distributed */
-    size_t sketch, sketches;         /* sums of values with random signs */
-    size_t samples, nsamples;        /* values at fixed places */
-    size_t shared;                   /* floats */
-    size_t own;                      /* behind them: this rank's curves while they are being measured */
+    size_t points;            /* 0: curves */
+    size_t rates, noises;     /* where each begins: rates by step or steps by rate; the mean error there */
+    size_t compared;          /* curves: rates of this rank's samples; points: steps if values were normally distributed */
+    size_t sketch, sketches;  /* sums of values with random signs */
+    size_t samples, nsamples; /* values at fixed places */
+    size_t shared;            /* floats */
+    size_t own;               /* behind them: this rank's curves while they are being measured */
     size_t room;
 } iq_coded_layout_t;
 

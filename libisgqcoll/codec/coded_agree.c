@@ -2,10 +2,10 @@
 /*
  * What a rank says about its tensor before it encodes: see coded.h.
  *
- * Units of IQ_CODED_UNIT elements are described one by one, because messages are coded one by one: where the scale of values changes along
- * the tensor that takes fewer bits than one code for all. Curves lie in slots for all exponents while units are added up, and in
- * IQ_CODED_SLOTS modulo that number when they are shared: ranks' curves fall into each other's places only if their largest
- * values are 2^30 apart.
+ * Units of IQ_CODED_UNIT elements are described one by one, because messages are coded one by one: where the scale of values
+ * changes along the tensor that takes fewer bits than one code for all. Curves lie in slots for all exponents while units are
+ * added up, and in IQ_CODED_SLOTS modulo that number when they are shared: ranks' curves fall into each other's places only if
+ * their largest values are 2^30 apart.
  */
 #include "base/util.h"
 #include "codec/coded.h"
@@ -16,12 +16,12 @@
 #include <string.h>
 
 enum {
-    OWN_FIRST = -32,                         /* exponent of the first slot */
+    OWN_FIRST = -32, /* exponent of the first slot */
     OWN_SLOTS = 256 + IQ_CODED_ABOVE + 32 + 3,
     OWN_RATES = 0,
     OWN_NOISES = OWN_SLOTS,
-    OWN_NORMALS = 2 * OWN_SLOTS,             /* rates if every unit were normally distributed */
-    OWN_SQUARES = 3 * OWN_SLOTS,             /* a double */
+    OWN_NORMALS = 2 * OWN_SLOTS, /* rates if every unit were normally distributed */
+    OWN_SQUARES = 3 * OWN_SLOTS, /* a double */
     OWN_FLOATS = 3 * OWN_SLOTS + 2
 };
 
@@ -88,7 +88,8 @@ static size_t sample_place(const iq_codec_call_t *call, const iq_coded_layout_t 
     return iq_min(place, count - 1);
 }
 
-static void take_samples(const iq_codec_call_t *call, const iq_coded_layout_t *layout, iq_span_t span, size_t count, const void *src, float *scales)
+static void take_samples(const iq_codec_call_t *call, const iq_coded_layout_t *layout, iq_span_t span, size_t count,
+                         const void *src, float *scales)
 {
     float tile[1];
     double share = (double)layout->nsamples / (double)count;
@@ -98,13 +99,14 @@ static void take_samples(const iq_codec_call_t *call, const iq_coded_layout_t *l
         if (place >= span.first + span.count)
             break;
         if (place >= span.first)
-            scales[layout->samples + t] = iq_load_f32(call->datatype, src, place - span.first, 1, tile)[0] * (float)IQ_CODED_SCALE;
+            scales[layout->samples + t] =
+                iq_load_f32(call->datatype, src, place - span.first, 1, tile)[0] * (float)IQ_CODED_SCALE;
     }
 }
 
 /* Blocks of 32 elements go round the sketches, each element with a sign of its own. */
-static void add_sketch(const iq_codec_call_t *call, const iq_coded_layout_t *layout, size_t first, const iq_f32_any_t *values, size_t count,
-                       float *scales)
+static void add_sketch(const iq_codec_call_t *call, const iq_coded_layout_t *layout, size_t first, const iq_f32_any_t *values,
+                       size_t count, float *scales)
 {
     iq_philox_block_t block = {{0}};
     for (size_t i = 0; i < count; i += 32) {

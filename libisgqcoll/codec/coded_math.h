@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A logarithm that is the same number everywhere: what ranks conclude from it they must conclude alike, and libraries of mathematics differ
- * in last bits. Only +, -, * and / of doubles, which IEEE 754 defines exactly.
+ * A logarithm that is the same number everywhere: what ranks conclude from it they must conclude alike, and libraries of
+ * mathematics differ in last bits. Only +, -, * and / of doubles, which IEEE 754 defines exactly.
  */
 #ifndef ISGQ_CODEC_CODED_MATH_H
 #define ISGQ_CODEC_CODED_MATH_H

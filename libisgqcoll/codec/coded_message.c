@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Integers to bytes and back: see coded_message.h. The shape is chosen by the size that a histogram of the symbols lets expect. */
+/* Integers to bytes and back: see coded_message.h. The shape is chosen by the size that a histogram of the symbols lets
+ * expect. */
 #include "codec/coded_message.h"
 
 #include "base/status.h"
@@ -12,11 +13,11 @@
 #include <stdlib.h>
 
 enum {
-    SHAPE_ZERO,    /* all integers are 0: nothing follows */
-    SHAPE_PACKED,  /* so many bits each: no extras, no coder */
+    SHAPE_ZERO,   /* all integers are 0: nothing follows */
+    SHAPE_PACKED, /* so many bits each: no extras, no coder */
     SHAPE_CLASSES,
-    SHAPE_SPARSE,  /* the extras say which integers are not 0, the block of these follows: positive ones less 1 */
-    SHAPE_SMALL    /* from here on: rows of `alphabets` */
+    SHAPE_SPARSE, /* the extras say which integers are not 0, the block of these follows: positive ones less 1 */
+    SHAPE_SMALL   /* from here on: rows of `alphabets` */
 };
 
 /* How many letters, and how many of them make a byte. Without escape: only where nothing is beyond the alphabet. */
@@ -51,7 +52,10 @@ static uint32_t class_of(uint32_t folded)
 }
 
 /* Bits that a class leaves open. */
-static unsigned class_bits(uint32_t class) { return class < PLAIN ? 0 : ((class - PLAIN) >> SPLIT_BITS) + PLAIN_BITS - SPLIT_BITS; }
+static unsigned class_bits(uint32_t class)
+{
+    return class < PLAIN ? 0 : ((class - PLAIN) >> SPLIT_BITS) + PLAIN_BITS - SPLIT_BITS;
+}
 
 static uint32_t class_first(uint32_t class)
 {
@@ -91,7 +95,7 @@ static double coder_bytes(double words, double bits, double kinds, double likely
 static double expected_classes(const tally_t *tally)
 {
     double n = (double)tally->count, entropy = 0.0, extras = 0.0, kinds = 0.0;
-    for (uint32_t class = 0; class < CLASSES; class++) {
+    for (uint32_t class = 0; class < CLASSES; class ++) {
         double there = (double)tally->counts[class];
         entropy += entropy_of(there, n);
         extras += there * class_bits(class);
@@ -119,7 +123,7 @@ static double expected_small(const tally_t *tally, const alphabet_t *alphabet)
         words *= kinds;
     }
     double escapes = rest;
-    for (uint32_t class = PLAIN; class < CLASSES && rest > 0.0; class++) /* 7 bits a byte */
+    for (uint32_t class = PLAIN; class < CLASSES && rest > 0.0; class ++) /* 7 bits a byte */
         escapes += (double)tally->counts[class] * ((class_bits(class) + SPLIT_BITS) / 7);
     return coder_bytes(n / alphabet->digits, entropy / n * alphabet->digits, words, likely) + (alphabet->escapes ? escapes : 0.0);
 }
@@ -146,7 +150,7 @@ static double expected_sparse(const tally_t *tally)
     double n = (double)tally->count, zeros = (double)tally->counts[0], bytes;
     if (zeros < n / 2 || others.count == 0)
         return 1e300;
-    for (uint32_t class = 1; class < CLASSES; class++) {
+    for (uint32_t class = 1; class < CLASSES; class ++) {
         uint32_t less = tally->signs == SIGNS_BOTH ? (class % 2 == 1 ? 0 : 2) : tally->signs == SIGNS_PLUS;
         others.counts[class < PLAIN ? class - less : class] += tally->counts[class];
     }
@@ -195,8 +199,10 @@ static size_t write_packed(const int32_t *codes, size_t count, unsigned width, u
     return IQ_CODED_BLOCK_HEADER + iq_packed_bytes(count, width);
 }
 
-/* Symbols of all integers, and their open bits to `extras`. Returns the bytes of these, or SIZE_MAX if they are `room` or more. */
-static size_t write_classes(const int32_t *codes, size_t count, unsigned signs, unsigned char *symbols, unsigned char *extras, size_t room)
+/* Symbols of all integers, and their open bits to `extras`. Returns the bytes of these, or SIZE_MAX if they are `room` or
+ * more. */
+static size_t write_classes(const int32_t *codes, size_t count, unsigned signs, unsigned char *symbols, unsigned char *extras,
+                            size_t room)
 {
     uint64_t waiting = 0;
     unsigned bits = 0;
@@ -313,7 +319,8 @@ size_t iq_coded_write(const int32_t *codes, size_t count, unsigned char *block)
         tally.most--;
     size_t packed = IQ_CODED_BLOCK_HEADER + iq_packed_bytes(count, width);
     unsigned shape = best_shape(&tally);
-    size_t written = shape == SHAPE_SPARSE ? write_sparse(codes, count, block, packed) : write_coded(codes, count, tally.signs, shape, block, packed);
+    size_t written = shape == SHAPE_SPARSE ? write_sparse(codes, count, block, packed)
+                                           : write_coded(codes, count, tally.signs, shape, block, packed);
     return written > 0 ? written : write_packed(codes, count, width, block);
 }
 
@@ -333,7 +340,8 @@ static isgq_result_t read_packed(const unsigned char *packed, size_t count, unsi
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t read_classes(const unsigned char *symbols, size_t count, unsigned signs, const unsigned char *extras, size_t bytes, int32_t *codes)
+static isgq_result_t read_classes(const unsigned char *symbols, size_t count, unsigned signs, const unsigned char *extras,
+                                  size_t bytes, int32_t *codes)
 {
     uint64_t waiting = 0;
     unsigned there = 0;
@@ -364,7 +372,8 @@ static isgq_result_t read_escape(const unsigned char *extras, size_t bytes, size
     bool more = true;
     for (; more; shift += 7) {
         if (*used == bytes || shift > 28)
-            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an escape of more than %u bits, or cut off, at byte %zu of %zu", shift, *used, bytes);
+            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an escape of more than %u bits, or cut off, at byte %zu of %zu", shift,
+                           *used, bytes);
         value |= (uint64_t)(extras[*used] & 127) << shift;
         more = (extras[(*used)++] & 128) != 0;
     }
@@ -374,8 +383,8 @@ static isgq_result_t read_escape(const unsigned char *extras, size_t bytes, size
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t read_small(const alphabet_t *alphabet, const unsigned char *symbols, size_t count, unsigned signs, const unsigned char *extras,
-                                size_t bytes, int32_t *codes)
+static isgq_result_t read_small(const alphabet_t *alphabet, const unsigned char *symbols, size_t count, unsigned signs,
+                                const unsigned char *extras, size_t bytes, int32_t *codes)
 {
     uint32_t last = alphabet->escapes ? alphabet->letters - 1 : UINT32_MAX, beyond = 0;
     size_t used = 0, n = 0;
@@ -391,7 +400,8 @@ static isgq_result_t read_small(const alphabet_t *alphabet, const unsigned char 
             codes[i] = unfold_signs(letter, signs);
         }
         if (word != 0)
-            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: byte %u of %u symbols of %u", symbols[n], alphabet->digits, alphabet->letters);
+            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: byte %u of %u symbols of %u", symbols[n], alphabet->digits,
+                           alphabet->letters);
     }
     if (used != bytes)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu bytes of extras where %zu are used", bytes, used);
@@ -446,7 +456,8 @@ static isgq_result_t check_codes(const int32_t *codes, size_t count)
         uint32_t magnitude = fold(codes[i]) >> 1;
         largest = magnitude > largest ? magnitude : largest;
     }
-    return largest < IQ_CODED_LARGEST ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an integer of magnitude %u", largest);
+    return largest < IQ_CODED_LARGEST ? ISGQ_SUCCESS
+                                      : IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an integer of magnitude %u", largest);
 }
 
 isgq_result_t iq_coded_read(const unsigned char *block, size_t room, size_t count, int32_t *codes, size_t *used)
@@ -456,10 +467,13 @@ isgq_result_t iq_coded_read(const unsigned char *block, size_t room, size_t coun
     unsigned shape = block[0], width = block[1];
     size_t after = get_u16(block + 2) + get_u16(block + 4);
     *used = IQ_CODED_BLOCK_HEADER + (shape == SHAPE_PACKED ? iq_packed_bytes(count, width) : after);
-    bool sized = shape == SHAPE_PACKED ? width >= 1 && width <= 32 && after == 0 : shape == SHAPE_ZERO ? width == 0 && after == 0
-                 : shape == SHAPE_SPARSE ? width == 0 : width <= SIGNS_MINUS;
+    bool sized = shape == SHAPE_PACKED   ? width >= 1 && width <= 32 && after == 0
+                 : shape == SHAPE_ZERO   ? width == 0 && after == 0
+                 : shape == SHAPE_SPARSE ? width == 0
+                                         : width <= SIGNS_MINUS;
     if (shape >= SHAPE_SMALL + IQ_ARRAY_SIZE(alphabets) || !sized || *used > room)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a block of shape %u, width %u and %zu bytes where %zu are left", shape, width, *used, room);
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a block of shape %u, width %u and %zu bytes where %zu are left", shape,
+                       width, *used, room);
     if (shape == SHAPE_ZERO) {
         memset(codes, 0, count * sizeof(*codes));
         return ISGQ_SUCCESS;

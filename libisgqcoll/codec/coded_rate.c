@@ -7,11 +7,11 @@
 #include <string.h>
 
 enum {
-    QUARTERS = 4,        /* classes in an octave */
+    QUARTERS = 4, /* classes in an octave */
     EXPONENTS = 256,
-    FINE = 3,            /* octaves of codes that are told apart: -8..8 */
+    FINE = 3, /* octaves of codes that are told apart: -8..8 */
     CODES = 1 << FINE,
-    FAINT = 12           /* octaves below the step that still count */
+    FAINT = 12 /* octaves below the step that still count */
 };
 
 void iq_coded_tally(iq_coded_tally_t *tally, const iq_f32_any_t *values, size_t count)
@@ -53,7 +53,8 @@ double iq_coded_squares(const iq_coded_tally_t *tally)
 /* -n log2(n / count) */
 static inline double plog(double n, double count) { return n > 0.0 ? -n * iq_log2(n / count) : 0.0; }
 
-/* Everything of at least 2^exponent, for all exponents: how many, and their entropy but for how many codes a class spreads over. */
+/* Everything of at least 2^exponent, for all exponents: how many, and their entropy but for how many codes a class spreads
+ * over. */
 typedef struct tails {
     double many[EXPONENTS + 1], bits[EXPONENTS + 1];
 } tails_t;

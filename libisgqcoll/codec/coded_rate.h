@@ -2,8 +2,9 @@
 /*
  * What rounding to a grid costs and errs, for every step that is a power of two, from one histogram of the values.
  *
- * A tally counts floats by sign, exponent and two bits of the mantissa. Codes of stochastic rounding to multiples of a step spread over it
- * evenly within each class, and below eight steps class by class to the two nearest multiples; the entropy of that is the rate.
+ * A tally counts floats by sign, exponent and two bits of the mantissa. Codes of stochastic rounding to multiples of a step
+ * spread over it evenly within each class, and below eight steps class by class to the two nearest multiples; the entropy of
+ * that is the rate.
  */
 #ifndef ISGQ_CODEC_CODED_RATE_H
 #define ISGQ_CODEC_CODED_RATE_H
@@ -12,8 +13,8 @@
 
 enum {
     IQ_CODED_CLASSES = 2048,
-    IQ_CODED_WINDOW = 34,   /* steps that a curve has: from 32 times the largest value's octave down */
-    IQ_CODED_ABOVE = 5      /* the window begins so many octaves above that of the largest value */
+    IQ_CODED_WINDOW = 34, /* steps that a curve has: from 32 times the largest value's octave down */
+    IQ_CODED_ABOVE = 5    /* the window begins so many octaves above that of the largest value */
 };
 
 typedef struct iq_coded_tally {

@@ -10,10 +10,10 @@
 #include <zstd.h>
 
 /*
- * Matches among independent symbols are chance, and cost more than the symbols: look for them rarely (the step between trials) and not far (the
- * table's size), which still finds long runs. With such a step zstd would leave literals as they are unless told otherwise, by a
- * parameter that libzstd has since 1.3.8 and calls experimental: where it is missing messages are longer, and nothing else.
- * Frames say nothing that the message around them does.
+ * Matches among independent symbols are chance, and cost more than the symbols: look for them rarely (the step between trials)
+ * and not far (the table's size), which still finds long runs. With such a step zstd would leave literals as they are unless
+ * told otherwise, by a parameter that libzstd has since 1.3.8 and calls experimental: where it is missing messages are longer,
+ * and nothing else. Frames say nothing that the message around them does.
  */
 #define LEVEL 1
 #define LITERALS ZSTD_c_experimentalParam5 /* ZSTD_c_literalCompressionMode */

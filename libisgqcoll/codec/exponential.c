@@ -6,10 +6,11 @@
  *
  *   partial(k), result: [codes]      not shared (one contribution, which is only moved): [scale of each bucket, f32][codes]
  *
- * Additions at random have no order that does not matter, so each has random bits of its own and belongs to one place in a tree: the
+ * Where additions are random their order matters, so each has random bits of its own and belongs to one place in a tree: the
  * accumulator adds contributions two by two, then those sums two by two, and so on, as digits of a binary counter carry. The one
- * that joins contributions up to number m to those behind has the word of rank m. So whoever adds the same contributions
- * in the same order gets the same bits, and a sum of N contributions lies at most ceil(log2 N) powers above them, where a sum made one by one might lie N - 1.
+ * that joins contributions up to number m to those behind has the word of rank m. So whoever adds the same contributions in the
+ * same order gets the same bits, and a sum of N contributions lies at most ceil(log2 N) powers above them, where a sum made one
+ * by one might lie N - 1.
  *
  *   accumulator: [contributions, u16][sum of 2^i contributions: a code, or none] for i = 0, 1, ...
  *
@@ -157,7 +158,7 @@ static void write_scaled(const values_t *values, void *message)
 
 /* ---- sums ---- */
 
-/* Random words for the additions in a tile of sums, drawn when they are first asked for: those of one slot are mostly of one rank. */
+/* Random words for the additions in a tile of sums, drawn when they are first asked for: a slot's are mostly of one rank. */
 typedef struct words {
     const iq_codec_call_t *call;
     uint64_t first; /* element */
@@ -234,8 +235,8 @@ static uint32_t total(const iq_codec_t *codec, size_t i, words_t *words, const u
 }
 
 /* At most a tile. */
-static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const uint8_t *codes, size_t count,
-                      int parts, unsigned char *acc, bool first)
+static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const uint8_t *codes,
+                      size_t count, int parts, unsigned char *acc, bool first)
 {
     words_t words;
     size_t size = acc_size(call);
@@ -250,8 +251,8 @@ static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint
 }
 
 /* At most a tile. */
-static void totals(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const unsigned char *acc, size_t count,
-                   uint8_t *codes)
+static void totals(const iq_codec_t *codec, const iq_codec_call_t *call, uint64_t first_element, const unsigned char *acc,
+                   size_t count, uint8_t *codes)
 {
     words_t words;
     no_words(&words, call, first_element, count);
@@ -268,8 +269,8 @@ static bool is_code(uint32_t code, uint32_t sign, uint32_t least)
 }
 
 /* At most a tile. `parts` as in partial(parts); 0: a result. */
-static isgq_result_t unpack(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales, int parts,
-                            const unsigned char *packed, size_t offset, size_t count, uint8_t *codes)
+static isgq_result_t unpack(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales,
+                            int parts, const unsigned char *packed, size_t offset, size_t count, uint8_t *codes)
 {
     uint32_t sign = sign_of(codec), least = 1 + (parts == 1 ? head_of(codec, call) : 0);
     run_t run = {.offset = offset};
@@ -295,8 +296,8 @@ static isgq_result_t check_padding(const iq_codec_t *codec, iq_span_t span, cons
 }
 
 /* Values of at most a tile of codes. */
-static void dequantize(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales, size_t offset,
-                       size_t count, const uint8_t *codes, void *dst)
+static void dequantize(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales,
+                       size_t offset, size_t count, const uint8_t *codes, void *dst)
 {
     float tile[IQ_CODEC_TILE];
     uint32_t sign = sign_of(codec);
@@ -317,7 +318,8 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
 {
     (void)codec;
     if (!iq_is_small_float(datatype))
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'global-qsgd-exp' takes f32, f16 and bf16, not %s", iq_datatype_name(datatype));
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'global-qsgd-exp' takes f32, f16 and bf16, not %s",
+                       iq_datatype_name(datatype));
     if (op != ISGQ_SUM && op != ISGQ_AVG)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer 'global-qsgd-exp' takes sum and avg, not %s", iq_red_op_name(op));
     return ISGQ_SUCCESS;
@@ -338,7 +340,10 @@ static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call
     return false;
 }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call) { return codec->shared ? acc_size(call) : sizeof(float); }
+static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+{
+    return codec->shared ? acc_size(call) : sizeof(float);
+}
 
 static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
@@ -378,7 +383,8 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 }
 
 /* [scales][codes] */
-static isgq_result_t read_scaled(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
+static isgq_result_t read_scaled(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message,
+                                 void *dst)
 {
     uint8_t codes[IQ_CODEC_TILE];
     const iq_f32_any_t *scales = message;
@@ -424,7 +430,8 @@ static void write_totals(const iq_codec_t *codec, const iq_codec_call_t *call, i
     }
 }
 
-static void write_sums(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, uint32_t stream, void *message)
+static void write_sums(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, uint32_t stream,
+                       void *message)
 {
     values_t sum = {codec, call, span, acc, ISGQ_FLOAT32, stream, stream == IQ_STREAM_OWN ? (uint32_t)call->rank : 0};
     if (codec->shared)

@@ -154,7 +154,7 @@ size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void
     if (!iq_checked_mul(call->m, sizeof(int16_t), &row_q) || !iq_checked_mul(call->n, sizeof(int16_t), &row_p) ||
         !reserve(&total, capacity, sizeof(int64_t), &weight_c) ||
         !reserve(&total, call->want_bias ? capacity : 0, sizeof(int64_t), &weight_b) || !reserve(&total, capacity, row_q, &q) ||
-        !reserve(&total, capacity, row_p, &p) || !reserve(&total, row_q + row_p, sizeof(iq_bit_model_t) / sizeof(int16_t), &columns))
+        !reserve(&total, capacity, row_p, &p) || !reserve(&total, capacity > 0 ? row_q + row_p : 0, sizeof(iq_bit_model_t) / sizeof(int16_t), &columns))
         return 0;
     if (memory != NULL) {
         char *base = memory;

@@ -142,6 +142,15 @@ isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, bool de
     return ISGQ_SUCCESS;
 }
 
+isgq_result_t iq_quantizer_moved(isgq_quantizer_t quantizer, bool devices, iq_codec_t *codec)
+{
+    const iq_codec_t *asked = &quantizer->dense.codec;
+    IQ_TRY(iq_quantizer_dense(quantizer, 1, devices, codec));
+    if (codec->ops == &iq_codec_coded_ops)
+        *codec = best_within(asked->budget_bits > 0.0 ? asked->budget_bits : 8.0, 1);
+    return ISGQ_SUCCESS;
+}
+
 void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec)
 {
     static const iq_codec_t eight_bits = {

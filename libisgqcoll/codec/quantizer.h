@@ -34,6 +34,9 @@ void iq_quantizer_retain(isgq_quantizer_t quantizer);
  * the quantizer is for factors only. */
 isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec);
 
+/* The same for a call that moves values and sums nothing: `isgq` is uniform codes within its budget there. */
+isgq_result_t iq_quantizer_moved(isgq_quantizer_t quantizer, bool devices, iq_codec_t *codec);
+
 /* What a factored call does with the product where factors would be more bytes: the dense half if the user named one; for `isgq`, whose budget
  * counts factor elements, 8-bit codes, which lose about as little as its factors; otherwise nothing is lost. */
 void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec);

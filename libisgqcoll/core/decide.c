@@ -99,7 +99,10 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
     bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
     call->codec = iq_codec_none;
     if (!moves) {
-        IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, comm->devices, &call->codec));
+        if (call->kind == IQ_CALL_ALLGATHER)
+            IQ_TRY(iq_quantizer_moved(call->quantizer, comm->devices, &call->codec));
+        else
+            IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, comm->devices, &call->codec));
         if (call->codec.ops != iq_codec_none.ops && !quantizable(call->datatype)) {
             call->codec = iq_codec_none;
             call->fallback = true;
@@ -147,6 +150,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     char dense_why[64];
     size_t product = call->factors.m * call->factors.n, sums = product + (call->factors.bias != NULL ? call->factors.n : 0);
     IQ_TRY(iq_quantizer_factored(call->quantizer, comm->devices, &call->factor, &dense_only));
+    if (call->max_batch == 0) /* no rows anywhere: nothing is coded, so nothing needs room for it */
+        call->factor = (iq_factor_spec_t){.width_x = 4, .width_delta = 4};
     iq_quantizer_product(call->quantizer, comm->nranks, comm->devices, &call->codec);
     IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &call->codec, ISGQ_FLOAT32, call->op, product, NULL, &call->algorithm,
                                dense_why, sizeof(dense_why)));

@@ -41,8 +41,8 @@ static isgq_result_t check(const isgqx_contribution_t *contribution, const char 
 
 static isgq_result_t begin(work_t *work, const isgqx_contribution_t *contribution, const char *operation)
 {
-    *work = (work_t){.count = contribution->count};
     IQ_TRY(check(contribution, operation));
+    *work = (work_t){.count = contribution->count};
     work->call = (iq_codec_call_t){.datatype = contribution->datatype,
                                    .op = ISGQ_SUM,
                                    .nranks = 1,

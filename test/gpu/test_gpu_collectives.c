@@ -124,7 +124,7 @@ static void quantized_body(iq_rank_t *rank)
 {
     static const char *const quantizers[] = {"none", "fp16", "bf16", "uniform:bits=1", "uniform:bits=3,bucket=64", "uniform:bits=4",
                                              "uniform:bits=8,rounding=nearest", "uniform:bits=4,scale=local", "uniform:bits=5,bucket=tensor",
-                                             "uniform:bits=4,sum=requantized", "isgq:bits=4"};
+                                             "uniform:bits=4,sum=requantized", "isgq:bits=4,coding=none"};
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_FLOAT16, ISGQ_BFLOAT16};
     static const size_t counts[] = {1, 33, 4097, MOST_COUNT};
     pair_t pair = open_pair(rank);

@@ -214,7 +214,7 @@ static const shape_t shapes[] = {{1, 1, 1},   {130, 97, 40}, {17, 33, 5}, {1, 30
  * a third of the quantizers. */
 static void answer(iq_rank_t *rank, const pair_t *pair, size_t shapes_used)
 {
-    static const char *const quantizers[] = {"isgq:bits=4",      "isgq:bits=2",   "factor:width=4/4",
+    static const char *const quantizers[] = {"factor:bits=4",      "factor:bits=2",   "factor:width=4/4",
                                              "factor:width=8/8", "factor:bits=6", "factor:width=2/3,rounding=nearest",
                                              "uniform:bits=4",   "none"};
     static const char *const ways[] = {NULL, "gather", "reduce", "dense"};
@@ -291,7 +291,7 @@ static void nan_body(iq_rank_t *rank)
     for (int i = 0; i < 6; i++) {
         job_t job = {.shape = {13, 9, 4},
                      .type = types[i % 3],
-                     .quantizer = i < 3 ? "isgq:bits=4" : "factor:width=4/4",
+                     .quantizer = i < 3 ? "factor:bits=4" : "factor:width=4/4",
                      .algorithm = ways[i % 3],
                      .bias = true,
                      .integers = true,

@@ -104,7 +104,7 @@ static const char *const ways[] = {"gather", "reduce", "dense"};
 /* Results are there when the stream has been waited for; the communicator is asked nothing. */
 static void alone_body(iq_rank_t *rank)
 {
-    static const char *const texts[] = {"isgq:bits=3", "factor:width=4/4", "uniform:bits=4"};
+    static const char *const texts[] = {"factor:bits=3", "factor:width=4/4", "uniform:bits=4"};
     ends_t ends = open_ends(rank);
     for (int i = 0; i < 9; i++) {
         const char *way = i % 3 == 2 ? "dense" : ways[i % 2]; /* "uniform" has no other; its local gradients are sums of floats */
@@ -179,8 +179,8 @@ static void fresh_body(iq_rank_t *rank)
     ends_t ends = open_ends(rank);
     upload(rank, &ends, 5);
     RANK_CUDA(rank, cudaStreamSynchronize(ends.stream));
-    cudaGraphExec_t graph = capture(rank, &ends, "isgq:bits=2", "gather");
-    on_host(rank, &ends, "isgq:bits=2", "gather");
+    cudaGraphExec_t graph = capture(rank, &ends, "factor:bits=2", "gather");
+    on_host(rank, &ends, "factor:bits=2", "gather");
     for (int i = 0; i < REPLAYS; i++) {
         RANK_CUDA(rank, cudaGraphLaunch(graph, ends.stream));
         download(rank, &ends);

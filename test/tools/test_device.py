@@ -12,7 +12,7 @@ import test_programs
 from test_programs import Case, main, write_data_set
 
 QUANTIZERS = ("none;fp16;bf16;uniform:bits=1;uniform:bits=3,rounding=nearest;uniform:bits=4;uniform:bits=8,scale=local;"
-              "isgq:bits=2.5;isgq:bits=4")
+              "isgq:bits=2.5,coding=none;isgq:bits=4,coding=none")
 COLLECTIVES = "allreduce,reduce_scatter,allgather,broadcast"
 
 
@@ -71,13 +71,13 @@ def compare_placement(case, more):
 
 def compare_factored(case, more):
     shape = ["-c", "factored", "--rows", "9", "--m", "37", "--n", "23", "--bias"]
-    compare(case, more, "-n", "2", *shape, "-d", "f32,f16,bf16", "-o", "sum,avg", "-q", "none;factor:width=4/4;factor:width=8/3;isgq:bits=4")
+    compare(case, more, "-n", "2", *shape, "-d", "f32,f16,bf16", "-o", "sum,avg", "-q", "none;factor:width=4/4;factor:width=8/3;factor:bits=4")
     for way in ("gather", "reduce"):
-        compare(case, more, "-n", "3", *shape, "-q", "isgq:bits=4", "-a", way)
-        compare(case, more, "-n", "3", *shape, "-q", "isgq:bits=4", "-a", way, staged=True)
+        compare(case, more, "-n", "3", *shape, "-q", "factor:bits=4", "-a", way)
+        compare(case, more, "-n", "3", *shape, "-q", "factor:bits=4", "-a", way, staged=True)
 
 
-MODES = "exact,dense,factored,coarse,dense:uniform:bits=4,scale=local,factored:factor:width=4/4,factored:none"
+MODES = "exact,dense:uniform:bits=4,factored:factor:bits=4,coarse,dense:uniform:bits=4,scale=local,factored:factor:width=4/4,factored:none"
 
 
 class Training:
@@ -102,7 +102,7 @@ class Training:
         arguments = ("-n", "2", "--epochs", "4", "--grad")
         host = self.train({}, *arguments, MODES)
         self.compare_rows(host, self.train(more, *arguments, MODES, "--device", "cuda"), False)
-        self.compare_rows(host[:3], self.train(more, *arguments, "exact,dense,factored", "--device", "cuda", "-t", "shm"), True)
+        self.compare_rows(host[:3], self.train(more, *arguments, "exact,dense:uniform:bits=4,factored:factor:bits=4", "--device", "cuda", "-t", "shm"), True)
 
     def compare_rows(self, host, cuda, same_links):
         """Links between devices need fewer bytes around a message than those between hosts; factors have a table of rows there, and travel in their greatest
@@ -115,7 +115,7 @@ class Training:
             for field in ("mode", "quantizer", "nranks", "epochs", "batch", "total_batch", "steps"):
                 self.assertEqual(one[field], other[field], other)
             more = (1.5 if same_links else 3) if one["mode"] == "factored" else 1
-            slack = 1.01 if one["quantizer"].startswith("isgq") else 1  # a budget's choices depend on values
+            slack = 1.01 if one["quantizer"].startswith(("isgq", "factor:bits")) else 1  # a budget's choices depend on values
             self.assertLessEqual(other["gain"], one["gain"] * slack, other)
             self.assertGreaterEqual(other["gain"] * more, one["gain"] / slack, other)
             self.assertLessEqual(other["grad_bytes"], one["grad_bytes"] * more * slack, other)

@@ -31,7 +31,7 @@ LEVELS = ["onebit", "ef-sign", "bingrad-b", "bingrad-pb", "orq-3", "orq-5", "orq
           "qsgd:bits=3,norm=max", "drive", "eden:bits=1", "eden", "mx", "mx:bits=4,rounding=nearest"]
 SUMS = ["uniform:bits=3,rounding=stratified", "global-qsgd", "global-qsgd:levels=3,bucket=1024", "global-qsgd:norm=l2,bucket=512", "terngrad",
         "terngrad:clip=0", "intsgd", "global-qsgd-exp", "global-qsgd-exp:bits=4,bucket=1024"]
-FACTORED = ["factor:width=4,rounding=dither", "factor:width=4,coding=range", "factor:bits=4,rows=svd", "isgq:nmse=0.01", "isgq-mse", "isgq-mse:levels=8",
+FACTORED = ["factor:width=4,rounding=dither", "factor:width=4,coding=range", "isgq:nmse=0.01", "isgq-mse", "isgq-mse:levels=8",
             "isgq-mvu", "isgq-dithered", "isgq-dithered:width=8"]
 CODED = ["isgq:bits=2,coding=zstd", "isgq:bits=4.5,coding=zstd", "isgq:nmse=0.01,coding=zstd", "isgq:nmse=0.3,coding=zstd"]
 PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan"]

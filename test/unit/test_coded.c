@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Codec `coded` under plans made by hand: exact sums, the stated bounds, no bias, one answer by every way; and inputs that end in NaN, zero or
- * an error. What ranks plan by themselves is in test_coded_budget.c. */
+/* Codec `coded` under plans made by hand: exact sums, the stated bounds, no bias, one answer by every way; and inputs that end
+ * in NaN, zero or an error. What ranks plan by themselves is in test_coded_budget.c. */
 #include "support/check_main.h"
 #include "support/codec_run.h"
 #include "support/require.h"
@@ -131,7 +131,8 @@ START_TEST(equal_values_err_by_half_a_step)
 }
 END_TEST
 
-/* Sums of codes in units of k: off by less than k, and once mended by at most (k - 1) / 2, by (k^2 - 1) / 12 in the mean square. */
+/* Sums of codes in units of k: off by less than k, and once mended by at most (k - 1) / 2, by (k^2 - 1) / 12 in the mean
+ * square. */
 START_TEST(merged_results_have_their_bounds)
 {
     iq_codec_t codec = make_codec(4.0, 0.0);
@@ -153,6 +154,30 @@ START_TEST(merged_results_have_their_bounds)
         }
         ck_assert_double_eq_tol(squares, (k * k - 1) / 12.0, 0.02 * k * k / 12.0);
     }
+}
+END_TEST
+
+/* One rank's codes alone, as accuracy is measured: its own random number is known, so half a step is the most that stays. */
+START_TEST(one_ranks_codes_err_by_half_a_step)
+{
+    static int32_t acc[COUNT];
+    static uint32_t strata[IQ_STRATA];
+    iq_codec_t codec = make_codec(4.0, 0.0);
+    codec_run_t run = make_run(&codec, ISGQ_SUM, 6, COUNT);
+    const iq_coded_plan_t plan = {.step = 0.125f, .merge = 3.0f, .mend_own = 1.0f, .mend_result = 1.0f};
+    iq_codec_call_t call = run.call;
+    float scales[IQ_CODED_PLAN_FLOATS];
+    fill_inputs(0.0);
+    memcpy(scales, &plan, sizeof(scales));
+    call.scales = scales;
+    call.rank = 4;
+    iq_strata_fill(call.seed, call.nranks, call.rank, strata);
+    call.strata = strata;
+    codec.ops->add_own(&codec, &call, (iq_span_t){0, COUNT}, inputs[4], acc, true);
+    call.nranks = 1;
+    codec.ops->deliver(&codec, &call, (iq_span_t){0, COUNT}, acc, out);
+    for (int i = 0; i < COUNT; i++)
+        REQUIRE(fabsf(out[i] - inputs[4][i]) <= 0.5f * 0.125f * 1.0001f);
 }
 END_TEST
 
@@ -408,11 +433,13 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("coded");
-    TCase *plans = tcase_create("plans"), *bias = tcase_create("bias"), *answer = tcase_create("one_answer"), *own = tcase_create("own");
+    TCase *plans = tcase_create("plans"), *bias = tcase_create("bias"), *answer = tcase_create("one_answer"),
+          *own = tcase_create("own");
     TCase *extremes = tcase_create("extremes"), *damaged = tcase_create("damage");
     tcase_add_loop_test(plans, multiples_of_the_step_are_exact, 0, 5);
     tcase_add_loop_test(plans, equal_values_err_by_half_a_step, 0, 5);
     tcase_add_test(plans, merged_results_have_their_bounds);
+    tcase_add_test(plans, one_ranks_codes_err_by_half_a_step);
     tcase_add_loop_test(bias, nothing_is_biased, 0, 6);
     tcase_add_loop_test(answer, every_way_has_one_answer, 0, 5);
     tcase_add_loop_test(answer, halves_are_taken_too, 0, 2);

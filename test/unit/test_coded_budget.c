@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * What ranks of codec `coded` plan by themselves: the bits or the error that the budget names, whatever the values are like and however
- * many ranks there are. Everything that travels is counted: both phases, frames, and what is agreed on.
+ * What ranks of codec `coded` plan by themselves: the bits or the error that the budget names, whatever the values are like and
+ * however many ranks there are. Everything that travels is counted: both phases, frames, and what is agreed on.
  */
 #include "support/check_main.h"
 #include "support/codec_run.h"
@@ -67,8 +67,8 @@ static ranks_t make_ranks(kind_t kind, int nranks, size_t count, double bits, do
     iq_codec_t codec = {
         .ops = &iq_codec_coded_ops, .rounding = IQ_ROUND_STRATIFIED, .shared = true, .budget_bits = bits, .budget_nmse = nmse};
     ranks_t ranks = {.run = {.codec = codec, .count = count}, .inputs = malloc(count * (size_t)nranks * sizeof(float))};
-    ranks.run.call = (iq_codec_call_t){
-        .datatype = ISGQ_FLOAT32, .op = ISGQ_SUM, .nranks = nranks, .seed = 11, .call = 5, .count = count};
+    ranks.run.call =
+        (iq_codec_call_t){.datatype = ISGQ_FLOAT32, .op = ISGQ_SUM, .nranks = nranks, .seed = 11, .call = 5, .count = count};
     for (int rank = 0; rank < nranks; rank++)
         ranks.run.inputs[rank] = ranks.inputs + (size_t)rank * count;
     for (size_t i = 0; i < count; i++) {
@@ -159,8 +159,8 @@ static void check_bits(kind_t kind, int nranks, size_t count, double bits, doubl
     ranks_t ranks = make_ranks(kind, nranks, count, bits, 0.0);
     outcome_t outcome = run_allreduce(&ranks, kind == LAYERS ? 1 : every); /* where chunks differ, none stands for others */
     free(ranks.inputs);
-    ck_assert_msg(fabs(outcome.bits - bits) <= tolerance * bits, "%s, %d ranks, %zu elements, bits=%g: %.3f, nmse %.3g", kind_names[kind],
-                  nranks, count, bits, outcome.bits, outcome.nmse);
+    ck_assert_msg(fabs(outcome.bits - bits) <= tolerance * bits, "%s, %d ranks, %zu elements, bits=%g: %.3f, nmse %.3g",
+                  kind_names[kind], nranks, count, bits, outcome.bits, outcome.nmse);
 }
 
 /* A million elements: within 3 %. */
@@ -171,7 +171,7 @@ START_TEST(long_tensors_meet_bits)
         int nranks;
         double bits;
     } cases[] = {{NORMAL, 8, 2.0}, {LAPLACE, 4, 4.0}, {STUDENT, 8, 3.0}, {LAYERS, 2, 2.0}, {SPARSE, 2, 4.0},
-                 {ALIKE, 4, 8.0},  {EQUAL, 2, 1.5},   {NORMAL, 1, 3.0}, {STUDENT, 2, 2.0}};
+                 {ALIKE, 4, 8.0},  {EQUAL, 2, 1.5},   {NORMAL, 1, 3.0},  {STUDENT, 2, 2.0}};
     if (!iq_coder_present())
         return;
     check_bits(cases[_i].kind, cases[_i].nranks, (size_t)1 << 20, cases[_i].bits, 0.03, 7);
@@ -210,8 +210,8 @@ START_TEST(errors_are_met)
     outcome_t outcome = run_allreduce(&ranks, kind == LAYERS ? 1 : 3);
     free(ranks.inputs);
     double least = kind == SPARSE ? 0.4 : 0.8; /* zeros err less than is foretold */
-    ck_assert_msg(outcome.nmse <= 1.25 * nmse && outcome.nmse >= least * nmse, "%s, %d ranks, nmse=%g: %.3g with %.2f bits", kind_names[kind],
-                  nranks, nmse, outcome.nmse, outcome.bits);
+    ck_assert_msg(outcome.nmse <= 1.25 * nmse && outcome.nmse >= least * nmse, "%s, %d ranks, nmse=%g: %.3g with %.2f bits",
+                  kind_names[kind], nranks, nmse, outcome.nmse, outcome.bits);
 }
 END_TEST
 
@@ -261,7 +261,8 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("coded_budget");
-    TCase *bits = tcase_create("bits"), *shorter = tcase_create("short"), *errors = tcase_create("errors"), *tails = tcase_create("tails");
+    TCase *bits = tcase_create("bits"), *shorter = tcase_create("short"), *errors = tcase_create("errors"),
+          *tails = tcase_create("tails");
     tcase_add_loop_test(bits, long_tensors_meet_bits, 0, 9);
     tcase_add_loop_test(bits, many_ranks_meet_bits, 0, 2);
     tcase_add_loop_test(shorter, short_tensors_nearly_meet_bits, 0, 12);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Blocks of integers: what is written is read, in no more bytes than promised and in few where the distribution allows; damage is noticed
- * or harmless. And the curves that foretell those bytes. */
+/* Blocks of integers: what is written is read, in no more bytes than promised and in few where the distribution allows; damage
+ * is noticed or harmless. And the curves that foretell those bytes. */
 #include "support/check_main.h"
 #include "support/codec_run.h"
 #include "support/require.h"
@@ -95,9 +95,11 @@ END_TEST
 
 START_TEST(extreme_integers_come_back)
 {
-    static const int32_t extremes[] = {0, 1, -1, 2, -2, 15, -16, 31, 32, 127, 128, -129, 255, 256, 65535, -65536, IQ_CODED_LARGEST - 1, 1 - IQ_CODED_LARGEST};
+    static const int32_t extremes[] = {
+        0, 1, -1, 2, -2, 15, -16, 31, 32, 127, 128, -129, 255, 256, 65535, -65536, IQ_CODED_LARGEST - 1, 1 - IQ_CODED_LARGEST};
     for (int turn = 0; turn < 40; turn++) {
-        size_t kinds = 1 + codec_random() % (sizeof(extremes) / sizeof(*extremes)), count = 1 + codec_random() % (turn < 20 ? 30 : IQ_CODED_BLOCK);
+        size_t kinds = 1 + codec_random() % (sizeof(extremes) / sizeof(*extremes)),
+               count = 1 + codec_random() % (turn < 20 ? 30 : IQ_CODED_BLOCK);
         for (size_t i = 0; i < count; i++)
             codes[i] = extremes[codec_random() % kinds];
         check_block(count);
@@ -119,8 +121,8 @@ START_TEST(blocks_are_small)
     for (double step = kind == HEAVY ? 2.0 : 8.0; step > 0.01; step /= 2.0) { /* a few far values cost bytes each */
         fill(kind, step);
         double bits = 8.0 * (double)check_block(IQ_CODED_BLOCK) / IQ_CODED_BLOCK, least = entropy(IQ_CODED_BLOCK);
-        ck_assert_msg(bits < 1.03 * least + 0.06 + (least < 0.6 ? 0.25 * (0.6 - least) : 0.0), "kind %d step %g: %.3f bits, entropy %.3f", kind, step,
-                      bits, least);
+        ck_assert_msg(bits < 1.03 * least + 0.06 + (least < 0.6 ? 0.25 * (0.6 - least) : 0.0),
+                      "kind %d step %g: %.3f bits, entropy %.3f", kind, step, bits, least);
     }
 }
 END_TEST
@@ -149,7 +151,8 @@ START_TEST(damage_is_harmless)
         size_t bytes = iq_coded_write(codes, count, block);
         for (unsigned flips = codec_random() % 4; flips-- > 0;)
             block[codec_random() % (turn % 5 ? bytes : IQ_CODED_BLOCK_HEADER)] ^= (unsigned char)(1u << codec_random() % 8);
-        read_damaged(block, turn % 4 ? bytes : codec_random() % (bytes + 1), turn % 11 ? count : 1 + codec_random() % IQ_CODED_BLOCK);
+        read_damaged(block, turn % 4 ? bytes : codec_random() % (bytes + 1),
+                     turn % 11 ? count : 1 + codec_random() % IQ_CODED_BLOCK);
     }
 }
 END_TEST
@@ -179,7 +182,7 @@ START_TEST(strange_blocks_are_refused)
     memset(codes, 0, sizeof(codes));
     ck_assert_uint_eq(iq_coded_write(codes, 8, block), 6);
     ck_assert_int_eq(iq_coded_read(block, 5, 8, back, &used), ISGQ_ERR_CORRUPT); /* no room for a header */
-    for (int byte = 0; byte < 6; byte++) { /* zeros say nothing else */
+    for (int byte = 0; byte < 6; byte++) {                                       /* zeros say nothing else */
         memset(block, 0, sizeof(block));
         block[byte] = 200;
         ck_assert_int_eq(iq_coded_read(block, sizeof(block), 8, back, &used), ISGQ_ERR_CORRUPT);
@@ -258,7 +261,8 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("coded_message");
-    TCase *blocks = tcase_create("blocks"), *small = tcase_create("small"), *damage = tcase_create("damage"), *curves = tcase_create("curves");
+    TCase *blocks = tcase_create("blocks"), *small = tcase_create("small"), *damage = tcase_create("damage"),
+          *curves = tcase_create("curves");
     tcase_add_loop_test(blocks, blocks_come_back, 0, KINDS);
     tcase_add_test(blocks, extreme_integers_come_back);
     tcase_add_loop_test(small, blocks_are_small, 0, KINDS);

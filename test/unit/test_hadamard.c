@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Random rotations: the transform's bits, that nothing is lost, signs of their own for everything, and what comes out of spikes. */
+/* Random rotations: the transform's bits, that nothing is lost, independent signs, and what comes out of spikes. */
 #include "support/check_main.h"
 #include "support/numbers.h"
 #include "support/require.h"
@@ -176,9 +176,9 @@ START_TEST(signs_are_drawn_for_each_rank_call_seed_phase_layer_and_bucket)
         iq_rotation_t rotation;
         uint32_t layer;
     } places[] = {
-        {{5, 6, 0, 0, 0}, 0}, {{5, 6, 1, 0, 0}, 0},       {{5, 7, 0, 0, 0}, 0},    {{6, 6, 0, 0, 0}, 0},
-        {{5, 6, 0, 1, 0}, 0}, {{5, 6, 0, 0, 0}, 1},       {{5, 6, 0, 0, 128}, 0},  {{5, 6, 0, 0, MOST}, 0},
-        {{5, 6, 0, 0, 0}, 5}, {{5, 6, 65535, 0, 0}, 0},   {{5, 6, 0, 1, 0}, 1},    {{5, 6, 0, 0, (uint64_t)1 << 40}, 0},
+        {{5, 6, 0, 0, 0}, 0}, {{5, 6, 1, 0, 0}, 0},     {{5, 7, 0, 0, 0}, 0},   {{6, 6, 0, 0, 0}, 0},
+        {{5, 6, 0, 1, 0}, 0}, {{5, 6, 0, 0, 0}, 1},     {{5, 6, 0, 0, 128}, 0}, {{5, 6, 0, 0, MOST}, 0},
+        {{5, 6, 0, 0, 0}, 5}, {{5, 6, 65535, 0, 0}, 0}, {{5, 6, 0, 1, 0}, 1},   {{5, 6, 0, 0, (uint64_t)1 << 40}, 0},
     };
     static float signs[IQ_ARRAY_SIZE(places)][MOST];
     for (size_t a = 0; a < IQ_ARRAY_SIZE(places); a++) {
@@ -198,7 +198,7 @@ START_TEST(signs_are_drawn_for_each_rank_call_seed_phase_layer_and_bucket)
 }
 END_TEST
 
-/* The mean magnitude of what a unit vector becomes, times sqrt(count): 0.798 if normal, 1/sqrt(count) if it is still one spike. */
+/* The mean magnitude of what a unit vector becomes, times sqrt(count): 0.798 if normal, 1/sqrt(count) for one spike. */
 static double spread_of_spike(size_t count, size_t at, uint64_t call)
 {
     iq_rotation_t rotation = {.seed = 5, .call = call};

@@ -5,6 +5,7 @@
 
 #include "base/status.h"
 #include "base/util.h"
+#include "codec/coder.h"
 #include "codec/dense.h"
 #include "codec/quantizer.h"
 #include "isgqcoll_ext.h"
@@ -279,6 +280,30 @@ START_TEST(isgq_prefers_what_errs_less)
 }
 END_TEST
 
+/* Without a coder the same texts mean uniform codes, and an error cannot be asked for. On devices they do in any build. */
+START_TEST(isgq_is_coded_where_there_is_a_coder)
+{
+    iq_codec_t codec;
+    isgq_quantizer_t quantizer = make("isgq:bits=2.5");
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, false, &codec), ISGQ_SUCCESS);
+    ck_assert_str_eq(isgqx_quantizer_text(quantizer), iq_coder_present() ? "isgq:bits=2.5" : "isgq:bits=2.5,coding=none");
+    ck_assert_ptr_eq(codec.ops, iq_coder_present() ? &iq_codec_coded_ops : &iq_codec_uniform_ops);
+    if (iq_coder_present())
+        ck_assert(codec.budget_bits == 2.5 && codec.budget_nmse == 0.0 && codec.shared && codec.rounding == IQ_ROUND_STRATIFIED);
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, true, &codec), ISGQ_SUCCESS);
+    ck_assert_ptr_eq(codec.ops, &iq_codec_uniform_ops);
+    isgq_quantizer_destroy(quantizer);
+    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "isgq:nmse=0.010"), iq_coder_present() ? ISGQ_SUCCESS : ISGQ_ERR_UNSUPPORTED);
+    if (!iq_coder_present())
+        return;
+    ck_assert_str_eq(isgqx_quantizer_text(quantizer), "isgq:nmse=0.01");
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, false, &codec), ISGQ_SUCCESS);
+    ck_assert(codec.budget_bits == 0.0 && codec.budget_nmse == 0.01);
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, true, &codec), ISGQ_ERR_UNSUPPORTED);
+    isgq_quantizer_destroy(quantizer);
+}
+END_TEST
+
 START_TEST(products_have_a_codec_of_their_own)
 {
     static const struct {
@@ -352,6 +377,7 @@ Suite *iq_suite(void)
     tcase_add_test(tcase, settings_follow_the_text);
     tcase_add_test(tcase, isgq_spends_its_budget);
     tcase_add_test(tcase, isgq_prefers_what_errs_less);
+    tcase_add_test(tcase, isgq_is_coded_where_there_is_a_coder);
     tcase_add_test(tcase, products_have_a_codec_of_their_own);
     tcase_add_test(tcase, max_bytes_bound_a_message);
     suite_add_tcase(suite, tcase);
