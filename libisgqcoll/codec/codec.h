@@ -101,6 +101,9 @@ typedef struct iq_codec_ops {
     /* The most ranks whose sum it holds; NULL: any number. */
     int (*most_ranks)(const iq_codec_t *codec);
 
+    /* Or NULL, which is yes: may a sum of some contributions be passed on for others to add to (a ring)? No where it would saturate. */
+    bool (*passes_sums)(const iq_codec_t *codec);
+
     /* The call needs `scales` before encoding: the caller clears them, runs local_scales over the whole tensor in order, then
      * close_scales, an allreduce of the first shared_scales of them, open_scales, and sets call->scales. */
     bool (*needs_scales)(const iq_codec_t *codec);

@@ -47,23 +47,6 @@ static float divisor_of(const iq_codec_call_t *call) { return call->op == ISGQ_A
 
 /* ---- buckets ---- */
 
-/* A run of elements within one bucket. Start with zeros and the first offset. */
-typedef struct run {
-    size_t offset, count; /* elements, from the span's first */
-    size_t bucket;        /* from the span's first bucket */
-} run_t;
-
-static bool next_run(const iq_codec_t *codec, iq_span_t span, size_t end, run_t *run)
-{
-    run->offset += run->count;
-    if (run->offset >= end)
-        return false;
-    size_t element = span.first + run->offset, left = end - run->offset;
-    run->bucket = iq_uniform_bucket_of(codec, element) - iq_uniform_bucket_of(codec, span.first);
-    run->count = codec->bucket == 0 ? left : iq_min(left, codec->bucket - element % codec->bucket);
-    return true;
-}
-
 static const iq_f32_any_t *shared_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     return call->scales + iq_uniform_scale_at(codec, call, span);
@@ -97,8 +80,8 @@ static void measure(const values_t *values, iq_f32_any_t *scales)
     for (size_t i = 0; i < values->span.count; i += IQ_CODEC_TILE) {
         size_t end = iq_min(i + IQ_CODEC_TILE, values->span.count);
         const iq_f32_any_t *from = iq_load_f32(values->datatype, values->data, i, end - i, tile);
-        run_t run = {.offset = i};
-        while (next_run(values->codec, values->span, end, &run)) {
+        iq_uniform_run_t run = {.offset = i};
+        while (iq_uniform_next_run(values->codec, values->span, end, &run)) {
             float most = iq_kernels()->absmax(from + (run.offset - i), run.count);
             scales[run.bucket] = most > scales[run.bucket] ? most : scales[run.bucket];
         }
@@ -120,9 +103,9 @@ static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t 
     uint32_t words[IQ_CODEC_TILE];
     const iq_f32_any_t *from = iq_load_f32(values->datatype, values->data, offset, count, tile);
     iq_grid_t place = place_of(values->call, values->stream, values->rank);
-    run_t run = {.offset = offset};
+    iq_uniform_run_t run = {.offset = offset};
     iq_kernels()->draw(&place, values->span.first + offset, count, words);
-    while (next_run(values->codec, values->span, offset + count, &run)) {
+    while (iq_uniform_next_run(values->codec, values->span, offset + count, &run)) {
         size_t at = run.offset - offset;
         float scale = scales[run.bucket];
         if (scale == 0.0f || iq_not_finite(scale)) {
@@ -273,10 +256,10 @@ static isgq_result_t unpack(const iq_codec_t *codec, const iq_codec_call_t *call
                             int parts, const unsigned char *packed, size_t offset, size_t count, uint8_t *codes)
 {
     uint32_t sign = sign_of(codec), least = 1 + (parts == 1 ? head_of(codec, call) : 0);
-    run_t run = {.offset = offset};
+    iq_uniform_run_t run = {.offset = offset};
     iq_kernels()->unpack8(packed + offset / 8 * codec->bits, count, codec->bits, codes);
     least = least < sign ? least : sign - 1;
-    while (next_run(codec, span, offset + count, &run)) {
+    while (iq_uniform_next_run(codec, span, offset + count, &run)) {
         bool is_empty = scales[run.bucket] == 0.0f || iq_not_finite(scales[run.bucket]);
         for (size_t i = run.offset - offset; i < run.offset - offset + run.count; i++) {
             if (!is_code(codes[i], sign, is_empty ? sign : least))
@@ -302,8 +285,8 @@ static void dequantize(const iq_codec_t *codec, const iq_codec_call_t *call, iq_
     float tile[IQ_CODEC_TILE];
     uint32_t sign = sign_of(codec);
     double largest_of_one = (double)(UINT64_C(1) << head_of(codec, call)) / (double)divisor_of(call);
-    run_t run = {.offset = offset};
-    while (next_run(codec, span, offset + count, &run)) {
+    iq_uniform_run_t run = {.offset = offset};
+    while (iq_uniform_next_run(codec, span, offset + count, &run)) {
         float scale = scales[run.bucket];
         double largest = (double)scale * largest_of_one;
         for (size_t i = run.offset - offset; i < run.offset - offset + run.count; i++)
@@ -479,6 +462,10 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
+/* Above, sums saturate; the count of contributions has 16 bits. Few bits have no head room for sums that are made one by one. */
+static int most_ranks(const iq_codec_t *codec) { return codec->bits == 3 ? 4 : codec->bits == 4 ? 64 : codec->bits == 5 ? 128 : 65535; }
+static bool passes_sums(const iq_codec_t *codec) { return codec->bits >= 6; }
+
 const iq_codec_ops_t iq_codec_exponential_ops = {
     .name = "exponential",
     .supports = supports,
@@ -496,4 +483,6 @@ const iq_codec_ops_t iq_codec_exponential_ops = {
     .decode = decode,
     .deliver = deliver,
     .counts_parts = true,
+    .most_ranks = most_ranks,
+    .passes_sums = passes_sums,
 };

@@ -56,7 +56,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
                                    .element_bytes = iq_datatype_bytes(datatype),
                                    .partial_bits = bits_per_element(&moved, datatype, parts, false),
                                    .result_bits = bits_per_element(&moved, datatype, parts, true),
-                                   .partial_sums_exact = true, /* every codec carries them as integers or f32 */
+                                   .partial_sums_exact = codec->ops->passes_sums == NULL || codec->ops->passes_sums(codec),
                                    .result_exact = exact,
                                    .any_order = order_free(codec, datatype, op, exact),
                                    .forced = forced};
