@@ -186,6 +186,8 @@ void iq_quality_read(iq_quality_source_t *source, const iq_quality_setup_t *setu
     if (bad < (double)SIZE_MAX) {
         if (setup->rank == 0)
             iq_complain("--source: %s: element %.0f is not finite", path, bad);
+        iq_check(isgq_comm_finalize(setup->measure), setup->rank, "leaving"); /* a rank that is gone would be the news elsewhere */
+        iq_check(isgq_comm_finalize(setup->comm), setup->rank, "leaving");
         exit(IQ_EXIT_USAGE);
     }
     snprintf(source->about, sizeof(source->about), "%.100s, %zu elements", path, tensor->count);

@@ -316,6 +316,18 @@ static void add_codes(const int32_t *codes, size_t count, bool first, iq_u32_any
         sums[i] = (first ? 0 : sums[i]) + (uint32_t)codes[i];
 }
 
+/* Codes that ranks make are far smaller: a sum that large was sent by somebody who makes them up. */
+static isgq_result_t check_sums(iq_span_t span, size_t offset, size_t count, const iq_u32_any_t *sums)
+{
+    uint32_t outside = 0;
+    for (size_t i = 0; i < count; i++)
+        outside |= sums[i] + IQ_CODED_LARGEST >= 2u * IQ_CODED_LARGEST;
+    if (outside)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: the sum of codes in elements %zu to %zu is beyond what ranks can send",
+                       span.first + offset, span.first + offset + count - 1);
+    return ISGQ_SUCCESS;
+}
+
 static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *acc, bool first)
 {
     int32_t codes[IQ_CODEC_TILE];
@@ -353,6 +365,7 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
         if (!says_nothing(call))
             IQ_TRY(next_block(&reader, n, codes));
         add_codes(codes, n, first, (iq_u32_any_t *)acc + i);
+        IQ_TRY(check_sums(span, i, n, (iq_u32_any_t *)acc + i));
     }
     return close_message(&reader);
 }

@@ -161,13 +161,6 @@ static double expected_sparse(const tally_t *tally)
     return coder_bytes(n / 8, 8 * bits, 256.0, likely * likely) + IQ_CODED_BLOCK_HEADER + bytes;
 }
 
-static unsigned best_shape(const tally_t *tally)
-{
-    double least;
-    unsigned best = best_dense(tally, &least);
-    return expected_sparse(tally) < least ? SHAPE_SPARSE : best;
-}
-
 /* ---- writing ---- */
 
 static void put_u16(unsigned char *to, size_t value)
@@ -284,6 +277,9 @@ static void count_classes(const int32_t *codes, size_t count, tally_t *tally)
     }
 }
 
+static size_t write_block(const int32_t *codes, size_t count, bool may_be_sparse, unsigned char *block);
+
+/* 0: no shorter than packed. */
 static size_t write_sparse(const int32_t *codes, size_t count, unsigned char *block, size_t room)
 {
     unsigned char flags[IQ_CODED_BLOCK / 8] = {0}, others_block[IQ_CODED_BLOCK_HEADER + IQ_CODED_BLOCK / 2 * sizeof(uint32_t)];
@@ -298,17 +294,18 @@ static size_t write_sparse(const int32_t *codes, size_t count, unsigned char *bl
     size_t nflags = iq_coder_encode(flags, iq_ceil_div(count, 8), block + IQ_CODED_BLOCK_HEADER, limit);
     if (nflags == 0)
         return 0;
-    size_t bytes = iq_coded_write(others, there, others_block), fixed = IQ_CODED_BLOCK_HEADER + nflags;
-    if (others_block[0] == SHAPE_SPARSE || fixed + bytes >= room)
+    size_t bytes = write_block(others, there, false, others_block), fixed = IQ_CODED_BLOCK_HEADER + nflags;
+    if (fixed + bytes >= room)
         return 0;
     memcpy(block + fixed, others_block, bytes);
     put_header(block, SHAPE_SPARSE, 0, nflags, bytes);
     return fixed + bytes;
 }
 
-size_t iq_coded_write(const int32_t *codes, size_t count, unsigned char *block)
+static size_t write_block(const int32_t *codes, size_t count, bool may_be_sparse, unsigned char *block)
 {
     tally_t tally;
+    double expected;
     count_classes(codes, count, &tally);
     unsigned width = iq_bit_width(tally.most) + (tally.signs != SIGNS_BOTH);
     if (tally.most == 0) {
@@ -318,11 +315,14 @@ size_t iq_coded_write(const int32_t *codes, size_t count, unsigned char *block)
     while (tally.most < PLAIN && tally.counts[tally.most] == 0) /* from the bits that occur to the largest number */
         tally.most--;
     size_t packed = IQ_CODED_BLOCK_HEADER + iq_packed_bytes(count, width);
-    unsigned shape = best_shape(&tally);
-    size_t written = shape == SHAPE_SPARSE ? write_sparse(codes, count, block, packed)
-                                           : write_coded(codes, count, tally.signs, shape, block, packed);
+    unsigned shape = best_dense(&tally, &expected);
+    size_t written = may_be_sparse && expected_sparse(&tally) < expected ? write_sparse(codes, count, block, packed) : 0;
+    if (written == 0)
+        written = write_coded(codes, count, tally.signs, shape, block, packed);
     return written > 0 ? written : write_packed(codes, count, width, block);
 }
+
+size_t iq_coded_write(const int32_t *codes, size_t count, unsigned char *block) { return write_block(codes, count, true, block); }
 
 /* ---- reading ---- */
 

@@ -167,6 +167,22 @@ static void count_headers(iq_coded_view_t *view)
     view->fixed_bits += 8.0 * agreement / view->count;
 }
 
+/* What is known of errors is not 0 where codes are, so taking it back would turn zeros into noise: of samples at most this
+ * share may be lost to that, and of ranks' own zeros, which others may not have, this one. */
+#define FEW_ZEROS 0.01
+#define FEW_OWN_ZEROS 0.125
+
+static bool has_few_zeros(const iq_coded_view_t *view)
+{
+    const iq_coded_layout_t *layout = view->layout;
+    size_t zeros = 0;
+    for (size_t t = 0; t < layout->nsamples; t++)
+        zeros += view->agreed[layout->samples + t] == 0.0f;
+    if (layout->nsamples > 0)
+        return (double)zeros < FEW_ZEROS * (double)layout->nsamples;
+    return (double)view->agreed[IQ_CODED_ZEROS] < FEW_OWN_ZEROS * view->nranks;
+}
+
 void iq_coded_make_view(iq_coded_view_t *view, const iq_codec_t *codec, const iq_codec_call_t *call,
                         const iq_coded_layout_t *layout, size_t count, const float *agreed)
 {
@@ -180,7 +196,7 @@ void iq_coded_make_view(iq_coded_view_t *view, const iq_codec_t *codec, const iq
     view->most = (double)agreed[IQ_CODED_MAX] / IQ_CODED_SCALE;
     double rms = (double)agreed[IQ_CODED_RMS] / IQ_CODED_SCALE / view->nranks;
     view->rank_squares = rms * rms;
-    view->zeros = (double)agreed[IQ_CODED_ZEROS] / view->nranks;
+    view->mends = has_few_zeros(view);
     compare_sums(view);
     count_headers(view);
     if (layout->points > 0)
@@ -312,11 +328,10 @@ void iq_coded_evaluate(const iq_coded_view_t *view, double step, double k, iq_co
     }
     /* the codes' own noise spreads fractions of k */
     fraction += (1.0 / 6.0 - fraction) * (1.0 - 1.0 / (1.0 + 19.739208802178716 * codes / (k * k)));
-    bool mends = view->zeros < 0.125;
     outcome->step = step;
     outcome->k = k;
-    outcome->mend_own = mends ? fmin(1.0, 6.0 * fine) : 0.0;
-    outcome->mend_result = mends && k > 1.5 ? fmin(1.0, 6.0 * fraction) : 0.0;
+    outcome->mend_own = view->mends ? fmin(1.0, 6.0 * fine) : 0.0;
+    outcome->mend_result = view->mends && k > 1.5 ? fmin(1.0, 6.0 * fraction) : 0.0;
     double own_error = codes - fine * outcome->mend_own + outcome->mend_own * outcome->mend_own / 12.0;
     double result_error =
         (k * k - 1.0) * (fraction * (1.0 - outcome->mend_result) + outcome->mend_result * outcome->mend_result / 12.0);

@@ -24,12 +24,12 @@ typedef struct iq_coded_view {
     const iq_coded_layout_t *layout;
     const float *agreed;
     double nranks, count;
-    double most;         /* no sum is larger */
-    double rank_squares; /* mean square of a rank's elements */
-    double sum_squares;  /* and of the sum's */
-    double zeros;        /* share of zeros */
-    double fixed_bits;   /* what the agreement and headers take, an element of one phase */
-    double like;         /* how alike ranks are: 0 as strangers, 1 the same */
+    double most;               /* no sum is larger */
+    double rank_squares;       /* mean square of a rank's elements */
+    double sum_squares;        /* and of the sum's */
+    bool mends;                /* few elements are 0 on all ranks, so that these need not stay 0 */
+    double fixed_bits;         /* what the agreement and headers take, an element of one phase */
+    double like;               /* how alike ranks are: 0 as strangers, 1 the same */
     iq_coded_knots_t own;      /* rates of a rank's tensor */
     iq_coded_knots_t compared; /* and of its samples (curves), or if it were normally distributed (points) */
 } iq_coded_view_t;

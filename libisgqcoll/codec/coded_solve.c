@@ -95,6 +95,9 @@ static iq_coded_outcome_t choose(const iq_coded_view_t *view)
     return best;
 }
 
+/* Steps may be larger than any value, but not than an f32, which would say that some rank has NaN. */
+static float step_of(double step) { return (float)fmin(step, 0x1p126); }
+
 /* Where one point is all that is known: a rank's codes take what the budget says, and those of the sum about as much; or
  * errors add up as if nothing cancelled, and so do values. */
 static iq_coded_plan_t fixed_rule(const iq_coded_view_t *view)
@@ -102,7 +105,7 @@ static iq_coded_plan_t fixed_rule(const iq_coded_view_t *view)
     bool bits = view->codec->budget_bits > 0.0 && view->own.count > 0;
     double step = bits ? power_of_2(view->own.step[0]) : sqrt(6.0 * view->codec->budget_nmse * view->rank_squares);
     double merge = bits ? floor(sqrt(view->nranks) + 0.5) : 1.0;
-    return (iq_coded_plan_t){.step = (float)fmin(fmax(step, least_step(view)), most_step(view)), .merge = (float)merge};
+    return (iq_coded_plan_t){.step = step_of(fmin(fmax(step, least_step(view)), most_step(view))), .merge = (float)merge};
 }
 
 void iq_coded_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales)
@@ -115,7 +118,7 @@ void iq_coded_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, 
         plan.step = iq_bits_float(0x7fc00000u);
     } else if (scales[IQ_CODED_WEIGHT] > 0.0f && view.own.count > 1) {
         iq_coded_outcome_t best = choose(&view);
-        plan = (iq_coded_plan_t){(float)best.step, (float)best.k, (float)best.mend_own, (float)best.mend_result};
+        plan = (iq_coded_plan_t){step_of(best.step), (float)best.k, (float)best.mend_own, (float)best.mend_result};
     } else if (scales[IQ_CODED_WEIGHT] > 0.0f) {
         plan = fixed_rule(&view);
     }
@@ -152,5 +155,5 @@ float iq_coded_own_step(const iq_codec_t *codec, const iq_coded_tally_t *tally)
         }
         step = low;
     }
-    return (float)power_of_2(fmax(step, -120.0));
+    return step_of(power_of_2(fmax(step, -120.0)));
 }

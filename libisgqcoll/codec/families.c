@@ -267,6 +267,7 @@ static bool write_factor_coding(const iq_recipe_t *recipe, char *value) { return
 /* The coder is the default where the build has one. */
 static bool set_coding(iq_recipe_t *recipe, const char *value)
 {
+    recipe->says_coding = true;
     recipe->factor.coded = strcmp(value, "zstd") == 0;
     return recipe->factor.coded || strcmp(value, "none") == 0;
 }
@@ -382,12 +383,11 @@ static isgq_result_t settle_factor(const char *text, iq_recipe_t *recipe)
 static isgq_result_t settle_isgq(const char *text, iq_recipe_t *recipe)
 {
     iq_codec_t *codec = &recipe->codec;
-    bool said = strstr(text, "coding=") != NULL; /* of either part: a build without the coder must not be asked for it */
     if (codec->budget_bits > 0.0 && codec->budget_nmse > 0.0)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': bits and nmse exclude each other", text);
     if (codec->budget_bits == 0.0 && codec->budget_nmse == 0.0)
         codec->budget_bits = recipe->factor.budget_bits = 4.0;
-    if (!said)
+    if (!recipe->says_coding)
         recipe->factor.coded = iq_coder_present();
     IQ_TRY(check_coder(text, recipe->factor.coded));
     if (!recipe->factor.coded && codec->budget_nmse > 0.0)

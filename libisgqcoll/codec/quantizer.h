@@ -17,6 +17,7 @@
 typedef struct iq_recipe {
     const struct iq_family *family;
     bool is_isgq;            /* settings follow from the budget */
+    bool says_coding;        /* isgq: the text names a coding, so the build's default does not count */
     iq_codec_t codec;        /* of dense calls; codec.ops is NULL if the family is for factors only */
     iq_factor_spec_t factor; /* of factored calls, where the family has them */
 } iq_recipe_t;

@@ -373,11 +373,12 @@ typedef enum isgq_red_op {
  *   "none"  "fp16"  "bf16"                   lossless; 16 bits on the wire, sums in f32
  *   "uniform:bits=4,rounding=stochastic,scale=shared,bucket=1024,sum=auto"   codes of 1 to 8 bits on a grid
  *   "factor:width=4/4"  "factor:bits=4"      the factors of isgq_allreduce_factored (widths of X/Delta, or a budget)
- *   "isgq:bits=4"                            this library's default for either kind of call, by a budget of wire bits an element
+ *   "isgq:bits=4"  "isgq:nmse=0.01"          this library's default for either kind of call, by a budget of wire bits an element or of error
  *   "dense=...;factored=..."                 one for each kind of call
  *
- * docs/numerics.md gives grammar, formula, error and source of each. Names of published methods that this version does not have yet
- * (global-qsgd, qsgd, terngrad, orq-3 and others) are known and answer ISGQ_ERR_UNSUPPORTED.
+ * Published methods by their names: global-qsgd, global-qsgd-exp, terngrad, intsgd, qsgd, onebit, ef-sign, bingrad-b, bingrad-pb, orq-3,
+ * orq-5, orq-9, natural, drive, eden, mx; for factors isgq-mse, isgq-mvu, isgq-dithered. They are for host memory in this version, and answer
+ * ISGQ_ERR_UNSUPPORTED on communicators with devices. docs/numerics.md gives grammar, formula, error and source of each.
  * The same text is accepted by ISGQ_QUANTIZER and by the programs.
  *
  * The object is immutable and may be shared by threads and communicators.

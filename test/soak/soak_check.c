@@ -19,8 +19,8 @@ const soak_text_t soak_dense_texts[SOAK_DENSE_TEXTS] = {
     {.text = "uniform:bits=6,sum=requantized", .bits = 6, .bucket = 1024},
     {.text = "uniform:bits=8,scale=local,bucket=tensor", .bits = 8},
     {.text = "uniform:bits=2,sum=exact,bucket=tensor", .bits = 2, .exact = true},
-    {.text = "isgq:bits=4", .bits = 4, .bucket = 1024},
-    {.text = "isgq:bits=2.5", .bits = 2, .bucket = 1024},
+    {.text = "isgq:bits=4,coding=none", .bits = 4, .bucket = 1024},
+    {.text = "isgq:bits=2.5", .bits = 2, .bucket = 1024, .wide = 4},
 };
 
 const soak_text_t soak_factor_texts[SOAK_FACTOR_TEXTS] = {
@@ -116,7 +116,7 @@ static void check_element(iq_rank_t *rank, const soak_text_t *text, const parts_
         due += parts->values[(size_t)p * parts->stride + i];
         size += fabs(parts->values[(size_t)p * parts->stride + i]);
     }
-    double rounding = (n * steps.part + steps.sum) * (text->nearest ? 0.5 : 1.0);
+    double rounding = (n * steps.part + steps.sum) * (text->nearest ? 0.5 : text->wide > 0 ? text->wide : 1.0);
     double tiny = (n + 2) * (text->cast > 0 || type == ISGQ_FLOAT16 ? 0x1p-24 : 0x1p-120) + parts->absolute;
     double allowed = rounding * (1.0001 + 2 * u) + ((n + 1) * (text->cast + 0x1p-22) + 2 * u) * size + tiny;
     RANK_CHECK(rank, fabs(found - due / d) <= allowed / d + 0x1p-24 * (type == ISGQ_FLOAT16), "%s: element %zu is %g, not %g",

@@ -14,6 +14,7 @@ typedef struct soak_text {
     bool nearest, exact;
     unsigned width_x, width_delta; /* of factors, or 0 */
     double budget;                 /* wire bits of a factor's element, or 0 */
+    double wide;                   /* entropy coded: a single element may be off by so many steps of that grid; the whole may not; or 0 */
 } soak_text_t;
 
 extern const soak_text_t soak_dense_texts[], soak_factor_texts[];

@@ -53,7 +53,7 @@ class Plan(Case):
                     self.assertEqual(lines[0], f"factored {way}, rank {rank} of {nranks}, 9 rows, X of 37 and Delta of 23 "
                                      f"columns, f32, with bias: {way} was asked for")
                     self.assertEqual(self.stages(lines), names)
-        few = self.plan(4, "-c", "factored", "--rows", "32", "-q", "isgq:bits=4")[0]
+        few = self.plan(4, "-c", "factored", "--rows", "32", "-q", "factor:bits=4")[0]
         many = self.plan(4, "-c", "factored", "--rows", "4000", "-q", "isgq:bits=4")[0]
         self.assertRegex(few[0], r"^factored gather, .*: factors 89 KiB, integers 9.0 MiB, dense 1.3 MiB$")
         self.assertRegex(many[0], r"^factored dense, .* integers 9.0 MiB, dense 1.3 MiB$")
@@ -69,7 +69,7 @@ class Plan(Case):
         dense = (["-b", "240k", "-e", "240k"], ["--count", "60k"])
         gathered = (dense[0], ["--count", "180k"])  # a rank's input there, the whole tensor here
         factored = (self.shape[2:], self.shape[2:])
-        cases = [("allreduce", "none;uniform:bits=3,scale=local;isgq:bits=2.5", dense, ("auto", "direct", "exchange", "ring")),
+        cases = [("allreduce", "none;uniform:bits=3,scale=local;isgq:bits=2.5,coding=none", dense, ("auto", "direct", "exchange", "ring")),
                  ("reduce_scatter", "none;uniform:bits=3", dense, ("auto", "ring")),
                  ("allgather", "none;uniform:bits=3", gathered, ("auto", "ring")), ("broadcast", "none", dense, ("auto",)),
                  ("factored", "isgq:bits=4;uniform:bits=4", factored, ("auto", "dense")),
@@ -94,7 +94,7 @@ class Plan(Case):
                 (["--rows", "8"], "--rows"), ([*factored, "--count", "8"], "--count"), ([*factored, "-a", "ring"], "gather"),
                 ([*factored, "-a", "gather"], "gather"), ([*factored, "-d", "i32"], "i32"), ([*factored, "-q", "foo"], "foo"),
                 ([*factored, "-q", "isgq", "-a", "reduce", "--rows", "1000000", "--m", "100k"], "100k"),
-                ([*factored, "-q", "isgq", "-a", "gather", "--rows", "1000000"], "SCRATCH")):
+                ([*factored, "-q", "factor:bits=4", "-a", "gather", "--rows", "1000000"], "SCRATCH")):
             self.refuse("isgq_plan", *arguments, mention=mention)
 
 

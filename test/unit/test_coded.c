@@ -245,6 +245,23 @@ START_TEST(every_way_has_one_answer)
 }
 END_TEST
 
+/* Where many elements are 0 on all ranks, these stay 0: nothing that is known of errors is taken back there. */
+START_TEST(common_zeros_stay_zero)
+{
+    fill_inputs(0.0);
+    for (int rank = 0; rank < 8; rank++)
+        for (int i = 0; i < COUNT; i += 5)
+            inputs[rank][i] = 0.0f;
+    for (int b = 1; b <= 8; b++) {
+        iq_codec_t codec = make_codec(b, 0.0);
+        codec_run_t run = make_run(&codec, ISGQ_SUM, 8, COUNT);
+        codec_run(&run, CODEC_OWNER, 0, out);
+        for (int i = 0; i < COUNT; i += 5)
+            REQUIRE(out[i] == 0.0f);
+    }
+}
+END_TEST
+
 START_TEST(halves_are_taken_too)
 {
     static const isgq_data_type_t types[] = {ISGQ_FLOAT16, ISGQ_BFLOAT16};
@@ -442,6 +459,7 @@ Suite *iq_suite(void)
     tcase_add_test(plans, one_ranks_codes_err_by_half_a_step);
     tcase_add_loop_test(bias, nothing_is_biased, 0, 6);
     tcase_add_loop_test(answer, every_way_has_one_answer, 0, 5);
+    tcase_add_test(answer, common_zeros_stay_zero);
     tcase_add_loop_test(answer, halves_are_taken_too, 0, 2);
     tcase_add_test(own, own_messages_keep_budgets);
     tcase_add_loop_test(extremes, extremes_are_survived, 0, 7);
