@@ -9,6 +9,7 @@
  */
 #include "perf/quality.h"
 #include "perf/train.h"
+#include "tools/common/names.h"
 #include "tools/common/options.h"
 
 #include <errno.h>

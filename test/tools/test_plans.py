@@ -55,7 +55,7 @@ class Plan(Case):
                     self.assertEqual(self.stages(lines), names)
         few = self.plan(4, "-c", "factored", "--rows", "32", "-q", "factor:bits=4")[0]
         many = self.plan(4, "-c", "factored", "--rows", "4000", "-q", "isgq:bits=4")[0]
-        self.assertRegex(few[0], r"^factored gather, .*: factors 89 KiB, integers 9.0 MiB, dense 1.3 MiB$")
+        self.assertRegex(few[0], r"^factored gather, .*: factors 89 KiB, integers 9.0 MiB, dense 4.5 MiB$")
         self.assertRegex(many[0], r"^factored dense, .* integers 9.0 MiB, dense 1.3 MiB$")
 
     def test_text_and_json_agree(self):
