@@ -20,7 +20,7 @@ const soak_text_t soak_dense_texts[SOAK_DENSE_TEXTS] = {
     {.text = "uniform:bits=8,scale=local,bucket=tensor", .bits = 8},
     {.text = "uniform:bits=2,sum=exact,bucket=tensor", .bits = 2, .exact = true},
     {.text = "isgq:bits=4,coding=none", .bits = 4, .bucket = 1024},
-    {.text = "isgq:bits=2.5", .bits = 2, .bucket = 1024, .wide = 4},
+    {.text = "isgq:bits=2.5", .bits = 2, .wide = 4}, /* one step for the tensor */
 };
 
 const soak_text_t soak_factor_texts[SOAK_FACTOR_TEXTS] = {
