@@ -225,6 +225,9 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
                                   isgq_red_op_t op, size_t count, const char *forced, const iq_algorithm_t **algorithm, char *why,
                                   size_t why_bytes);
 
+/* Wire bits per element on a long tensor, of what a rank has to say or of the finished sum. */
+double iq_decide_bits(const iq_codec_t *codec, isgq_data_type_t datatype, int nranks, bool result);
+
 /* ---- submit.c ---- */
 
 /* Queue a decided call; *call is copied. Waits for room if IQ_QUEUE_CALLS are queued. */

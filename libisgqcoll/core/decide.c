@@ -20,8 +20,7 @@ static bool quantizable(isgq_data_type_t datatype)
     return datatype == ISGQ_FLOAT32 || datatype == ISGQ_FLOAT16 || datatype == ISGQ_BFLOAT16;
 }
 
-/* Wire bits per element, on a long tensor. */
-static double bits_per_element(const iq_codec_t *codec, isgq_data_type_t datatype, int nranks, bool result)
+double iq_decide_bits(const iq_codec_t *codec, isgq_data_type_t datatype, int nranks, bool result)
 {
     const size_t sample = 32768;
     iq_codec_call_t call = {.datatype = datatype, .nranks = nranks};
@@ -54,8 +53,8 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
                                    .nhosts = nhosts,
                                    .count = count,
                                    .element_bytes = iq_datatype_bytes(datatype),
-                                   .partial_bits = bits_per_element(&moved, datatype, parts, false),
-                                   .result_bits = bits_per_element(&moved, datatype, parts, true),
+                                   .partial_bits = iq_decide_bits(&moved, datatype, parts, false),
+                                   .result_bits = iq_decide_bits(&moved, datatype, parts, true),
                                    .partial_sums_exact = codec->ops->passes_sums == NULL || codec->ops->passes_sums(codec),
                                    .result_exact = exact,
                                    .any_order = order_free(codec, datatype, op, exact),
@@ -161,8 +160,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         .m = call->factors.m,
         .n = call->factors.n,
         .max_batch = call->max_batch,
-        .dense_bits = (bits_per_element(&call->codec, ISGQ_FLOAT32, comm->nranks, false) +
-                       bits_per_element(&call->codec, ISGQ_FLOAT32, comm->nranks, true)) / 2,
+        .dense_bits = (iq_decide_bits(&call->codec, ISGQ_FLOAT32, comm->nranks, false) +
+                       iq_decide_bits(&call->codec, ISGQ_FLOAT32, comm->nranks, true)) / 2,
         .scratch_limit = limit,
         .may_gather = !dense_only,
         .forced = algorithm};

@@ -185,6 +185,71 @@ ISGQ_API isgq_result_t isgqx_encode(const isgqx_contribution_t *contribution, co
  */
 ISGQ_API isgq_result_t isgqx_decode(const isgqx_contribution_t *contribution, const void *message, size_t bytes, void *dst);
 
+/** Levels of a machine that isgqx_cost knows. */
+#define ISGQX_LEVELS 8
+
+/** One level of the tree of links: level 0 joins ranks into a host, level 1 hosts into a rack, ... */
+typedef struct isgqx_level {
+    double children; /**< that it joins, at least 1 */
+    double latency;  /**< seconds that a round of messages between them waits */
+    double rate;     /**< bytes per second of the link on which a child hangs, in either direction at once */
+} isgqx_level_t;
+
+/** A machine for isgqx_cost. Rates are bytes of f32 per second and rank while all ranks of a host work at once, all above 0. */
+typedef struct isgqx_machine {
+    size_t size;                        /**< sizeof(isgqx_machine_t), set by the caller */
+    unsigned nlevels;                   /**< 1..ISGQX_LEVELS */
+    isgqx_level_t levels[ISGQX_LEVELS]; /**< from the ranks outwards */
+    double message;                     /**< seconds of a rank for each message it sends */
+    double copy_rate;                   /**< values into and out of messages as they are */
+    double sum_rate;                    /**< values of a message added to others */
+    double encode_rate;                 /**< values to codes */
+    double decode_rate;                 /**< codes to values, addition included */
+    double product_rate;                /**< multiplications with addition per second, of the factors' product */
+    double overlap;                     /**< 0: arithmetic and wire one after the other, 1: the shorter hides behind the longer */
+} isgqx_machine_t;
+
+/** A layer for isgqx_cost. */
+typedef struct isgqx_layer {
+    double rows; /**< of each rank; only factors ask */
+    double m;    /**< columns of X */
+    double n;    /**< columns of Delta; the gradient has m * n elements */
+} isgqx_layer_t;
+
+/** What isgqx_cost says. */
+typedef struct isgqx_cost {
+    size_t size;    /**< sizeof(isgqx_cost_t), set by the caller */
+    double sent;    /**< bytes that leave a rank */
+    double latency; /**< seconds of waiting for rounds of messages */
+    double wire;    /**< seconds of the busiest links */
+    double codec;   /**< seconds of copies, sums and codes on a rank */
+    double product; /**< seconds of products on a rank */
+    double total;   /**< seconds in all, with the machine's overlap */
+} isgqx_cost_t;
+
+/**
+ * Names of the ways that isgqx_cost knows: "direct", "ring", "levels", "tree", "powersgd" for gradients, "gather", "shared", "owners" for
+ * factors.
+ * @param[in]  index     0, 1, 2, ...
+ * @param[out] name      static string
+ * @param[out] factored  1 if it moves factors
+ * @return ISGQ_SUCCESS, or ISGQ_ERR_INVALID_ARGUMENT past the last one
+ */
+ISGQ_API isgq_result_t isgqx_cost_way(size_t index, const char **name, int *factored);
+
+/**
+ * What the gradient of one layer costs, summed over all ranks of a described machine: closed formulas for any number of ranks, nothing
+ * is run. Not every way is one that this library can run.
+ * @param[in]     machine    the machine
+ * @param[in]     layer      sizes
+ * @param[in]     way        a name of isgqx_cost_way
+ * @param[in]     quantizer  a quantizer's text: it says how many bits travel
+ * @param[in,out] cost       cost->size set on entry
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_UNSUPPORTED (this way with this quantizer)
+ */
+ISGQ_API isgq_result_t isgqx_cost(const isgqx_machine_t *machine, const isgqx_layer_t *layer, const char *way, const char *quantizer,
+                                  isgqx_cost_t *cost);
+
 /**
  * Bytes that one rank sends for an exact fp32 ring allreduce of @p count elements: what every ratio is measured against.
  * @param[in] count   elements

@@ -34,7 +34,7 @@ SUMS = ["uniform:bits=3,rounding=stratified", "global-qsgd", "global-qsgd:levels
 FACTORED = ["factor:width=4,rounding=dither", "factor:width=4,coding=range", "isgq:nmse=0.01", "isgq-mse", "isgq-mse:levels=8",
             "isgq-mvu", "isgq-dithered", "isgq-dithered:width=8"]
 CODED = ["isgq:bits=2,coding=zstd", "isgq:bits=4.5,coding=zstd", "isgq:nmse=0.01,coding=zstd", "isgq:nmse=0.3,coding=zstd"]
-PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan"]
+PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan", "isgq_model"]
 
 
 def have(program):

@@ -22,7 +22,7 @@ LAYERS = [
     ("libisgqcoll/plan/", PUBLIC + ["base/", "plan/", "codec/codec.h"]),
     ("libisgqcoll/core/", PUBLIC + ["base/", "kernels/", "transport/", "codec/", "plan/", "core/"]),
     ("perf/", PUBLIC + ["perf/", "tools/common/"]),
-    ("tools/", PUBLIC + ["tools/common/"]),
+    ("tools/", PUBLIC + ["tools/"]),
     ("bindings/", PUBLIC + ["bindings/"]),
     ("test/conformance/", PUBLIC + ["conformance/", "support/"]),
     ("test/package/", PUBLIC),
