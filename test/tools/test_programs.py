@@ -171,7 +171,7 @@ class Perf(Case):
     needs = ["isgq_perf"]
 
     def sweep(self, *arguments, **more):
-        rows = self.rows("isgq_perf", "-w", "1", "-i", "3", *arguments, **more)
+        rows = self.rows("isgq_perf", "-w", "0", "-i", "1", *arguments, **more)
         self.assertGreater(len(rows), 0)
         for row in rows:
             self.assertLessEqual(PERF_FIELDS, set(row), row)
@@ -182,7 +182,7 @@ class Perf(Case):
         return rows
 
     def test_everything_exact(self):
-        for nranks in (1, 2, 4):
+        for nranks in (1, 3):
             rows = self.sweep("-n", str(nranks), "-c", "allreduce,reduce_scatter,allgather,broadcast", "-d", "all", "-o", "all", "-b", "0",
                               "-e", "4k", "-f", "32")
             self.assertEqual({row["dtype"] for row in rows}, {"i8", "u8", "i32", "u32", "i64", "u64", "f16", "bf16", "f32", "f64"})
@@ -195,7 +195,7 @@ class Perf(Case):
     def test_quantizers(self):
         quantizers = ["fp16", "bf16", "uniform:bits=1", "uniform:bits=3,rounding=nearest", "uniform:bits=4,scale=local", "uniform:bits=8",
                       "isgq:bits=4", "isgq:bits=2.5"]
-        for nranks in (1, 2, 4):
+        for nranks in (1, 4):
             rows = self.sweep("-n", str(nranks), "-c", "allreduce,reduce_scatter,allgather", "-d", "f32,f16,bf16", "-o", "sum,avg", "-q",
                               ";".join(quantizers), "-b", "0", "-e", "64k", "-f", "128")
             self.assertEqual(len({row["quantizer"] for row in rows}), len(quantizers))
@@ -295,7 +295,7 @@ class Spoiling:
 class Spoiled(Spoiling, Case):
     def test_dense(self):
         quantizers = ["fp16", "bf16", "uniform:bits=4,rounding=nearest", "isgq:bits=2", "isgq:bits=2.5", "isgq:bits=4"]
-        self.notice_dense(quantizers + [f"uniform:bits={bits},scale={scale}" for bits in range(1, 9) for scale in ("shared", "local")])
+        self.notice_dense(quantizers + [f"uniform:bits={bits},scale={scale}" for bits in (1, 3, 4, 8) for scale in ("shared", "local")])
 
 
 class SpoiledLevels(Spoiling, Case):
