@@ -33,10 +33,10 @@ static const iq_program_t program = {
 };
 
 typedef struct command {
-    size_t nranks, count, draws, seed, epochs, batch, layer;
+    size_t nranks, count, draws, seed, epochs, batch, layer, m, n;
     double correlation, rate;
     const char *source, *quantizers, *kind, *steps, *layers, *data, *transport, *json;
-    bool local, trains, drawn, counted;
+    bool local, trains, drawn, factors, counted;
 } command_t;
 
 typedef struct entry {
@@ -63,20 +63,25 @@ typedef struct state {
 
 static void check_together(const command_t *c, const iq_option_t *options)
 {
-    static const char *const training[] = {"steps", "layer", "layers", "epochs", "batch", "lr", "data"};
+    static const char *const training[] = {"steps", "layer", "layers", "epochs", "lr", "data"}, *const shape[] = {"m", "n"};
 
+    for (size_t i = 0; i < sizeof(shape) / sizeof(shape[0]); i++)
+        if (!c->factors && iq_options_given(options, shape[i]))
+            iq_die(IQ_EXIT_USAGE, "--%s belongs to --source factors", shape[i]);
+    if (!c->trains && !c->factors && iq_options_given(options, "batch"))
+        iq_die(IQ_EXIT_USAGE, "--batch belongs to --source train and factors");
     for (size_t i = 0; i < sizeof(training) / sizeof(training[0]); i++)
         if (!c->trains && iq_options_given(options, training[i]))
             iq_die(IQ_EXIT_USAGE, "--%s belongs to --source train", training[i]);
-    if (c->trains && c->counted)
-        iq_die(IQ_EXIT_USAGE, "--count means nothing to --source train: the layers have the sizes that they have");
+    if ((c->trains || c->factors) && c->counted)
+        iq_die(IQ_EXIT_USAGE, "--count means nothing to --source %s: layers have the sizes that they have", c->source);
     if (!c->drawn && iq_options_given(options, "correlation"))
         iq_die(IQ_EXIT_USAGE, "--correlation belongs to --source normal, laplace and student3");
     if (strcmp(c->kind, "auto") != 0 && strcmp(c->kind, "dense") != 0 && strcmp(c->kind, "factored") != 0 &&
         strcmp(c->kind, "both") != 0)
         iq_die(IQ_EXIT_USAGE, "--kind: '%s' is neither dense, factored, both nor auto", c->kind);
-    if (!c->trains && (strcmp(c->kind, "factored") == 0 || strcmp(c->kind, "both") == 0))
-        iq_die(IQ_EXIT_USAGE, "--kind %s needs --source train: other sources have no factors", c->kind);
+    if (!c->trains && !c->factors && (strcmp(c->kind, "factored") == 0 || strcmp(c->kind, "both") == 0))
+        iq_die(IQ_EXIT_USAGE, "--kind %s needs --source train or factors: other sources have no factors", c->kind);
 }
 
 static void parse(command_t *c, int argc, char **argv)
@@ -86,10 +91,11 @@ static void parse(command_t *c, int argc, char **argv)
         IQ_TEXT(0, "source", "SOURCE", c->source, "normal",
                 "normal, laplace, student3 (of 3 degrees of freedom): drawn;\n"
                 "train: gradients and factors of isgq_train's network;\n"
+                "factors: drawn, sparse as a trained network's, of one layer;\n"
                 "or a file of little-endian f32, an n-th of it for each rank"),
         IQ_TEXT('q', "quantizer", "LIST", c->quantizers, "all",
                 "quantizers; several with semicolons; all: a row for every family"),
-        IQ_TEXT(0, "kind", "KIND", c->kind, "auto", "dense, factored, both; auto: both with --source train, else\ndense"),
+        IQ_TEXT(0, "kind", "KIND", c->kind, "auto", "dense, factored, both; auto: both with --source train and\nfactors, else dense"),
         IQ_BYTES(0, "count", "ELEMENTS", c->count, "1m", "elements on each rank (k, m, g may follow); of a file at most"),
         IQ_REAL(0, "correlation", "SHARE", c->correlation, 0, 1, "0.05", "of the drawn values' energy, common to all ranks"),
         IQ_COUNT(0, "draws", "CALLS", c->draws, 2, 1e6, "32", "calls with fresh random numbers for each row"),
@@ -98,7 +104,9 @@ static void parse(command_t *c, int argc, char **argv)
         IQ_COUNT(0, "layer", "NUMBER", c->layer, 1, IQ_QUALITY_MOST_LAYERS, NULL, "train: this layer only, from 1 [all]"),
         IQ_TEXT(0, "layers", "LIST", c->layers, "784,1000,300,100,10", "train: units of the input, hidden layers, output"),
         IQ_COUNT('e', "epochs", "NUMBER", c->epochs, 1, 1e6, "3", "train: after which the learning rate would be 0"),
-        IQ_COUNT('b', "batch", "ROWS", c->batch, 1, 1e6, "32", "train: images of one step on each rank"),
+        IQ_COUNT('b', "batch", "ROWS", c->batch, 1, 1e6, "32", "train, factors: rows of one step on each rank"),
+        IQ_COUNT(0, "m", "COLUMNS", c->m, 1, MAX_LAYER_SIZE, "1000", "factors: columns of X"),
+        IQ_COUNT(0, "n", "COLUMNS", c->n, 1, MAX_LAYER_SIZE, "1000", "factors: columns of Delta"),
         IQ_REAL(0, "lr", "RATE", c->rate, 1e-9, 100, "0.2", "train: learning rate of the first step"),
         IQ_TEXT('d', "data", "FOLDER", c->data, "/usr/share/datasets/fashion-mnist", "train: as of isgq_train"),
         IQ_COUNT('s', "seed", "NUMBER", c->seed, 1, 9e15, "1", "of the values and of every random decision"),
@@ -110,6 +118,7 @@ static void parse(command_t *c, int argc, char **argv)
     iq_options_parse(&program, options, argc, argv);
     c->local = iq_options_given(options, "nranks");
     c->trains = strcmp(c->source, "train") == 0;
+    c->factors = strcmp(c->source, "factors") == 0;
     c->drawn = iq_quality_is_drawn(c->source);
     c->counted = iq_options_given(options, "count");
     if (!iq_options_given(options, "layer"))
@@ -159,7 +168,7 @@ static void read_training(state_t *state)
 
 static bool is_kind(const command_t *c, iq_quality_kind_t kind)
 {
-    if (strcmp(c->kind, "both") == 0 || (strcmp(c->kind, "auto") == 0 && c->trains))
+    if (strcmp(c->kind, "both") == 0 || (strcmp(c->kind, "auto") == 0 && (c->trains || c->factors)))
         return true;
     return strcmp(c->kind, "factored") == 0 ? kind == IQ_QUALITY_FACTORED : kind == IQ_QUALITY_DENSE;
 }
@@ -266,6 +275,8 @@ static void make_source(state_t *state)
 
     if (c->trains)
         iq_quality_train(&state->source, &state->setup, &state->training);
+    else if (c->factors)
+        iq_quality_draw_factors(&state->source, &state->setup, c->batch, c->m, c->n);
     else if (c->drawn)
         iq_quality_draw(&state->source, &state->setup, c->source, c->count, c->correlation);
     else
@@ -448,7 +459,7 @@ int main(int argc, char **argv)
     if (command.local && !iq_launch_is_rank()) {
         if (command.trains)
             iq_quality_train_check(&state.training, (int)command.nranks);
-        else if (!command.drawn)
+        else if (!command.drawn && !command.factors)
             (void)iq_quality_file_part(command.source, (int)command.nranks);
         iq_json_probe(command.json);
         status = iq_launch((int)command.nranks, argv);

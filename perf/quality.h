@@ -64,6 +64,13 @@ bool iq_quality_is_drawn(const char *name);
 void iq_quality_draw(iq_quality_source_t *source, const iq_quality_setup_t *setup, const char *name, size_t count,
                      double correlation);
 
+/* Numbers in (0, 1), and normal ones: a pure function of key and counter. */
+double iq_quality_uniform(uint64_t key, uint64_t counter);
+double iq_quality_normal(uint64_t key, uint64_t counter);
+
+/* quality_factors.c: factors of one layer, and their product. */
+void iq_quality_draw_factors(iq_quality_source_t *source, const iq_quality_setup_t *setup, size_t rows, size_t m, size_t n);
+
 /* A file of f32, little-endian: rank r has the r-th of nranks equal parts, or the first `most` elements of it. The program ends
  * with status 2 if there is nothing to read or a value is not finite. */
 void iq_quality_read(iq_quality_source_t *source, const iq_quality_setup_t *setup, const char *path, size_t most);

@@ -97,12 +97,12 @@ bool iq_quality_is_drawn(const char *name)
     return strcmp(name, "normal") == 0 || strcmp(name, "laplace") == 0 || strcmp(name, "student3") == 0;
 }
 
-static double uniform(uint64_t key, uint64_t counter) { return ((double)(iq_train_random(key, counter) >> 11) + 0.5) * 0x1p-53; }
+double iq_quality_uniform(uint64_t key, uint64_t counter) { return ((double)(iq_train_random(key, counter) >> 11) + 0.5) * 0x1p-53; }
 
 /* Box and Muller: a pair from two uniform numbers. */
-static double normal(uint64_t key, uint64_t counter)
+double iq_quality_normal(uint64_t key, uint64_t counter)
 {
-    double radius = sqrt(-2.0 * log(uniform(key, counter & ~1ull))), angle = 6.283185307179586 * uniform(key, counter | 1u);
+    double radius = sqrt(-2.0 * log(iq_quality_uniform(key, counter & ~1ull))), angle = 6.283185307179586 * iq_quality_uniform(key, counter | 1u);
 
     return radius * (counter & 1u ? sin(angle) : cos(angle));
 }
@@ -114,9 +114,9 @@ static double scale_of(const char *name, uint64_t key, size_t element)
     if (strcmp(name, "normal") == 0)
         return 1.0;
     if (strcmp(name, "laplace") == 0)
-        return sqrt(-log(uniform(key, element)));
+        return sqrt(-log(iq_quality_uniform(key, element)));
     for (size_t i = 0; i < 3; i++) {
-        double z = normal(key, 4 * element + i);
+        double z = iq_quality_normal(key, 4 * element + i);
         squares += z * z;
     }
     return 1.0 / sqrt(squares);
@@ -134,7 +134,7 @@ void iq_quality_draw(iq_quality_source_t *source, const iq_quality_setup_t *setu
     tensor->grad = iq_train_memory(count * sizeof(float));
     for (size_t i = 0; i < count; i++)
         tensor->grad[i] = (float)(scale_of(name, scales, i) *
-                                  (sqrt(correlation) * normal(common, i) + sqrt(1.0 - correlation) * normal(own, i)));
+                                  (sqrt(correlation) * iq_quality_normal(common, i) + sqrt(1.0 - correlation) * iq_quality_normal(own, i)));
     snprintf(source->about, sizeof(source->about), "%s, %zu elements", name, count);
 }
 

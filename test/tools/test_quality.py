@@ -97,7 +97,8 @@ class Quality(QualityCase, Case):
                 (["--kind", "sparse"], "sparse"), (["--kind", "both"], "train"), (["--steps", "5"], "--steps"), (["--draws", "1"], "--draws"),
                 (["--correlation", "2"], "--correlation"), (["-q", "none;;none"], "empty"), (["-q", "factor:width=4"], "factored"),
                 (["--source", "train", "--steps", "5,5"], "5"), (["--source", "train", "--steps", "x"], "x"),
-                (["--source", "train", "--layer", "9"], "--layer"), (["--source", "train", "--count", "8"], "--count"),
+                (["--source", "train", "--layer", "9"], "--layer"), (["--m", "8"], "--m"), (["--source", "factors", "--count", "8"], "--count"),
+                (["--source", "factors", "--steps", "5"], "--steps"), (["--batch", "8"], "--batch"), (["--source", "train", "--count", "8"], "--count"),
                 (["--source", "train", "--data", "/nonexistent"], "/nonexistent"), (["-t", "nccl"], "nccl"),
                 (["-J", "/nonexistent/file"], "/nonexistent/file")):
             self.refuse("isgq_quality", "-n", "2", "--seed", "1", *arguments, mention=mention)
@@ -185,6 +186,18 @@ class QualityTraining(QualityCase, Case):
     def test_factors_are_unbiased(self):
         for row in self.train("-q", "factor:width=4;factor:bits=4", "--kind", "factored"):
             self.assertLess(row["bias"], 5, row)
+
+    def test_drawn_factors(self):
+        rows = self.quality("-n", "2", "--source", "factors", "--batch", "16", "--m", "60", "--n", "40", "--draws", "4", "-q",
+                            "none;uniform:bits=4;isgq:bits=8;isgq:bits=2")
+        self.assertEqual([row["kind"] for row in rows].count("factored"), 4)
+        found = {(row["kind"], row["typed"]): row for row in rows}
+        for row in rows:
+            self.assertEqual(row["count"], 61 * 40)
+        for kind in ("dense", "factored"):  # the product of the factors is the gradient: nothing is lost but float rounding
+            self.assertLess(found[kind, "none"]["nmse"], 1e-12)
+        self.assertLess(found["factored", "isgq:bits=8"]["nmse"], 1e-3)
+        self.assertGreater(found["factored", "isgq:bits=2"]["nmse"], found["factored", "isgq:bits=8"]["nmse"])
 
     def test_no_such_step(self):
         folder = self.folder()
