@@ -85,6 +85,7 @@ typedef struct iq_codec {
     bool shared;            /* uniform: one scale per bucket for all ranks */
     int exact;              /* uniform, shared: 1 the result is the exact integer sum, 0 requantized once by its owner, -1 by nranks (exact up to 8) */
     iq_feedback_t feedback;
+    unsigned power_rank;    /* powersgd: rows of its factors. No codec of its own: what is sent are its factors, as they are; 0: another */
     double budget_bits, budget_nmse; /* coded: what may be spent, one of them is 0 */
 } iq_codec_t;
 

@@ -7,6 +7,7 @@
 #include "codec/coder.h"
 #include "codec/dense.h"
 #include "codec/levels.h"
+#include "codec/powersgd.h"
 #include "codec/quantizer_text.h"
 
 #include <stdio.h>
@@ -183,6 +184,17 @@ static bool write_feedback_if_any(const iq_recipe_t *recipe, char *value)
     return recipe->codec.feedback != IQ_FEEDBACK_OFF && write_feedback(recipe, value);
 }
 
+static bool set_full_or_off(iq_recipe_t *recipe, const char *value)
+{
+    return set_feedback(recipe, value) && recipe->codec.feedback != IQ_FEEDBACK_WEIGHTED;
+}
+
+static bool set_rank(iq_recipe_t *recipe, const char *value)
+{
+    return parse_small(value, 1, IQ_POWERSGD_RANK_MOST, &recipe->codec.power_rank);
+}
+static bool write_rank(const iq_recipe_t *recipe, char *value) { return write_number(recipe->codec.power_rank, value); }
+
 /* ---- options of factored calls ---- */
 
 static bool parse_width(const char *text, unsigned *width) { return parse_small(text, 2, 8, width); }
@@ -318,6 +330,9 @@ static const iq_option_t eden_options[] = {{"bits", "1 to 4", set_bits_to_4, wri
 
 static const iq_option_t mx_options[] = {
     {"bits", "4 or 8", set_bits_4_or_8, write_bits}, {"rounding", "nearest or stochastic", set_plain_rounding, write_rounding}, FEEDBACK, {0}};
+
+static const iq_option_t powersgd_options[] = {
+    {"rank", "1 to 64", set_rank, write_rank}, {"feedback", "off or full", set_full_or_off, write_feedback}, {0}};
 
 static const iq_option_t factor_options[] = {
     {"width", "2 to 8, or two of them as in 4/8", set_width, write_width},
@@ -458,6 +473,10 @@ const iq_family_t iq_families[] = {
     {.name = "drive", .codec = {LEVELS(eden), .bits = 1, .bucket = 1024}, .options = bucket_options},
     {.name = "eden", .codec = {LEVELS(eden), .bits = 4, .bucket = 1024}, .options = eden_options},
     {.name = "mx", .codec = {LEVELS(mx), .bits = 8, .bucket = 32, .rounding = IQ_ROUND_STOCHASTIC}, .options = mx_options},
+    /* low rank; what is sent is sent as it is */
+    {.name = "powersgd",
+     .codec = {.ops = &iq_codec_none_ops, .power_rank = 4, .feedback = IQ_FEEDBACK_FULL},
+     .options = powersgd_options},
     /* factors */
     {.name = "isgq-mse",
      .factored = true,

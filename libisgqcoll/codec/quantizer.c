@@ -157,7 +157,8 @@ void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, 
         .ops = &iq_codec_uniform_ops, .bits = 8, .bucket = 1024, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = -1};
     if (is_isgq_whole(quantizer))
         *codec = eight_bits;
-    else if (!quantizer->has_dense || iq_quantizer_dense(quantizer, nranks, devices, codec) != ISGQ_SUCCESS)
+    else if (!quantizer->has_dense || quantizer->dense.codec.power_rank != 0 ||
+             iq_quantizer_dense(quantizer, nranks, devices, codec) != ISGQ_SUCCESS)
         *codec = iq_codec_none;
 }
 

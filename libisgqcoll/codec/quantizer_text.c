@@ -76,8 +76,6 @@ static isgq_result_t find_family(const char *text, const char *name, const iq_fa
         return ISGQ_SUCCESS;
     for (const iq_family_t *row = iq_families; row->name != NULL; row++)
         candidates[n++] = row->name;
-    if (strcmp(name, "powersgd") == 0)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is not part of this version", name);
     return unknown_word(text, "quantizer", name, candidates);
 }
 

@@ -17,7 +17,8 @@ static double ratio(double error, double square)
 bool iq_accuracy_wanted(isgq_comm_t comm, const iq_call_t *call)
 {
     uint32_t every = iq_config()->accuracy_every;
-    return every != 0 && call->codec.ops != iq_codec_none.ops && ++comm->accuracy_turn % every == 0;
+    bool loses = call->codec.ops != iq_codec_none.ops || call->power_rank != 0;
+    return every != 0 && loses && ++comm->accuracy_turn % every == 0;
 }
 
 static void take(double value, uint64_t calls, double *last, double *mean)

@@ -69,6 +69,7 @@ static isgq_result_t launch(isgq_comm_t comm, iq_call_t *call, isgq_quantizer_t 
     call->accumulate = options != NULL && options->accumulate != 0;
     call->timeout_ms = options != NULL && options->timeout_ms != 0 ? options->timeout_ms : comm->timeout_ms;
     IQ_TRY(iq_comm_check(comm));
+    iq_tensor_lend_shape(options != NULL ? options->tensor : NULL, call);
     IQ_TRY(iq_decide(comm, call, options != NULL ? options->algorithm : NULL));
     IQ_TRY(iq_tensor_use(comm, options != NULL ? options->tensor : NULL, call));
     if (iq_group_defer(comm, call, &result))

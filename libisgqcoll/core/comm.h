@@ -58,6 +58,9 @@ typedef struct iq_call {
     isgq_quantizer_t quantizer; /* holds a reference while the call is remembered */
     isgq_tensor_t tensor;       /* held until the call is complete; NULL: none, or nothing of it is needed */
     bool corrects;              /* error feedback */
+    bool names_tensor;          /* its options do; and that tensor's shape, 0 where none was set */
+    size_t rows, columns;
+    unsigned power_rank;        /* PowerSGD (core/run_powersgd.c); 0: the call does something else */
     uint64_t history;           /* 1 and the calls that the tensor's history is of; 0: the codec gets none */
     /* decided */
     iq_codec_t codec;                 /* of the dense data */

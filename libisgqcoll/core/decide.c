@@ -5,6 +5,7 @@
  */
 #include "base/util.h"
 #include "codec/device.h"
+#include "codec/powersgd.h"
 #include "codec/factor_device.h"
 #include "isgqcoll_ext.h"
 #include "core/run.h"
@@ -76,7 +77,7 @@ static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_
 /* Some codecs are there for host memory alone. */
 static isgq_result_t check_devices(isgq_comm_t comm, const iq_call_t *call)
 {
-    if (comm->devices && !iq_codec_has_device(&call->codec))
+    if (comm->devices && (call->codec.power_rank != 0 || !iq_codec_has_device(&call->codec)))
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' is for host memory only in this version, and there are ranks on devices",
                        iq_call_kind_name(call->kind), isgqx_quantizer_text(call->quantizer));
     return ISGQ_SUCCESS;
@@ -93,6 +94,45 @@ static isgq_result_t check_ranks(isgq_comm_t comm, const iq_call_t *call)
     return ISGQ_SUCCESS;
 }
 
+/* Factors of P and Q, and the rank's own Q, in scratch. */
+static isgq_result_t check_power_scratch(isgq_comm_t comm, const iq_call_t *call)
+{
+    size_t limit = comm->scratch.bytes - comm->scratch_reserved;
+    size_t needed = (call->rows + call->columns) * call->power_rank * sizeof(float) + 4 * IQ_CACHE_LINE;
+    if (needed > limit)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "allreduce of %zu rows of %zu columns needs %zu bytes of scratch for %u directions; ISGQ_SCRATCH_BYTES is %zu",
+                       call->rows, call->columns, needed, call->power_rank, comm->scratch.bytes);
+    return ISGQ_SUCCESS;
+}
+
+/* PowerSGD where the tensor is a matrix and its factors are smaller; other tensors are sent as they are, as other implementations do. */
+static isgq_result_t decide_power(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
+{
+    const char *text = isgqx_quantizer_text(call->quantizer);
+    unsigned rank = call->codec.power_rank;
+    iq_feedback_t feedback = call->codec.feedback;
+    if (call->kind != IQ_CALL_ALLREDUCE)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' is for allreduce alone", iq_call_kind_name(call->kind), text);
+    if (call->op != ISGQ_SUM && call->op != ISGQ_AVG)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce: quantizer '%s' takes sum and avg, not %s", text, iq_red_op_name(call->op));
+    if (!call->names_tensor)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce: quantizer '%s' needs options->tensor, which keeps its directions", text);
+    call->codec = iq_codec_none;
+    call->fallback = !iq_powersgd_pays(call->rows, call->columns, rank);
+    call->power_rank = call->fallback ? 0 : rank;
+    call->codec.feedback = call->fallback ? IQ_FEEDBACK_OFF : feedback;
+    IQ_TRY(check_power_scratch(comm, call));
+    isgq_data_type_t datatype = call->fallback ? call->datatype : ISGQ_FLOAT32;
+    size_t count = call->fallback ? call->count : rank * (call->rows + call->columns);
+    IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &iq_codec_none, datatype, call->op, count, algorithm, &call->algorithm,
+                               call->why, sizeof(call->why)));
+    if (call->fallback && call->columns == 0)
+        snprintf(call->why, sizeof(call->why), "the tensor has no shape: sent as it is");
+    else if (call->fallback)
+        snprintf(call->why, sizeof(call->why), "%u directions of %zu x %zu are not fewer numbers", rank, call->rows, call->columns);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
@@ -102,7 +142,7 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
             IQ_TRY(iq_quantizer_moved(call->quantizer, comm->devices, &call->codec));
         else
             IQ_TRY(iq_quantizer_dense(call->quantizer, comm->nranks, comm->devices, &call->codec));
-        if (call->codec.ops != iq_codec_none.ops && !quantizable(call->datatype)) {
+        if ((call->codec.ops != iq_codec_none.ops || call->codec.power_rank != 0) && !quantizable(call->datatype)) {
             call->codec = iq_codec_none;
             call->fallback = true;
         }
@@ -110,6 +150,8 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
         IQ_TRY(check_devices(comm, call));
         IQ_TRY(check_ranks(comm, call));
     }
+    if (call->codec.power_rank != 0)
+        return decide_power(comm, call, algorithm);
     IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, &call->codec, call->datatype, call->op, call->count,
                                algorithm, &call->algorithm, call->why, sizeof(call->why)));
     IQ_TRY(check_scales(comm, call, call->count, 0));
@@ -149,6 +191,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     char dense_why[64];
     size_t product = call->factors.m * call->factors.n, sums = product + (call->factors.bias != NULL ? call->factors.n : 0);
     IQ_TRY(iq_quantizer_factored(call->quantizer, comm->devices, &call->factor, &dense_only));
+    if (dense_only && call->quantizer->dense.codec.power_rank != 0)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "factored: quantizer '%s' is for allreduce alone", isgqx_quantizer_text(call->quantizer));
     if (call->max_batch == 0) /* no rows anywhere: nothing is coded, so nothing needs room for it */
         call->factor = (iq_factor_spec_t){.width_x = 4, .width_delta = 4};
     iq_quantizer_product(call->quantizer, comm->nranks, comm->devices, &call->codec);

@@ -114,9 +114,15 @@ isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name
                                void *data, bool on_device)
 {
     const iq_algorithm_t *algorithm;
+    IQ_TRY(exact_algorithm(comm, IQ_ALLREDUCE, datatype, op, count, &algorithm));
+    return iq_run_add_sum(comm, run, name, algorithm, datatype, op, count, data, on_device);
+}
+
+isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, isgq_data_type_t datatype,
+                             isgq_red_op_t op, size_t count, void *data, bool on_device)
+{
     iq_stage_t *stage;
     iq_codec_call_t codec_call = {.datatype = datatype, .op = op, .nranks = comm->nranks, .rank = comm->rank};
-    IQ_TRY(exact_algorithm(comm, IQ_ALLREDUCE, datatype, op, count, &algorithm));
     IQ_TRY(add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, on_device, &stage));
     stage->src = data;
     stage->dst = data;
@@ -244,6 +250,8 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
     size_t count = call->count;
     const void *src = call->send;
     void *dst = call->recv;
+    if (call->power_rank != 0)
+        return iq_run_begin_powersgd(comm, run);
     bool moves = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST;
     if (moves && call->codec.ops == iq_codec_none.ops && !call->accumulate) { /* bytes as they are, NaN payloads and all */
         count *= iq_datatype_bytes(datatype);

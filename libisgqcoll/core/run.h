@@ -3,6 +3,7 @@
  * A call in progress: a short list of stages, run one after another. A stage is a plan (messages and codec) or some local work cut into trips.
  *
  *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, history]
+ *   PowerSGD              directions, product P, plan: sum of P, basis, product Q, plan: sum of Q, result
  *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
  *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
  *   factored, dense       local gradient x tiles, the dense stages, copy out
@@ -91,6 +92,12 @@ typedef struct iq_shadow {
     uint64_t call_wire_bytes, call_own_bytes, wire_bytes;
 } iq_shadow_t;
 
+/* What the stages of PowerSGD share, named as in codec/powersgd.h. */
+typedef struct iq_power_run {
+    float *p, *q;  /* q is the tensor's */
+    float *own_q;  /* this rank's part of it before the sum; NULL: nobody asks what becomes of own values */
+} iq_power_run_t;
+
 typedef struct iq_run {
     iq_call_t *call; /* NULL: idle */
     iq_site_t *site;
@@ -110,6 +117,7 @@ typedef struct iq_run {
     iq_own_error_t own_error;
     double history[IQ_HISTORY];  /* of the tensor when the call began */
     iq_shadow_t shadow;
+    iq_power_run_t power;
     iq_factored_run_t factored;
     uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
     uint64_t wire_bytes, own_bytes;
@@ -141,6 +149,10 @@ void iq_run_add_history(iq_run_t *run);
 
 /* The call is over: the tensor's running estimates. */
 void iq_run_keep_estimates(iq_run_t *run);
+
+/* ---- run_powersgd.c ---- */
+
+isgq_result_t iq_run_begin_powersgd(isgq_comm_t comm, iq_run_t *run);
 
 /* ---- shadow.c ---- */
 
@@ -194,6 +206,10 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
 /* A lossless allreduce of a few values in scratch (scales, peaks, integers), in place. */
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
                                void *data, bool on_device);
+
+/* The same with an algorithm that was decided on. */
+isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, isgq_data_type_t datatype,
+                             isgq_red_op_t op, size_t count, void *data, bool on_device);
 
 /* A gather of byte blobs, in place: blob r at blobs + r * stride. In host memory no more of them than run->factored.blob_bytes travels. */
 isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs, bool on_device);

@@ -20,7 +20,7 @@
 static bool is_quantized(const iq_call_t *call)
 {
     bool dense = call->kind == IQ_CALL_ALLREDUCE || (call->kind == IQ_CALL_FACTORED && call->way == IQ_FACTORED_DENSE);
-    return dense ? call->codec.ops != iq_codec_none.ops : call->kind == IQ_CALL_FACTORED;
+    return dense ? call->codec.ops != iq_codec_none.ops || call->power_rank != 0 : call->kind == IQ_CALL_FACTORED;
 }
 
 /* Columns of the bias gradient, which is not compared, but lies behind the gradient where that is f32. */

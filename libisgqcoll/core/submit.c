@@ -21,14 +21,23 @@ const char *iq_call_algorithm_name(const iq_call_t *call)
 
 /* ---- agreement ---- */
 
-/* A line of what the codec knows of the tensor's earlier results, "" if it does not ask. */
-static const char *format_history(const iq_call_t *call, char line[48])
+#define HISTORY_TEXT_BYTES 112
+
+/* Lines of the tensor's shape and of what is known of its earlier results, "" if nobody asks. */
+static const char *format_history(const iq_call_t *call, char line[HISTORY_TEXT_BYTES])
 {
+    unsigned long long before = (unsigned long long)(call->history - 1);
+    if (call->power_rank != 0)
+        snprintf(line, HISTORY_TEXT_BYTES, "shape %zu x %zu\nhistory of %llu calls\n", call->rows, call->columns, before);
+    else if (call->quantizer->dense.codec.power_rank != 0)
+        snprintf(line, HISTORY_TEXT_BYTES, "shape of no use\n");
+    if (call->power_rank != 0 || call->quantizer->dense.codec.power_rank != 0)
+        return line;
     if (call->codec.ops->learn == NULL)
         return "";
     if (call->history == 0)
         return "history none\n";
-    snprintf(line, 48, "history of %llu calls\n", (unsigned long long)(call->history - 1));
+    snprintf(line, HISTORY_TEXT_BYTES, "history of %llu calls\n", before);
     return line;
 }
 
@@ -36,7 +45,7 @@ static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_
 {
     int used = snprintf(text, IQ_ARGUMENTS_TEXT_BYTES, "call %s\ncaptured %s\n", kind_names[call->kind], call->captured ? "yes" : "no");
     size_t room = IQ_ARGUMENTS_TEXT_BYTES - (size_t)used;
-    char *rest = text + used, history[48];
+    char *rest = text + used, history[HISTORY_TEXT_BYTES];
     if (call->kind == IQ_CALL_BARRIER)
         return;
     if (call->kind == IQ_CALL_FACTORED)
@@ -56,7 +65,7 @@ static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_
 static uint64_t fingerprint(const iq_call_t *call)
 {
     struct {
-        uint64_t count, max_batch, m, n, history;
+        uint64_t count, max_batch, m, n, rows, columns, history;
         int32_t kind, datatype, op, root, bias, way, captured;
     } key;
     memset(&key, 0, sizeof(key));
@@ -66,6 +75,8 @@ static uint64_t fingerprint(const iq_call_t *call)
     key.root = call->root;
     key.count = call->count;
     key.history = call->history;
+    key.rows = call->power_rank != 0 ? call->rows : 0;
+    key.columns = call->power_rank != 0 ? call->columns : 0;
     key.way = (int32_t)call->way;
     key.captured = call->captured;
     if (call->kind == IQ_CALL_FACTORED) {

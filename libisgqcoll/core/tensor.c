@@ -3,6 +3,7 @@
 #include "core/tensor.h"
 
 #include "base/util.h"
+#include "codec/powersgd.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,7 @@ void iq_tensor_release(isgq_tensor_t tensor)
         return;
     free(tensor->residual);
     free(tensor->input);
+    free(tensor->directions);
     free(tensor);
 }
 
@@ -45,6 +47,7 @@ void iq_tensor_forget(isgq_tensor_t tensor)
 {
     tensor->comm = tensor->calls = tensor->corrected = tensor->learner = tensor->learned = 0;
     tensor->variance = 0.0;
+    tensor->power_rank = 0;
     if (tensor->residual != NULL)
         memset(tensor->residual, 0, tensor->count * sizeof(float));
 }
@@ -59,7 +62,48 @@ isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor)
     return ISGQ_SUCCESS;
 }
 
+isgq_result_t isgq_tensor_shape(isgq_tensor_t tensor, size_t rows, size_t columns)
+{
+    size_t count;
+    if (tensor == NULL)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_shape: tensor is NULL");
+    if (!iq_checked_mul(rows, columns, &count) || count != tensor->count)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_shape: %zu rows of %zu columns are not the %zu elements of %s", rows, columns,
+                       tensor->count, tensor->name);
+    if (tensor->rows == rows && tensor->columns == columns)
+        return ISGQ_SUCCESS;
+    if (atomic_load(&tensor->holders) > 1)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "tensor_shape: calls on %s are in flight; wait for them first", tensor->name);
+    free(tensor->directions);
+    tensor->directions = NULL;
+    tensor->power_rank = 0;
+    tensor->learner = tensor->learned = 0;
+    tensor->rows = rows;
+    tensor->columns = columns;
+    return ISGQ_SUCCESS;
+}
+
 /* ---- what a call needs ---- */
+
+void iq_tensor_lend_shape(isgq_tensor_t tensor, iq_call_t *call)
+{
+    call->names_tensor = tensor != NULL;
+    call->rows = tensor != NULL ? tensor->rows : 0;
+    call->columns = tensor != NULL ? tensor->columns : 0;
+}
+
+/* For any rank: while calls of one are in flight a call of another may come. What no call touches takes no memory. */
+isgq_result_t iq_tensor_make_directions(isgq_tensor_t tensor)
+{
+    unsigned most = 1;
+    while (most < IQ_POWERSGD_RANK_MOST && iq_powersgd_pays(tensor->rows, tensor->columns, most + 1))
+        most++;
+    if (tensor->directions == NULL)
+        tensor->directions = calloc(most * tensor->columns, sizeof(float));
+    return tensor->directions != NULL
+               ? ISGQ_SUCCESS
+               : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "tensor %s: %u directions of %zu elements", tensor->name, most, tensor->columns);
+}
 
 /* Zeros. */
 static isgq_result_t allocate(isgq_tensor_t tensor, const char *what, float **buffer)
@@ -76,7 +120,7 @@ static bool has_feedback(const iq_call_t *call)
 {
     bool sums = call->kind == IQ_CALL_ALLREDUCE || call->kind == IQ_CALL_REDUCE_SCATTER ||
                 (call->kind == IQ_CALL_FACTORED && call->way == IQ_FACTORED_DENSE);
-    return sums && call->codec.feedback != IQ_FEEDBACK_OFF && call->codec.ops != iq_codec_none.ops;
+    return sums && call->codec.feedback != IQ_FEEDBACK_OFF && (call->codec.ops != iq_codec_none.ops || call->power_rank != 0);
 }
 
 /* A factored call's output is f32 in scratch here. */
@@ -92,7 +136,7 @@ static isgq_result_t prepare_feedback(isgq_comm_t comm, isgq_tensor_t tensor, iq
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: options->tensor %s: error feedback of quantizer '%s' is there for host memory only",
                        iq_call_kind_name(call->kind), tensor->name, call->quantizer->text);
     IQ_TRY(allocate(tensor, "the residual", &tensor->residual));
-    if (!iq_tensor_uses_output(call))
+    if (!iq_tensor_uses_output(call) && call->power_rank == 0)
         IQ_TRY(allocate(tensor, "values with residual", &tensor->input));
     call->corrects = true;
     return ISGQ_SUCCESS;
@@ -121,6 +165,11 @@ isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *c
                        operation, tensor->name);
     if (has_feedback(call))
         IQ_TRY(prepare_feedback(comm, tensor, call));
+    if (call->power_rank != 0) {
+        IQ_TRY(iq_tensor_make_directions(tensor));
+        tensor->power_rank = call->power_rank;
+        count_history(tensor, call);
+    }
     if (call->codec.ops->learn != NULL && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices)
         count_history(tensor, call);
     if (call->corrects || call->history != 0) {

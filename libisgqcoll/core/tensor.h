@@ -2,8 +2,8 @@
 /*
  * What is remembered of one tensor between calls. Calls in flight hold the tensor, so destroying the handle under them is harmless. Who may touch what:
  *
- *   constant                      name, count
- *   the thread that makes calls   comm, calls, learner, learned
+ *   constant                      name, count; where the buffers are, once they are there
+ *   the thread that makes calls   comm, calls, learner, learned, power_rank, shape
  *   the calls, one after another  what is in the buffers, history, variance, corrected
  *
  * Handle functions look at all of it, and therefore refuse to while a call holds the tensor.
@@ -23,6 +23,9 @@ struct isgq_tensor {
     uint64_t calls;
     float *residual;            /* [count] of error feedback; NULL before the first call that has it */
     float *input;               /* [count] values with residual, where the output cannot hold them; or NULL */
+    size_t rows, columns;       /* as a matrix; 0: no shape was set */
+    float *directions;          /* Q of PowerSGD: room for the largest rank that pays; NULL before the first call that has one */
+    unsigned power_rank;        /* vectors in it that the last call left; 0: none */
     double variance;            /* running mean of |error|^2 / |values|^2 of what this rank sent */
     uint64_t corrected;         /* calls in it */
     uint64_t learner;           /* hash of the quantizer's text for which the history is */
@@ -36,7 +39,13 @@ struct isgq_tensor {
  */
 isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call);
 
-/* The call that was changing the residual has ended in the middle: what is there is neither the old one nor the new one. */
+/* What iq_decide has to know of the tensor that a call names, or of NULL. */
+void iq_tensor_lend_shape(isgq_tensor_t tensor, iq_call_t *call);
+
+/* Room for Q of PowerSGD with the tensor's shape. */
+isgq_result_t iq_tensor_make_directions(isgq_tensor_t tensor);
+
+/* The call that was changing what the tensor has has ended in the middle: what is there is neither the old nor the new. */
 void iq_tensor_forget(isgq_tensor_t tensor);
 
 /* Does the output of a call with error feedback take values and residual before it takes the result? Else the tensor's buffer does. */

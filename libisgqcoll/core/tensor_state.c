@@ -1,22 +1,24 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A tensor's memory as bytes for a checkpoint: a header, then the residual if there is one. The header ends with a checksum of itself and begins
- * with one of the residual, so no byte changes unseen. In the machine's byte order: state is for the rank that saved it.
+ * A tensor's memory as bytes for a checkpoint: a header, then the residual and the directions of PowerSGD, where there are such. The header ends with a checksum of
+ * itself and has those of the others, so no byte changes unseen. In the machine's byte order: state is for the rank that saved it.
  */
 #include "base/util.h"
+#include "codec/powersgd.h"
 #include "core/tensor.h"
 
 #include <stdlib.h>
 #include <string.h>
 
 #define STATE_MAGIC 0x51535449u /* "ITSQ" */
-#define STATE_VERSION 2
+#define STATE_VERSION 3
 
 typedef struct state {
     uint32_t magic, version;
     uint64_t count, calls, name_hash;
     uint64_t corrected, learner, learned;
-    uint64_t residual_bytes, residual_hash;
+    uint64_t rows, columns, power_rank; /* shape, and vectors among the directions; 0: none */
+    uint64_t residual_bytes, residual_hash, directions_bytes, directions_hash;
     double variance;
     double history[IQ_HISTORY];
     uint64_t checksum; /* of everything before */
@@ -38,7 +40,8 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
     if (tensor == NULL || bytes == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_save: %s is NULL", tensor == NULL ? "tensor" : "bytes");
     size_t residual_bytes = tensor->residual != NULL ? tensor->count * sizeof(float) : 0;
-    size_t needed = sizeof(state_t) + residual_bytes;
+    size_t directions_bytes = tensor->power_rank * tensor->columns * sizeof(float);
+    size_t needed = sizeof(state_t) + residual_bytes + directions_bytes;
     if (buffer == NULL) {
         *bytes = needed;
         return ISGQ_SUCCESS;
@@ -58,13 +61,37 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
     state.learned = tensor->learned;
     state.residual_bytes = residual_bytes;
     state.residual_hash = iq_hash(IQ_HASH_START, tensor->residual, residual_bytes);
+    state.rows = tensor->rows;
+    state.columns = tensor->columns;
+    state.power_rank = tensor->power_rank;
+    state.directions_bytes = directions_bytes;
+    state.directions_hash = iq_hash(IQ_HASH_START, tensor->directions, directions_bytes);
     state.variance = tensor->variance;
     memcpy(state.history, tensor->history, sizeof(state.history));
     state.checksum = checksum(&state);
     memcpy(buffer, &state, sizeof(state));
     if (residual_bytes > 0)
         memcpy((unsigned char *)buffer + sizeof(state), tensor->residual, residual_bytes);
+    if (directions_bytes > 0)
+        memcpy((unsigned char *)buffer + sizeof(state) + residual_bytes, tensor->directions, directions_bytes);
     *bytes = needed;
+    return ISGQ_SUCCESS;
+}
+
+/* The shape must be the tensor's, if both have one, and the directions those of a rank that pays. */
+static isgq_result_t check_shape(isgq_tensor_t tensor, const state_t *state)
+{
+    size_t rows = (size_t)state->rows, columns = (size_t)state->columns, rank = (size_t)state->power_rank, count;
+    bool has_shape = rows != 0 || columns != 0;
+    if (has_shape && (!iq_checked_mul(rows, columns, &count) || count != tensor->count))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s has %zu rows of %zu columns", tensor->name, rows, columns);
+    if (rank > IQ_POWERSGD_RANK_MOST || (rank > 0 && !iq_powersgd_pays(rows, columns, (unsigned)rank)) ||
+        state->directions_bytes != rank * columns * sizeof(float))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s has %zu directions in %zu bytes", tensor->name, rank,
+                       (size_t)state->directions_bytes);
+    if (has_shape && (tensor->rows != 0 || tensor->columns != 0) && (tensor->rows != rows || tensor->columns != columns))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: the state of %s is of %zu rows of %zu columns, the tensor of %zu of %zu",
+                       tensor->name, rows, columns, tensor->rows, tensor->columns);
     return ISGQ_SUCCESS;
 }
 
@@ -80,51 +107,85 @@ static isgq_result_t read_header(isgq_tensor_t tensor, const void *buffer, size_
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: %zu bytes; a state has at least %zu", bytes, sizeof(*state));
     if (state->magic != STATE_MAGIC || state->checksum != checksum(state))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s is damaged", tensor->name);
-    if (bytes - sizeof(*state) != state->residual_bytes)
+    size_t rest = bytes - sizeof(*state), residual = (size_t)state->residual_bytes;
+    if (residual > rest || rest - residual != state->directions_bytes)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: %zu bytes where %zu were saved", bytes,
-                       sizeof(*state) + (size_t)state->residual_bytes);
+                       sizeof(*state) + residual + (size_t)state->directions_bytes);
     if (state->count != tensor->count || state->name_hash != name_hash(tensor))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: the state is of another tensor than %s with %zu elements",
                        tensor->name, tensor->count);
     if (state->residual_bytes != 0 && state->residual_bytes != tensor->count * sizeof(float))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s has a residual of %zu bytes", tensor->name,
                        (size_t)state->residual_bytes);
+    return check_shape(tensor, state);
+}
+
+/* A part of the state that is there, as it was; *copy is new. */
+static isgq_result_t read_part(isgq_tensor_t tensor, const char *what, const void *from, size_t bytes, uint64_t hash, float **copy)
+{
+    *copy = NULL;
+    if (hash != iq_hash(IQ_HASH_START, from, bytes))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the %s of %s is damaged", what, tensor->name);
+    if (bytes == 0)
+        return ISGQ_SUCCESS;
+    *copy = malloc(bytes);
+    if (*copy == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "tensor_load: the %s of %s", what, tensor->name);
+    memcpy(*copy, from, bytes);
     return ISGQ_SUCCESS;
 }
 
-/* The residual as it was, or none. */
-static isgq_result_t load_residual(isgq_tensor_t tensor, const state_t *state, const void *residual)
+/* The tensor's room is for any rank that pays; `directions` have what the state's has. */
+static isgq_result_t take_directions(isgq_tensor_t tensor, const state_t *state, const float *directions)
 {
-    size_t bytes = (size_t)state->residual_bytes;
-    if (state->residual_hash != iq_hash(IQ_HASH_START, residual, bytes))
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the residual of %s is damaged", tensor->name);
-    if (bytes == 0) {
-        free(tensor->residual);
-        tensor->residual = NULL;
-        return ISGQ_SUCCESS;
+    size_t rows = tensor->rows, columns = tensor->columns;
+    if (state->columns != 0) {
+        tensor->rows = (size_t)state->rows;
+        tensor->columns = (size_t)state->columns;
     }
-    if (tensor->residual == NULL)
-        tensor->residual = malloc(bytes);
-    if (tensor->residual == NULL)
-        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "tensor_load: the residual of %s", tensor->name);
-    memcpy(tensor->residual, residual, bytes);
+    if (state->power_rank != 0 && iq_tensor_make_directions(tensor) != ISGQ_SUCCESS) {
+        tensor->rows = rows;
+        tensor->columns = columns;
+        return ISGQ_ERR_NO_MEMORY;
+    }
+    tensor->power_rank = (unsigned)state->power_rank;
+    if (state->power_rank != 0)
+        memcpy(tensor->directions, directions, (size_t)state->directions_bytes);
     return ISGQ_SUCCESS;
+}
+
+static void take_state(isgq_tensor_t tensor, const state_t *state, float *residual)
+{
+    free(tensor->residual);
+    tensor->residual = residual;
+    tensor->comm = 0; /* of whoever goes on with it */
+    tensor->calls = state->calls;
+    tensor->corrected = state->corrected;
+    tensor->learner = state->learner;
+    tensor->learned = state->learned;
+    tensor->variance = state->variance;
+    memcpy(tensor->history, state->history, sizeof(tensor->history));
 }
 
 isgq_result_t isgq_tensor_load(isgq_tensor_t tensor, const void *buffer, size_t bytes)
 {
     state_t state;
+    float *residual = NULL, *directions = NULL;
     if (tensor == NULL || buffer == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: %s is NULL", tensor == NULL ? "tensor" : "buffer");
     IQ_TRY(check_idle(tensor, "tensor_load"));
     IQ_TRY(read_header(tensor, buffer, bytes, &state));
-    IQ_TRY(load_residual(tensor, &state, (const unsigned char *)buffer + sizeof(state)));
-    tensor->comm = 0; /* of whoever goes on with it */
-    tensor->calls = state.calls;
-    tensor->corrected = state.corrected;
-    tensor->learner = state.learner;
-    tensor->learned = state.learned;
-    tensor->variance = state.variance;
-    memcpy(tensor->history, state.history, sizeof(tensor->history));
-    return ISGQ_SUCCESS;
+    const unsigned char *parts = (const unsigned char *)buffer + sizeof(state);
+    isgq_result_t result = read_part(tensor, "residual", parts, (size_t)state.residual_bytes, state.residual_hash, &residual);
+    if (result == ISGQ_SUCCESS)
+        result = read_part(tensor, "memory of directions", parts + state.residual_bytes, (size_t)state.directions_bytes,
+                           state.directions_hash, &directions);
+    if (result == ISGQ_SUCCESS)
+        result = take_directions(tensor, &state, directions);
+    if (result == ISGQ_SUCCESS)
+        take_state(tensor, &state, residual);
+    else
+        free(residual);
+    free(directions);
+    return result;
 }

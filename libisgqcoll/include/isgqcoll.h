@@ -436,6 +436,16 @@ typedef struct isgq_tensor *isgq_tensor_t;
 ISGQ_API ISGQ_NODISCARD isgq_result_t
 isgq_tensor_create(isgq_tensor_t *tensor, const char *name, size_t count);
 
+/**
+ * Say how the tensor is a matrix, row by row: what "powersgd" needs to know. Tensors without a shape, and matrices too small for the
+ * rank asked for, are sent as they are. Another shape than before forgets the directions. All ranks give the same.
+ * @param[in] tensor   not NULL
+ * @param[in] rows     of the matrix; usually the first dimension of a weight
+ * @param[in] columns  all the others together; rows * columns is the tensor's count
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_INVALID_USAGE (calls in flight)
+ */
+ISGQ_API isgq_result_t isgq_tensor_shape(isgq_tensor_t tensor, size_t rows, size_t columns);
+
 /** Forget everything. @param[in] tensor not NULL @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT, ISGQ_ERR_INVALID_USAGE (calls in flight) */
 ISGQ_API isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor);
 

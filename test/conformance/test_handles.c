@@ -238,6 +238,7 @@ static void quantizers_body(iq_rank_t *rank)
                                        "factor:width=4/8",
                                        "isgq",
                                        "isgq:bits=2.5",
+                                       "powersgd:rank=2",
                                        "dense=uniform:bits=4;factored=factor:width=4/4",
                                        "dense=fp16;factored=isgq:bits=3"};
     isgq_quantizer_t quantizer = NULL, again = NULL;
@@ -256,7 +257,6 @@ static void quantizers_body(iq_rank_t *rank)
     RANK_STATUS(rank, isgq_quantizer_create(&quantizer, longer), BAD);
     RANK_STATUS(rank, isgq_quantizer_create(NULL, "none"), BAD);
     RANK_STATUS(rank, isgq_quantizer_create(&quantizer, NULL), BAD);
-    RANK_STATUS(rank, isgq_quantizer_create(&quantizer, "powersgd"), ISGQ_ERR_UNSUPPORTED);
     for (size_t i = 0; i < sizeof(good) / sizeof(good[0]); i++) { /* the canonical text means the same */
         RANK_OK(rank, isgq_quantizer_create(&quantizer, good[i]));
         RANK_OK(rank, isgq_quantizer_create(&again, isgqx_quantizer_text(quantizer)));
@@ -286,6 +286,11 @@ static void tensors_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_tensor_create(&tensor, "w", 4));
     RANK_OK(rank, isgq_tensor_create(&other, "w", 5));
     RANK_STATUS(rank, isgq_tensor_reset(NULL), BAD);
+    RANK_STATUS(rank, isgq_tensor_shape(NULL, 2, 2), BAD);
+    RANK_STATUS(rank, isgq_tensor_shape(tensor, 2, 3), BAD);
+    RANK_STATUS(rank, isgq_tensor_shape(tensor, SIZE_MAX / 2 + 1, 8), BAD);
+    RANK_OK(rank, isgq_tensor_shape(tensor, 4, 1));
+    RANK_OK(rank, isgq_tensor_shape(tensor, 2, 2));
     RANK_OK(rank, isgq_tensor_reset(tensor));
     RANK_STATUS(rank, isgq_tensor_save(NULL, NULL, &bytes), BAD);
     RANK_STATUS(rank, isgq_tensor_save(tensor, NULL, NULL), BAD);

@@ -186,12 +186,19 @@ START_TEST(bad_texts_get_a_sentence)
 }
 END_TEST
 
-START_TEST(later_words_are_named_as_such)
+START_TEST(levels_are_those_there_are)
 {
     isgq_quantizer_t quantizer = NULL;
-    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "powersgd"), ISGQ_ERR_UNSUPPORTED);
-    ck_assert_str_eq(iq_last_error(), "quantizer 'powersgd' is not part of this version");
     ck_assert_int_eq(isgq_quantizer_create(&quantizer, "orq-4"), ISGQ_ERR_INVALID_ARGUMENT);
+    quantizer = make("powersgd");
+    ck_assert_str_eq(isgqx_quantizer_text(quantizer), "powersgd:rank=4,feedback=full");
+    isgq_quantizer_destroy(quantizer);
+    quantizer = make("powersgd:feedback=off,rank=64");
+    ck_assert_str_eq(isgqx_quantizer_text(quantizer), "powersgd:rank=64,feedback=off");
+    isgq_quantizer_destroy(quantizer);
+    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "powersgd:rank=65"), ISGQ_ERR_INVALID_ARGUMENT);
+    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "powersgd:rank=0"), ISGQ_ERR_INVALID_ARGUMENT);
+    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "powersgd:feedback=weighted"), ISGQ_ERR_INVALID_ARGUMENT);
 }
 END_TEST
 
@@ -315,6 +322,7 @@ START_TEST(products_have_a_codec_of_their_own)
         {"factor", &iq_codec_none_ops, 0},
         {"fp16", &iq_codec_fp16_ops, 0},
         {"dense=uniform:bits=3;factored=isgq", &iq_codec_uniform_ops, 3},
+        {"dense=powersgd;factored=isgq", &iq_codec_none_ops, 0},
     };
     for (size_t i = 0; i < IQ_ARRAY_SIZE(products); i++) {
         iq_codec_t codec;
@@ -370,7 +378,7 @@ Suite *iq_suite(void)
     TCase *tcase = tcase_create("texts");
     tcase_add_test(tcase, good_texts_have_one_form);
     tcase_add_test(tcase, bad_texts_get_a_sentence);
-    tcase_add_test(tcase, later_words_are_named_as_such);
+    tcase_add_test(tcase, levels_are_those_there_are);
     suite_add_tcase(suite, tcase);
 
     tcase = tcase_create("settings");
