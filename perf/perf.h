@@ -254,6 +254,9 @@ isgq_result_t iq_perf_run(const iq_perf_setup_t *setup, const iq_perf_case_t *te
 
 void iq_perf_check(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *delivered, iq_perf_result_t *result);
 
+/* perf_low_rank.c: the same where the call was PowerSGD's and began with a new tensor; else false. */
+bool iq_perf_check_low_rank(const iq_perf_setup_t *setup, const iq_perf_case_t *test, const void *delivered, iq_perf_result_t *result);
+
 /* Input of one rank, as doubles: x [rows x m], delta [rows x n]. */
 void iq_perf_factors(const iq_perf_setup_t *setup, const iq_perf_case_t *test, int rank, double *x, double *delta);
 

@@ -5,6 +5,7 @@
  * An iteration is: refill the input, barrier, clock, call, wait, clock. Its time is that of the slowest rank. Calls work on host
  * or device memory alike: everything else here reaches their buffers by iq_perf_copy only.
  */
+#include "perf/low_rank.h"
 #include "perf/perf.h"
 #include "tools/common/options.h"
 
@@ -27,6 +28,7 @@ typedef struct bench {
     buffer_t pristine_delta, delta, bias; /* factored: input is x */
     char *send, *receive;                 /* the call's arguments */
     size_t send_bytes, receive_bytes;
+    isgq_tensor_t tensor; /* of quantizers that need one, or NULL */
 } bench_t;
 
 double iq_perf_now(void)
@@ -162,6 +164,19 @@ static void fill_dense(const iq_perf_setup_t *setup, const iq_perf_case_t *test,
     }
 }
 
+static void open_tensor(bench_t *bench)
+{
+    const iq_perf_case_t *test = bench->test;
+    size_t rows, columns;
+    unsigned rank;
+
+    if (test->collective != IQ_PERF_ALLREDUCE || !iq_low_rank(test->quantizer_text, &rank))
+        return;
+    iq_low_rank_shape(test->count, &rows, &columns);
+    iq_check(isgq_tensor_create(&bench->tensor, "isgq_perf", test->count), bench->setup->rank, "isgq_tensor_create");
+    iq_check(isgq_tensor_shape(bench->tensor, rows, columns), bench->setup->rank, "isgq_tensor_shape");
+}
+
 static void open_dense(bench_t *bench)
 {
     const iq_perf_setup_t *setup = bench->setup;
@@ -183,6 +198,7 @@ static void open_dense(bench_t *bench)
         bench->send += own;
     }
     fill_dense(setup, test, bench->pristine.data, bench->send_bytes / test->type->bytes);
+    open_tensor(bench);
 }
 
 static void fill_factors(bench_t *bench)
@@ -220,6 +236,7 @@ static void open_factored(bench_t *bench)
 
 static void close_bench(bench_t *bench)
 {
+    isgq_tensor_destroy(bench->tensor);
     buffer_close(bench->setup, &bench->pristine, false);
     buffer_close(bench->setup, &bench->pristine_delta, false);
     buffer_close(bench->setup, &bench->input, true);
@@ -240,7 +257,7 @@ static isgq_result_t call(bench_t *bench)
     const iq_perf_setup_t *setup = bench->setup;
     const iq_perf_case_t *test = bench->test;
     isgq_data_type_t type = test->type->type;
-    isgq_call_options_t options = {.size = sizeof(options), .algorithm = test->algorithm};
+    isgq_call_options_t options = {.size = sizeof(options), .tensor = bench->tensor, .algorithm = test->algorithm};
     isgq_factors_t factors = {.size = sizeof(factors),
                               .x = bench->send,
                               .delta = bench->delta.data,
@@ -350,6 +367,8 @@ static isgq_result_t verify(bench_t *bench, iq_perf_result_t *result)
     const char *delivered = output + (bench->receive - bench->output.data);
     double ignored;
 
+    if (bench->tensor != NULL) /* what is checked owes nothing to earlier calls */
+        iq_check(isgq_tensor_reset(bench->tensor), setup->rank, "isgq_tensor_reset");
     isgq_result_t status = iterate(bench, 1, &ignored);
     if (status == ISGQ_SUCCESS) {
         result->record.size = sizeof(result->record);
@@ -360,7 +379,7 @@ static isgq_result_t verify(bench_t *bench, iq_perf_result_t *result)
         compare_hashes(bench, delivered, bias, result);
         if (bench->test->collective == IQ_PERF_FACTORED)
             iq_perf_check_factored(setup, bench->test, delivered, bias, result);
-        else
+        else if (!iq_perf_check_low_rank(setup, bench->test, delivered, result))
             iq_perf_check(setup, bench->test, delivered, result);
     }
     free(output);

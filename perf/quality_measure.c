@@ -6,6 +6,7 @@
  * elements: in each, the mean of the error's projection over the draws divided by its standard error, and the largest of these
  * counts. A quantizer that always errs alike has no scatter at all; so f32's own rounding is taken as scatter that is always there.
  */
+#include "perf/low_rank.h"
 #include "perf/quality.h"
 #include "perf/train.h"
 #include "tools/common/names.h"
@@ -28,6 +29,7 @@ typedef struct measure {
     double *floor;    /* [DIRECTIONS] variance of f32's rounding, all samples */
     uint64_t *bytes;  /* [samples][2]: sent, contributed */
     uint64_t hash;    /* of all that was delivered */
+    isgq_tensor_t *tensors; /* of a sample, for quantizers that need them; or NULL */
 } measure_t;
 
 void iq_quality_combine(const iq_quality_setup_t *setup, isgq_red_op_t op, double *values, size_t count)
@@ -58,8 +60,9 @@ double iq_quality_median(double *values, size_t count)
 
 /* ---- calls ---- */
 
-static isgq_result_t call(const measure_t *measure, const iq_quality_tensor_t *tensor, float *delivered)
+static isgq_result_t call(const measure_t *measure, const iq_quality_tensor_t *tensor, isgq_tensor_t memory, float *delivered)
 {
+    const isgq_call_options_t options = {.size = sizeof(options), .tensor = memory};
     const iq_quality_setup_t *setup = measure->setup;
     isgq_factors_t factors = {.size = sizeof(factors),
                               .x = tensor->x,
@@ -73,7 +76,7 @@ static isgq_result_t call(const measure_t *measure, const iq_quality_tensor_t *t
         return isgq_allreduce_factored(&factors, tensor->rows, delivered, ISGQ_FLOAT32, ISGQ_AVG, measure->quantizer, setup->comm,
                                        NULL, NULL);
     return isgq_allreduce(tensor->grad, delivered, tensor->count, ISGQ_FLOAT32, ISGQ_AVG, measure->quantizer, setup->comm, NULL,
-                          NULL);
+                          &options);
 }
 
 /* All tensors of a sample, the last one first as backpropagation finishes them. */
@@ -84,7 +87,7 @@ static isgq_result_t call_all(const measure_t *measure, const iq_quality_sample_
 
     for (size_t t = sample->ntensors; t-- > 0 && result == ISGQ_SUCCESS;) {
         at -= sample->tensors[t].count;
-        result = call(measure, &sample->tensors[t], measure->delivered + at);
+        result = call(measure, &sample->tensors[t], measure->tensors != NULL ? measure->tensors[t] : NULL, measure->delivered + at);
     }
     if (result != ISGQ_SUCCESS)
         return result;
@@ -137,6 +140,32 @@ static void compare_all(measure_t *measure, const iq_quality_sample_t *sample, b
     }
     uint64_t hashes[2] = {measure->hash, isgqx_hash(measure->delivered, sample->count * sizeof(float))};
     measure->hash = isgqx_hash(hashes, sizeof(hashes));
+}
+
+/* A layer's matrix has the bias as one more row; what is drawn has any. */
+static void open_tensors(measure_t *measure, const iq_quality_sample_t *sample)
+{
+    unsigned rank;
+
+    if (measure->kind != IQ_QUALITY_DENSE || !iq_low_rank(isgqx_quantizer_text(measure->quantizer), &rank))
+        return;
+    measure->tensors = iq_train_memory(sample->ntensors * sizeof(isgq_tensor_t));
+    for (size_t t = 0; t < sample->ntensors; t++) {
+        const iq_quality_tensor_t *tensor = &sample->tensors[t];
+        size_t rows = tensor->m + 1, columns = tensor->n;
+        if (tensor->m == 0)
+            iq_low_rank_shape(tensor->count, &rows, &columns);
+        iq_check(isgq_tensor_create(&measure->tensors[t], "isgq_quality", tensor->count), measure->setup->rank, "isgq_tensor_create");
+        iq_check(isgq_tensor_shape(measure->tensors[t], rows, columns), measure->setup->rank, "isgq_tensor_shape");
+    }
+}
+
+static void close_tensors(measure_t *measure, const iq_quality_sample_t *sample)
+{
+    for (size_t t = 0; t < sample->ntensors && measure->tensors != NULL; t++)
+        isgq_tensor_destroy(measure->tensors[t]);
+    free(measure->tensors);
+    measure->tensors = NULL;
 }
 
 static isgq_result_t run_sample(measure_t *measure, size_t s)
@@ -249,8 +278,11 @@ isgq_result_t iq_quality_measure(const iq_quality_setup_t *setup, const iq_quali
     measure.floor = measure.sums + nsums;
     measure.bytes = iq_train_memory(2 * source->nsamples * sizeof(uint64_t));
     memset(measure.sums, 0, (nsums + DIRECTIONS) * sizeof(double));
-    for (size_t s = 0; s < source->nsamples && status == ISGQ_SUCCESS; s++)
+    for (size_t s = 0; s < source->nsamples && status == ISGQ_SUCCESS; s++) {
+        open_tensors(&measure, &source->samples[s]);
         status = run_sample(&measure, s);
+        close_tensors(&measure, &source->samples[s]);
+    }
     if (status == ISGQ_SUCCESS) {
         iq_quality_combine(setup, ISGQ_SUM, measure.sums, nsums + DIRECTIONS);
         *result = (iq_quality_result_t){.nmse = median_nmse(&measure), .bias = largest_bias(&measure)};

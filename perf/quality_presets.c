@@ -53,6 +53,13 @@ const iq_quality_preset_t iq_quality_presets[] = {
     DENSE("intsgd:bits=3"),
     DENSE("intsgd:bits=4"),
     DENSE("intsgd:bits=8"),
+    /* low rank: draws go on from each other's directions, and owe each other nothing */
+    DENSE("powersgd:rank=1,feedback=off"),
+    DENSE("powersgd:rank=2,feedback=off"),
+    DENSE("powersgd:rank=4,feedback=off"),
+    DENSE("powersgd:rank=8,feedback=off"),
+    DENSE("powersgd:rank=16,feedback=off"),
+    DENSE("powersgd:rank=32,feedback=off"),
     /* levels of each rank's own */
     DENSE("qsgd:bits=2"),
     DENSE("qsgd:bits=3"),

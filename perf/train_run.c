@@ -259,6 +259,8 @@ static void open_run(run_t *run, const iq_train_setup_t *setup, const iq_train_m
         char name[32];
         snprintf(name, sizeof(name), "layer %zu", l);
         iq_check(isgq_tensor_create(&run->tensors[l], name, layer->m * layer->n + layer->n), setup->rank, "isgq_tensor_create");
+        /* the bias is one more row: the gradient of a weight whose input is always 1 */
+        iq_check(isgq_tensor_shape(run->tensors[l], layer->m + 1, layer->n), setup->rank, "isgq_tensor_shape");
     }
 }
 

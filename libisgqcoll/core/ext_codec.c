@@ -52,6 +52,9 @@ static isgq_result_t begin(work_t *work, const isgqx_contribution_t *contributio
                                    .strata = work->strata};
     work->element_bytes = iq_datatype_bytes(contribution->datatype);
     IQ_TRY(iq_quantizer_dense(contribution->quantizer, 1, false, &work->codec));
+    if (work->codec.power_rank != 0)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' has no contribution without the other ranks", operation,
+                       contribution->quantizer->text);
     const iq_codec_ops_t *ops = work->codec.ops;
     IQ_TRY(ops->supports(&work->codec, contribution->datatype, ISGQ_SUM));
     iq_strata_fill(contribution->seed, 1, 0, work->strata);
