@@ -374,10 +374,11 @@ typedef enum isgq_red_op {
  *   "uniform:bits=4,rounding=stochastic,scale=shared,bucket=1024,sum=auto"   codes of 1 to 8 bits on a grid
  *   "factor:width=4/4"  "factor:bits=4"      the factors of isgq_allreduce_factored (widths of X/Delta, or a budget)
  *   "isgq:bits=4"  "isgq:nmse=0.01"          this library's default for either kind of call, by a budget of wire bits an element or of error
+ *   "powersgd:rank=4"                        low-rank factors of an allreduce's tensor, which needs a shape (isgq_tensor_shape)
  *   "dense=...;factored=..."                 one for each kind of call
  *
  * Published methods by their names: global-qsgd, global-qsgd-exp, terngrad, intsgd, qsgd, onebit, ef-sign, bingrad-b, bingrad-pb, orq-3,
- * orq-5, orq-9, natural, drive, eden, mx; for factors isgq-mse, isgq-mvu, isgq-dithered. They are for host memory in this version, and answer
+ * orq-5, orq-9, natural, drive, eden, mx, powersgd; for factors isgq-mse, isgq-mvu, isgq-dithered. They are for host memory in this version, and answer
  * ISGQ_ERR_UNSUPPORTED on communicators with devices. docs/numerics.md gives grammar, formula, error and source of each.
  * The same text is accepted by ISGQ_QUANTIZER and by the programs.
  *
@@ -416,8 +417,9 @@ ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
  *     excepted). It is the rank's own: no other rank sees whether there is one. Without a tensor these quantizers lose the same
  *     again and again. allgather has no residual. The first such call allocates four bytes an element, and four more where the
  *     output cannot hold input and residual (other types than f32, accumulate, reduce_scatter). Elements that are not finite leave no residual.
- *   - What quantizers learn from earlier results. All ranks must then name a tensor with the same past, else the call fails with
- *     ISGQ_ERR_MISMATCH.
+ *   - The directions of "powersgd", from which the next call goes on: four bytes for each column and direction.
+ *   - What quantizers learn from earlier results. For this and the directions all ranks must
+ *     then name a tensor with the same past, else the call fails with ISGQ_ERR_MISMATCH.
  *
  * Calls on one tensor may be in flight together and take effect in their order, in groups too. What is remembered belongs to the
  * communicator of the first such call: calls on others are refused (ISGQ_ERR_INVALID_USAGE) until the tensor is reset or loaded. A call

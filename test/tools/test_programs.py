@@ -33,6 +33,7 @@ SUMS = ["uniform:bits=3,rounding=stratified", "global-qsgd", "global-qsgd:levels
         "terngrad:clip=0", "intsgd", "global-qsgd-exp", "global-qsgd-exp:bits=4,bucket=1024"]
 FACTORED = ["factor:width=4,rounding=dither", "factor:width=4,coding=range", "isgq:nmse=0.01", "isgq-mse", "isgq-mse:levels=8",
             "isgq-mvu", "isgq-dithered", "isgq-dithered:width=8"]
+LOW_RANK = ["powersgd:rank=1", "powersgd:rank=6,feedback=off"]
 CODED = ["isgq:bits=2,coding=zstd", "isgq:bits=4.5,coding=zstd", "isgq:nmse=0.01,coding=zstd", "isgq:nmse=0.3,coding=zstd"]
 PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan", "isgq_model"]
 
@@ -210,6 +211,12 @@ class Perf(Case):
                                   "-b", "0", "-e", "64k", "-f", "128")
                 self.assertEqual(len({row["quantizer"] for row in rows}), len(quantizers))
 
+    def test_low_rank(self):
+        for nranks, dtype, op in (("1", "f32", "sum"), ("3", "f32", "avg"), ("2", "bf16", "sum")):
+            rows = self.sweep("-n", nranks, "-d", dtype, "-o", op, "-q", ";".join(LOW_RANK), "-b", "0", "-e", "64k", "-f", "128")
+            self.assertEqual(len({row["quantizer"] for row in rows}), len(LOW_RANK))
+            self.assertGreater(max(row["nmse"] for row in rows), 0.5)  # noise has no low rank
+
     def test_coded(self):
         self.need_coder()
         for nranks, dtype, op in (("1", "f32", "sum"), ("3", "f32", "avg"), ("4", "bf16", "sum")):
@@ -306,6 +313,10 @@ class SpoiledLevels(Spoiling, Case):
 class SpoiledSums(Spoiling, Case):
     def test_sums(self):
         self.notice_dense(SUMS)
+
+    def test_low_rank(self):
+        for how in ("zero", "flip", "lost"):
+            self.notice(how, "-b", "64k", "-e", "64k", "-q", ";".join(LOW_RANK))
 
 
 class SpoiledCodes(Spoiling, Case):

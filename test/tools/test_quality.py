@@ -129,6 +129,16 @@ class QualityOracles(QualityCase, Case):
         rows = self.quality("-n", "2", "--source", path, "--count", "1k", "--draws", "2", "-q", "fp16")
         self.assertEqual((rows[0]["count"], rows[0]["nmse"]), (1024, 0))
 
+    def test_a_file_of_rank_one(self):
+        part = [float(i // 96 % 7 - 3) * float(i % 96 % 11 - 5) for i in range(96 * 96)]
+        rows = self.quality("-n", "2", "--source", self.floats(part + part), "--draws", "4", "-q",
+                            "powersgd:rank=1;powersgd:rank=4,feedback=off;powersgd:rank=60")
+        for row in rows:
+            self.assertLess(row["nmse"], 1e-9)
+            self.assertIsNone(row["encode_gbs"])
+        self.assertGreater(rows[0]["ratio"], 38)  # 9216 numbers are 192
+        self.assertLess(abs(rows[2]["ratio"] - 1), 0.1)  # sent as it is
+
     def test_bad_files(self):
         values = [1.0] * 64
         values[37] = float("nan")
