@@ -9,6 +9,7 @@
  */
 #include "support/cases.h"
 #include "support/check_main.h"
+#include "support/low_rank_twin.h"
 #include "support/samples.h"
 
 #include <math.h>
@@ -16,64 +17,9 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { ROWS = 61, COLUMNS = 470, COUNT = ROWS * COLUMNS, RANKS_MOST = 5, VECTORS = 6, CALLS = 4 }; /* several spans, rows across them */
+enum { ROWS = LOW_RANK_ROWS, COLUMNS = LOW_RANK_COLUMNS, COUNT = LOW_RANK_COUNT, CALLS = 4 };
 
 #define BAD ISGQ_ERR_INVALID_ARGUMENT
-
-/* ---- the second implementation ---- */
-
-typedef struct twin {
-    int nranks, vectors;
-    double q[VECTORS][COLUMNS];
-    double residuals[RANKS_MOST][COUNT];
-    double out[COUNT]; /* the sum */
-} twin_t;
-
-static void gram_schmidt(double *vectors, int count, size_t length)
-{
-    for (int k = 0; k < count; k++) {
-        double *vector = vectors + (size_t)k * length, square = 0.0;
-        for (int other = 0; other < k; other++) {
-            const double *before = vectors + (size_t)other * length;
-            double share = 0.0;
-            for (size_t i = 0; i < length; i++)
-                share += vector[i] * before[i];
-            for (size_t i = 0; i < length; i++)
-                vector[i] -= share * before[i];
-        }
-        for (size_t i = 0; i < length; i++)
-            square += vector[i] * vector[i];
-        for (size_t i = 0; i < length; i++)
-            vector[i] /= sqrt(square);
-    }
-}
-
-/* twin->residuals hold gradient and residual of all ranks. */
-static void twin_call(twin_t *twin, bool keeps)
-{
-    static double total[COUNT], p[VECTORS][ROWS];
-    memset(total, 0, sizeof(total));
-    memset(p, 0, sizeof(p));
-    for (int r = 0; r < twin->nranks; r++)
-        for (size_t e = 0; e < COUNT; e++)
-            total[e] += twin->residuals[r][e];
-    gram_schmidt(twin->q[0], twin->vectors, COLUMNS);
-    for (int k = 0; k < twin->vectors; k++)
-        for (size_t e = 0; e < COUNT; e++)
-            p[k][e / COLUMNS] += total[e] * twin->q[k][e % COLUMNS];
-    gram_schmidt(p[0], twin->vectors, ROWS);
-    memset(twin->q, 0, sizeof(twin->q));
-    for (int k = 0; k < twin->vectors; k++)
-        for (size_t e = 0; e < COUNT; e++)
-            twin->q[k][e % COLUMNS] += total[e] * p[k][e / COLUMNS];
-    memset(twin->out, 0, sizeof(twin->out));
-    for (int k = 0; k < twin->vectors; k++)
-        for (size_t e = 0; e < COUNT; e++)
-            twin->out[e] += p[k][e / COLUMNS] * twin->q[k][e % COLUMNS];
-    for (int r = 0; r < twin->nranks; r++)
-        for (size_t e = 0; e < COUNT; e++)
-            twin->residuals[r][e] = keeps ? twin->residuals[r][e] - twin->out[e] / twin->nranks : 0.0;
-}
 
 /* ---- calls ---- */
 
@@ -119,7 +65,7 @@ static unsigned char *state_of(iq_rank_t *rank, isgq_tensor_t tensor, size_t *by
     return state;
 }
 
-static void take_directions(iq_rank_t *rank, isgq_tensor_t tensor, twin_t *twin)
+static void take_directions(iq_rank_t *rank, isgq_tensor_t tensor, low_rank_twin_t *twin)
 {
     size_t bytes, numbers = (size_t)twin->vectors * COLUMNS;
     unsigned char *state = state_of(rank, tensor, &bytes);
@@ -131,47 +77,12 @@ static void take_directions(iq_rank_t *rank, isgq_tensor_t tensor, twin_t *twin)
     free(state);
 }
 
-/* The largest difference between what was delivered and the twin's, relative to the largest value of the twin's. */
-static double difference(const twin_t *twin, const how_t *how, const float *out)
-{
-    double worst = 0.0, most = 0.0, divisor = how->op == ISGQ_AVG ? twin->nranks : 1.0;
-    for (size_t e = 0; e < COUNT; e++) {
-        worst = fmax(worst, fabs((double)out[e] - twin->out[e] / divisor));
-        most = fmax(most, fabs(twin->out[e] / divisor));
-    }
-    return worst / most;
-}
-
-/* A first call goes from random directions, and delivers the projection of the sum on what it says they became. */
-static void twin_first(twin_t *twin, const how_t *how, const float *out)
-{
-    double scale = how->op == ISGQ_AVG ? twin->nranks : 1.0;
-    static double basis[VECTORS][ROWS];
-    memset(basis, 0, sizeof(basis));
-    for (int k = 0; k < twin->vectors; k++)
-        for (size_t e = 0; e < COUNT; e++)
-            basis[k][e / COLUMNS] += scale * (double)out[e] * twin->q[k][e % COLUMNS];
-    gram_schmidt(basis[0], twin->vectors, ROWS);
-    memset(twin->q, 0, sizeof(twin->q));
-    for (int r = 0; r < twin->nranks; r++)
-        for (int k = 0; k < twin->vectors; k++)
-            for (size_t e = 0; e < COUNT; e++)
-                twin->q[k][e % COLUMNS] += twin->residuals[r][e] * basis[k][e / COLUMNS];
-    memset(twin->out, 0, sizeof(twin->out));
-    for (int k = 0; k < twin->vectors; k++)
-        for (size_t e = 0; e < COUNT; e++)
-            twin->out[e] += basis[k][e / COLUMNS] * twin->q[k][e % COLUMNS];
-    for (int r = 0; r < twin->nranks; r++)
-        for (size_t e = 0; e < COUNT; e++)
-            twin->residuals[r][e] = how->keeps ? twin->residuals[r][e] - twin->out[e] / twin->nranks : 0.0;
-}
-
 static void twin_body(iq_rank_t *rank)
 {
     const how_t *how = rank->argument;
     double bound = how->type == ISGQ_FLOAT32 ? (how->accumulates ? 1e-4 : 2e-5) : how->type == ISGQ_FLOAT16 ? 1e-3 : 8e-3;
     isgq_tensor_t tensor = matrix(rank, "w");
-    twin_t *twin = rank->rank == 0 ? calloc(1, sizeof(*twin)) : NULL;
+    low_rank_twin_t *twin = rank->rank == 0 ? calloc(1, sizeof(*twin)) : NULL;
     unsigned char *in = malloc(4 * COUNT);
     float *out = malloc(COUNT * sizeof(float));
     for (uint64_t k = 0; k < CALLS; k++) {
@@ -190,11 +101,11 @@ static void twin_body(iq_rank_t *rank)
         twin->vectors = how->vectors;
         if (k == 0) {
             take_directions(rank, tensor, twin);
-            twin_first(twin, how, out);
+            low_rank_twin_first(twin, how->op, how->keeps, out);
         } else {
-            twin_call(twin, how->keeps);
+            low_rank_twin_call(twin, how->keeps);
         }
-        double off = difference(twin, how, out);
+        double off = low_rank_twin_differs(twin, how->op, out);
         RANK_CHECK(rank, off < bound, "%s, %d ranks, call %d: off by %g of the largest value", how->quantizer, rank->nranks, (int)k, off);
     }
     isgq_tensor_destroy(tensor);
@@ -216,7 +127,7 @@ static const how_t ways[] = {
 
 START_TEST(follows_its_twin)
 {
-    for (int nranks = 1; nranks <= RANKS_MOST; nranks += 2) {
+    for (int nranks = 1; nranks <= LOW_RANK_RANKS; nranks += 2) {
         iq_ranks_t ranks = {.kind = nranks == 3 ? IQ_RANKS_PROCESSES : IQ_RANKS_THREADS,
                             .nranks = nranks,
                             .body = twin_body,
