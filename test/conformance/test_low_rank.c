@@ -180,6 +180,41 @@ START_TEST(nothing_is_lost)
 }
 END_TEST
 
+/* The library's own figures of a first call, which is added to something, are those that follow from its result. */
+static void measured_body(iq_rank_t *rank)
+{
+    const how_t how = {.quantizer = "powersgd:rank=2", .type = ISGQ_FLOAT32, .op = ISGQ_AVG, .accumulates = true};
+    isgq_tensor_t tensor = matrix(rank, "w");
+    float *in = malloc(COUNT * sizeof(float)), *out = malloc(COUNT * sizeof(float));
+    double error = 0.0, square = 0.0, own = 0.0;
+    isgq_stats_t stats = {.size = sizeof(stats)};
+    iq_samples_fill(ISGQ_FLOAT32, 1, rank->rank, 0, COUNT, in);
+    call_once(rank, &how, tensor, in, out);
+    RANK_OK(rank, isgq_comm_get_stats(rank->comm, &stats));
+    for (size_t e = 0; e < COUNT; e++) {
+        double due = iq_samples_sum(ISGQ_FLOAT32, ISGQ_AVG, 1, rank->nranks, e);
+        error += ((double)out[e] - due) * ((double)out[e] - due);
+        square += due * due;
+        own += (double)in[e] * (double)in[e];
+    }
+    RANK_CHECK(rank, stats.shadow_calls == 1 && fabs(stats.shadow_nmse - error / square) < 1e-5, "nmse %g, shadow %g", error / square,
+               stats.shadow_nmse);
+    RANK_CHECK(rank, stats.accuracy_calls == 1 && stats.nmse > 0.5 && stats.nmse < 1.0, "own nmse %g", stats.nmse);
+    RANK_CHECK(rank, fabs(stats.residual_norm - sqrt(stats.nmse * own)) < 1e-5 * sqrt(own), "residual %g", stats.residual_norm);
+    RANK_CHECK(rank, stats.lost_errors == 0 && stats.zeros < 0.5, "%g zeros", stats.zeros);
+    isgq_tensor_destroy(tensor);
+    free(in);
+    free(out);
+}
+
+START_TEST(figures_are_right)
+{
+    static const char *const environment[] = {"ISGQ_SHADOW=1", "ISGQ_ACCURACY_EVERY=1", NULL};
+    iq_ranks_t ranks = {.kind = IQ_RANKS_PROCESSES, .nranks = 3, .body = measured_body, .environment = environment};
+    iq_ranks_run(&ranks, NULL);
+}
+END_TEST
+
 /* A sum of rank 3 comes back from the first call on, ranks' own gradients are of any. Random directions may see little of it. */
 static void exact_body(iq_rank_t *rank)
 {
@@ -432,6 +467,7 @@ Suite *iq_suite(void)
 {
     Suite *suite = suite_create("low_rank");
     iq_add_case(suite, tcase_create("twin"), follows_its_twin, WAYS);
+    iq_add_case(suite, tcase_create("figures"), figures_are_right, 1);
     TCase *kept = iq_add_case(suite, tcase_create("sums"), nothing_is_lost, 1);
     tcase_add_test(kept, low_rank_is_exact);
     TCase *memory = iq_add_case(suite, tcase_create("memory"), restarts, 1);
