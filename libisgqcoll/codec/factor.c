@@ -148,6 +148,15 @@ static bool reserve(size_t *offset, size_t count, size_t each, size_t *at)
     return true;
 }
 
+/* A value through the range coder, and one that is packed. */
+#define CODED_VALUE_NS 20.0
+#define PACKED_VALUE_NS 2.0
+
+double iq_factor_decode_ns(const iq_factor_spec_t *spec, const iq_factor_call_t *call)
+{
+    return (double)call->max_batch * ((double)call->m + (double)call->n) * (spec->coded ? CODED_VALUE_NS : PACKED_VALUE_NS);
+}
+
 size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void *memory, iq_factor_rows_t *rows)
 {
     size_t total = 0, weight_c, weight_b, q, p, columns, row_q, row_p;

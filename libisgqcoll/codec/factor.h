@@ -65,6 +65,9 @@ size_t iq_factor_blob_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t
 /* Bytes that a blob of max_batch rows is expected to have, by which ways are compared. */
 size_t iq_factor_mean_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
 
+/* Nanoseconds that decoding such a blob takes, roughly and on the machine of docs/performance.md. Equal on all ranks. */
+double iq_factor_decode_ns(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
+
 /* Scratch that prepare fills and encode uses, 64-byte aligned. */
 size_t iq_factor_state_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
 
@@ -87,6 +90,7 @@ typedef struct iq_factor_rows {
     int16_t *q;        /* [capacity x m] */
     int16_t *p;        /* [capacity x n] */
     void *columns;     /* what a decoder learns on its way, m + n times 4 bytes */
+    const struct iq_factor_rows *next; /* more rows of the same sum, or NULL */
 } iq_factor_rows_t;
 
 /* Bytes for `capacity` rows, and pointers into `memory` (64-byte aligned; NULL to ask for the size only). 0 on overflow. */
@@ -95,6 +99,18 @@ size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void
 /* Validate one blob of rank `from` (it may come from the network: ISGQ_ERR_CORRUPT) and append its rows. */
 isgq_result_t iq_factor_decode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, int from, const void *blob, size_t bytes,
                                iq_factor_rows_t *rows);
+
+/* ---- decoded rows as bytes: ranks of one host pass them on, so that one of them has to decode a blob ---- */
+
+/* Most bytes of a blob's rows, a multiple of 8. 0 on overflow. */
+size_t iq_factor_rows_bytes(const iq_factor_call_t *call);
+
+/* rows to bytes, 8-byte aligned; returns how many. */
+size_t iq_factor_rows_pack(const iq_factor_call_t *call, const iq_factor_rows_t *rows, void *packed);
+
+/* The other way, in place: `rows` points into the bytes. *used of them are read. ISGQ_ERR_CORRUPT if there are more rows than a batch has, if
+ * they are cut short, or if a weight is none. */
+isgq_result_t iq_factor_rows_open(const iq_factor_call_t *call, void *packed, size_t bytes, iq_factor_rows_t *rows, size_t *used);
 
 /* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between
  * tiles). */
@@ -106,6 +122,18 @@ size_t iq_factor_product_tiles(const iq_factor_call_t *call);
  * (want_bias must be set then), or adds to it. There is at least one tile, even if m or n is 0. */
 isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t tile,
                                 bool avg, bool accumulate, void *grad, void *bias, void *scratch);
+
+/* The same for rows first..first+count-1 of the gradient alone, in f32, row `first` at values[0]; and the bias alone. Together they
+ * are iq_factor_product, whoever makes which part. */
+typedef struct iq_factor_band {
+    size_t first, count;
+} iq_factor_band_t;
+
+size_t iq_factor_band_tiles(const iq_factor_call_t *call, iq_factor_band_t band);
+void iq_factor_product_band(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], iq_factor_band_t band,
+                            size_t tile, bool avg, float *values, void *scratch);
+void iq_factor_bias(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], bool avg, bool accumulate,
+                    void *bias, void *scratch);
 
 /* 2^E of the gradient's sums, or of the bias's; NaN if a shared peak is not finite. For products that are made elsewhere. */
 double iq_factor_scale(const iq_factor_call_t *call, const float peaks[2], bool bias);

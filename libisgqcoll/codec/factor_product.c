@@ -24,11 +24,16 @@ typedef struct panels {
     double *a, *b, *sums;
 } panels_t;
 
-static tile_t tile_of(const iq_factor_call_t *call, size_t index)
+static tile_t tile_of_band(const iq_factor_call_t *call, iq_factor_band_t band, size_t index)
 {
     size_t across = iq_max(1, iq_ceil_div(call->n, TILE_N));
     size_t i = index / across * TILE_M, j = index % across * TILE_N;
-    return (tile_t){i, j, iq_min(TILE_M, call->m - iq_min(i, call->m)), iq_min(TILE_N, call->n - iq_min(j, call->n))};
+    return (tile_t){band.first + i, j, iq_min(TILE_M, band.count - iq_min(i, band.count)), iq_min(TILE_N, call->n - iq_min(j, call->n))};
+}
+
+static tile_t tile_of(const iq_factor_call_t *call, size_t index)
+{
+    return tile_of_band(call, (iq_factor_band_t){0, call->m}, index);
 }
 
 static panels_t panels_of(void *scratch)
@@ -44,40 +49,60 @@ size_t iq_factor_product_scratch(const iq_factor_call_t *call, size_t rows)
     return (PANEL_ROWS * (TILE_M + TILE_N) + TILE_M * TILE_N) * sizeof(double);
 }
 
+size_t iq_factor_band_tiles(const iq_factor_call_t *call, iq_factor_band_t band)
+{
+    return iq_ceil_div(band.count, TILE_M) * iq_ceil_div(call->n, TILE_N);
+}
+
 size_t iq_factor_product_tiles(const iq_factor_call_t *call)
 {
     return iq_max(1, iq_ceil_div(call->m, TILE_M)) * iq_max(1, iq_ceil_div(call->n, TILE_N)); /* m 0 still has a bias */
 }
 
-/* panels.sums [tile.m x TILE_N] = the tile's integers. */
+/* Row r of the tile into row `at` of the panels. */
+static void load_row(const iq_factor_call_t *call, const iq_factor_rows_t *rows, size_t r, tile_t tile, panels_t panels, size_t at)
+{
+    const int16_t *q = rows->q + r * call->m + tile.i, *p = rows->p + r * call->n + tile.j;
+    double weight = (double)rows->weight_c[r], *a = panels.a + at * TILE_M, *b = panels.b + at * TILE_N;
+    for (size_t i = 0; i < tile.m; i++)
+        a[i] = weight * q[i];
+    for (size_t j = 0; j < tile.n; j++)
+        b[j] = p[j];
+}
+
+/* panels.sums [tile.m x TILE_N] = the tile's integers. Rows that speak for the bias alone stay out. */
 static void sum_tile(const iq_factor_call_t *call, const iq_factor_rows_t *rows, tile_t tile, panels_t panels)
 {
-    if (rows->count == 0)
-        memset(panels.sums, 0, tile.m * TILE_N * sizeof(double));
-    for (size_t first = 0; first < rows->count; first += PANEL_ROWS) {
-        size_t count = iq_min(PANEL_ROWS, rows->count - first);
-        for (size_t r = 0; r < count; r++) {
-            const int16_t *q = rows->q + (first + r) * call->m + tile.i, *p = rows->p + (first + r) * call->n + tile.j;
-            double weight = (double)rows->weight_c[first + r], *a = panels.a + r * TILE_M, *b = panels.b + r * TILE_N;
-            for (size_t i = 0; i < tile.m; i++)
-                a[i] = weight * q[i];
-            for (size_t j = 0; j < tile.n; j++)
-                b[j] = p[j];
+    bool any = false;
+    size_t filled = 0;
+    for (; rows != NULL; rows = rows->next)
+        for (size_t r = 0; r < rows->count; r++) {
+            if (rows->weight_c[r] == 0)
+                continue;
+            load_row(call, rows, r, tile, panels, filled++);
+            if (filled == PANEL_ROWS) {
+                iq_gemm_tn_f64(tile.m, tile.n, filled, panels.a, TILE_M, panels.b, TILE_N, panels.sums, TILE_N, any);
+                any = true;
+                filled = 0;
+            }
         }
-        iq_gemm_tn_f64(tile.m, tile.n, count, panels.a, TILE_M, panels.b, TILE_N, panels.sums, TILE_N, first > 0);
-    }
+    if (filled > 0)
+        iq_gemm_tn_f64(tile.m, tile.n, filled, panels.a, TILE_M, panels.b, TILE_N, panels.sums, TILE_N, any);
+    else if (!any)
+        memset(panels.sums, 0, tile.m * TILE_N * sizeof(double));
 }
 
 /* The bias integers of columns first..first+count-1. */
 static void sum_bias(const iq_factor_call_t *call, const iq_factor_rows_t *rows, size_t first, size_t count, double *sums)
 {
     memset(sums, 0, count * sizeof(double));
-    for (size_t r = 0; r < rows->count; r++) {
-        const int16_t *p = rows->p + r * call->n + first;
-        double weight = (double)rows->weight_b[r];
-        for (size_t j = 0; j < count; j++)
-            sums[j] += weight * p[j];
-    }
+    for (; rows != NULL; rows = rows->next)
+        for (size_t r = 0; r < rows->count; r++) {
+            const int16_t *p = rows->p + r * call->n + first;
+            double weight = (double)rows->weight_b[r];
+            for (size_t j = 0; j < count; j++)
+                sums[j] += weight * p[j];
+        }
 }
 
 /* How integers become the result. */
@@ -98,13 +123,30 @@ static finish_t finish_of(const iq_factor_call_t *call, const float peaks[2], bo
     return (finish_t){iq_factor_scale(call, peaks, bias), avg ? call->nranks : 1, accumulate};
 }
 
+static void to_values(const finish_t *finish, const double *integers, size_t count, float *values)
+{
+    for (size_t i = 0; i < count; i++)
+        values[i] = (float)(integers[i] * finish->scale / finish->divisor);
+}
+
 static void deliver(const iq_factor_call_t *call, const finish_t *finish, const double *integers, size_t count, void *dst,
                     size_t first)
 {
     float values[IQ_FACTOR_CHUNK];
-    for (size_t i = 0; i < count; i++)
-        values[i] = (float)(integers[i] * finish->scale / finish->divisor);
+    to_values(finish, integers, count, values);
     iq_store_f32(call->datatype, values, count, finish->accumulate, dst, first);
+}
+
+void iq_factor_bias(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], bool avg, bool accumulate,
+                    void *bias, void *scratch)
+{
+    panels_t panels = panels_of(scratch);
+    finish_t finish = finish_of(call, peaks, true, avg, accumulate);
+    for (size_t j = 0; j < call->n; j += TILE_N) {
+        size_t count = iq_min(TILE_N, call->n - j);
+        sum_bias(call, rows, j, count, panels.sums);
+        deliver(call, &finish, panels.sums, count, bias, j);
+    }
 }
 
 isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], size_t index,
@@ -116,15 +158,20 @@ isgq_result_t iq_factor_product(const iq_factor_call_t *call, const iq_factor_ro
     sum_tile(call, rows, tile, panels);
     for (size_t i = 0; i < tile.m; i++)
         deliver(call, &finish, panels.sums + i * TILE_N, tile.n, grad, (tile.i + i) * call->n + tile.j);
-    if (index != 0 || bias == NULL)
-        return ISGQ_SUCCESS;
-    finish = finish_of(call, peaks, true, avg, accumulate);
-    for (size_t j = 0; j < call->n; j += TILE_N) {
-        size_t count = iq_min(TILE_N, call->n - j);
-        sum_bias(call, rows, j, count, panels.sums);
-        deliver(call, &finish, panels.sums, count, bias, j);
-    }
+    if (index == 0 && bias != NULL)
+        iq_factor_bias(call, rows, peaks, avg, accumulate, bias, scratch);
     return ISGQ_SUCCESS;
+}
+
+void iq_factor_product_band(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const float peaks[2], iq_factor_band_t band,
+                            size_t index, bool avg, float *values, void *scratch)
+{
+    tile_t tile = tile_of_band(call, band, index);
+    panels_t panels = panels_of(scratch);
+    finish_t finish = finish_of(call, peaks, false, avg, false);
+    sum_tile(call, rows, tile, panels);
+    for (size_t i = 0; i < tile.m; i++)
+        to_values(&finish, panels.sums + i * TILE_N, tile.n, values + (tile.i - band.first + i) * call->n + tile.j);
 }
 
 static void store_integers(isgq_data_type_t type, const double *integers, size_t count, void *sums, size_t first)

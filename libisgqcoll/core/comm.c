@@ -116,6 +116,7 @@ void iq_comm_release(isgq_comm_t comm)
     free(comm->run);
     free(comm->links);
     free(comm->peers);
+    free(comm->host_ranks);
     pthread_cond_destroy(&comm->queue_changed);
     pthread_mutex_destroy(&comm->queue_lock);
     pthread_mutex_destroy(&comm->progress_lock);

@@ -109,6 +109,9 @@ typedef struct iq_site {
 
 struct isgq_comm {
     int rank, nranks, nhosts;
+    int *host_ranks;                  /* the ranks of this host, ascending */
+    int host_size, host_index;        /* how many, and which of them this rank is */
+    bool hosts_alike;                 /* all hosts have as many */
     pid_t pid;
     uint64_t seed;                    /* as the user gave it: what ranks compare */
     uint64_t lineage;                 /* 0, or by which splits it came from a communicator that was joined by itself */

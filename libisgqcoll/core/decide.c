@@ -174,10 +174,10 @@ static iq_factor_call_t shape_of(isgq_comm_t comm, const iq_call_t *call)
 
 /* Scratch of one way, roughly: blobs, decoded rows, product. The exact layout is taken when the call runs; both come from equal values. */
 static size_t scratch_needed(isgq_comm_t comm, const iq_call_t *call, const iq_factor_call_t *shape, size_t blob_bytes, size_t ranks,
-                             size_t sums_bytes)
+                             size_t batches, size_t sums_bytes)
 {
     iq_factor_rows_t rows;
-    size_t capacity = ranks * shape->max_batch;
+    size_t capacity = batches * shape->max_batch;
     if (comm->devices && ranks > 0 && iq_factored_all_on_devices(comm))
         return iq_factor_device_bytes(&call->factor, shape, ranks) + sums_bytes;
     return ranks * (blob_bytes + IQ_CACHE_LINE + sizeof(size_t)) + iq_factor_rows_layout(shape, capacity, NULL, &rows) +
@@ -215,8 +215,13 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         if (most == 0)
             request.may_gather = false;
         request.sum_element_bytes = iq_datatype_bytes(iq_factor_sum_type(&call->factor, &shape));
-        request.scratch_needed_gather = scratch_needed(comm, call, &shape, most, (size_t)comm->nranks, 0);
-        request.scratch_needed_reduce = scratch_needed(comm, call, &shape, most, 1, sums * request.sum_element_bytes);
+        request.scratch_needed_gather = scratch_needed(comm, call, &shape, most, (size_t)comm->nranks, (size_t)comm->nranks, 0);
+        request.scratch_needed_reduce = scratch_needed(comm, call, &shape, most, 1, 1, sums * request.sum_element_bytes);
+        request.decode_ns = iq_factor_decode_ns(&call->factor, &shape);
+        request.ranks_per_host = comm->devices || !comm->hosts_alike ? 0 : comm->host_size;
+        if (request.ranks_per_host > 0)
+            request.scratch_needed_share =
+                scratch_needed(comm, call, &shape, most, (size_t)comm->nranks, 1, iq_factored_share_bytes(comm, &shape));
     }
     IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
     call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
@@ -225,7 +230,7 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     if (call->way == IQ_FACTORED_DENSE)
         IQ_TRY(check_ranks(comm, call));
     if (call->way == IQ_FACTORED_DENSE)
-        IQ_TRY(check_scales(comm, call, sums, scratch_needed(comm, call, &shape, 0, 0, sums * sizeof(float))));
+        IQ_TRY(check_scales(comm, call, sums, scratch_needed(comm, call, &shape, 0, 0, 0, sums * sizeof(float))));
     return ISGQ_SUCCESS;
 }
 

@@ -38,6 +38,7 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     comm->stats.calls++;
     comm->stats.input_bytes += call->input_bytes;
     comm->stats.wire_bytes += run->wire_bytes;
+    comm->stats.shared_bytes += run->shared_bytes;
     comm->stats.fallback_calls += call->fallback;
     comm->stats.transfer_ns += run->waited_ns;
     iq_accuracy_count(comm, run);

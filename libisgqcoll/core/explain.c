@@ -8,6 +8,7 @@
 #include "core/run.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 typedef struct printer {
@@ -52,7 +53,7 @@ static void print_steps(printer_t *printer, const iq_stage_t *stage)
 {
     iq_plan_cursor_t cursor = {0};
     iq_action_t action;
-    const char *most = stage->variable ? "up to " : "";
+    const char *most = stage->lengths != NULL ? "up to " : "";
     char step[192], text[288];
     while (iq_plan_next(stage->plan, &cursor, &action)) {
         size_t in, out;
@@ -64,8 +65,8 @@ static void print_steps(printer_t *printer, const iq_stage_t *stage)
         if (out > 0)
             snprintf(text + used, sizeof(text) - (size_t)used, "  %s%zu B out", most, out);
         printer->line(printer->context, text);
-        if (sends(&action)) {
-            printer->at_most |= stage->variable;
+        if (sends(&action) && stage->members == NULL) { /* what stays in the host is not counted */
+            printer->at_most |= stage->lengths != NULL;
             printer->messages++;
             printer->bytes += sizeof(iq_frame_t) + out;
         }
@@ -93,9 +94,9 @@ static void print_stage(printer_t *printer, const iq_run_t *run, int index)
     size_t room = sizeof(text) - (size_t)used;
     if (plan->collective == IQ_BARRIER)
         snprintf(text + used, room, "%s %s", collective, plan->algorithm);
-    else if (stage->variable)
-        snprintf(text + used, room, "%s %s of blobs, at most %zu B of each rank", collective, plan->algorithm,
-                 plan->count / (size_t)plan->nranks);
+    else if (stage->lengths != NULL)
+        snprintf(text + used, room, "%s %s of blobs, at most %zu B of each rank%s", collective, plan->algorithm,
+                 plan->count / (size_t)plan->nranks, stage->members != NULL ? " of the host" : "");
     else
         snprintf(text + used, room, "%s %s%s of %zu %s, sent as %s", collective, plan->algorithm, op, plan->count,
                  iq_datatype_name(stage->codec_call.datatype), stage->codec.ops == iq_codec_none.ops ? "they are" : codec);
@@ -128,7 +129,13 @@ static isgq_result_t make_stand_in(int nranks, int rank, const char *quantizer, 
     isgq_quantizer_destroy(config.quantizer);
     IQ_TRY(result);
     (*comm)->nhosts = 1;
-    return ISGQ_SUCCESS;
+    (*comm)->hosts_alike = true;
+    (*comm)->host_ranks = calloc((size_t)nranks, sizeof(int));
+    (*comm)->host_size = nranks;
+    (*comm)->host_index = rank;
+    for (int r = 0; (*comm)->host_ranks != NULL && r < nranks; r++)
+        (*comm)->host_ranks[r] = r;
+    return (*comm)->host_ranks != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "plan: %d ranks", nranks);
 }
 
 static isgq_result_t explain(iq_call_t *call, const char *sizes, const char *algorithm, const char *quantizer, int nranks,

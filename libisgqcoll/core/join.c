@@ -182,9 +182,29 @@ static int count_hosts(isgq_comm_t comm)
     return hosts;
 }
 
+/* The ranks of this host, and whether the other hosts have as many. */
+static isgq_result_t find_neighbours(isgq_comm_t comm)
+{
+    comm->host_ranks = calloc((size_t)comm->nranks, sizeof(*comm->host_ranks));
+    if (comm->host_ranks == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "neighbours among %d ranks", comm->nranks);
+    comm->hosts_alike = true;
+    for (int r = 0; r < comm->nranks; r++) {
+        int there = 0;
+        for (int other = 0; other < comm->nranks; other++)
+            there += comm->peers[other].host == comm->peers[r].host;
+        comm->hosts_alike &= there * comm->nhosts == comm->nranks;
+        if (comm->peers[r].host != comm->peers[comm->rank].host)
+            continue;
+        if (r == comm->rank)
+            comm->host_index = comm->host_size;
+        comm->host_ranks[comm->host_size++] = r;
+    }
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
 {
-    int neighbours = 0;
     isgq_result_t result = ISGQ_SUCCESS;
     bool *mine = calloc((size_t)comm->nranks, sizeof(*mine));
     comm->links = calloc((size_t)comm->nranks, sizeof(*comm->links));
@@ -192,11 +212,11 @@ static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
         free(mine);
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "links to %d ranks", comm->nranks);
     }
-    for (int r = 0; r < comm->nranks; r++)
-        neighbours += comm->peers[r].host == comm->peers[comm->rank].host;
     comm->nhosts = count_hosts(comm);
-    comm->crowded = neighbours > iq_topology()->cores;
-    result = check_pairs(comm);
+    result = find_neighbours(comm);
+    comm->crowded = comm->host_size > iq_topology()->cores;
+    if (result == ISGQ_SUCCESS)
+        result = check_pairs(comm);
     for (size_t i = 0; iq_transports[i] != NULL && result == ISGQ_SUCCESS; i++)
         if (any_pair_uses(comm, iq_transports[i]))
             result = open_transport(comm, iq_transports[i], token, mine);

@@ -71,12 +71,12 @@ static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t
 }
 
 static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
-                              const iq_codec_call_t *codec_call, size_t count, bool on_device, iq_stage_t **stage)
+                              const iq_codec_call_t *codec_call, size_t count, bool on_device, bool in_host, iq_stage_t **stage)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
     iq_plan_request_t request = {.collective = algorithm->collective,
-                                 .rank = comm->rank,
-                                 .nranks = comm->nranks,
+                                 .rank = in_host ? comm->host_index : comm->rank,
+                                 .nranks = in_host ? comm->host_size : comm->nranks,
                                  .root = run->call->root,
                                  .count = count,
                                  .block_unit = block_unit(codec, count, comm->nranks),
@@ -87,6 +87,7 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     IQ_TRY(iq_plan_cache_get(run->site->plans, algorithm, &request, &plan));
     *stage = add_stage(run, name);
     (*stage)->plan = plan;
+    (*stage)->members = in_host ? comm->host_ranks : NULL;
     (*stage)->codec = *codec;
     (*stage)->codec_call = *codec_call;
     (*stage)->element_bytes = (*stage)->own_bytes = element_bytes;
@@ -123,23 +124,27 @@ isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, const char *name, 
 {
     iq_stage_t *stage;
     iq_codec_call_t codec_call = {.datatype = datatype, .op = op, .nranks = comm->nranks, .rank = comm->rank};
-    IQ_TRY(add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, on_device, &stage));
+    IQ_TRY(add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, on_device, false, &stage));
     stage->src = data;
     stage->dst = data;
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs, bool on_device)
+isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather_t *gather)
 {
     const iq_algorithm_t *algorithm;
     iq_stage_t *stage;
-    size_t count = stride * (size_t)comm->nranks;
+    char why[64];
+    int nranks = gather->in_host ? comm->host_size : comm->nranks;
+    size_t count = gather->stride * (size_t)nranks;
     iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .op = ISGQ_SUM, .nranks = 1, .rank = comm->rank};
-    IQ_TRY(exact_algorithm(comm, IQ_ALLGATHER, ISGQ_UINT8, ISGQ_SUM, count, &algorithm));
-    IQ_TRY(add_plan(comm, run, "gather", algorithm, &iq_codec_none, &codec_call, count, on_device, &stage));
-    stage->src = blobs;
-    stage->dst = blobs;
-    stage->variable = !on_device;
+    IQ_TRY(iq_decide_algorithm(IQ_ALLGATHER, nranks, gather->in_host ? 1 : comm->nhosts, &iq_codec_none, ISGQ_UINT8, ISGQ_SUM, count, NULL,
+                               &algorithm, why, sizeof(why)));
+    IQ_TRY(add_plan(comm, run, gather->name, algorithm, &iq_codec_none, &codec_call, count, gather->on_device, gather->in_host, &stage));
+    stage->src = gather->blobs;
+    stage->dst = gather->blobs;
+    stage->lengths = gather->lengths;
+    stage->stride = gather->stride;
     return ISGQ_SUCCESS;
 }
 
@@ -227,7 +232,7 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
     }
     codec_call.history = iq_run_history(run);
     IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count,
-                    run->site->device != NULL, &stage));
+                    run->site->device != NULL, false, &stage));
     stage->src = src;
     stage->dst = dst;
     stage->own_call.datatype = own_type;
@@ -294,6 +299,7 @@ static void reset(iq_run_t *run, iq_site_t *site, iq_call_t *call)
     run->has_action = run->mismatch_reported = run->stall_reported = run->polls_device = false;
     run->wire_bytes = call->wire_bytes;
     run->own_bytes = call->own_bytes;
+    run->shared_bytes = 0;
     run->waited_ns = run->blocked_ns = 0;
     run->own_error = (iq_own_error_t){0};
     run->shadow = (iq_shadow_t){0};
@@ -336,7 +342,7 @@ static isgq_result_t begin_streamed(isgq_comm_t comm, iq_run_t *run)
     if (!run->call->captured)
         iq_run_add_work(run, "arrival", work_arrival, 1);
     IQ_TRY(exact_algorithm(comm, IQ_BARRIER, ISGQ_UINT8, ISGQ_SUM, 0, &barrier));
-    IQ_TRY(add_plan(comm, run, "agreement", barrier, &iq_codec_none, &codec_call, 0, false, &stage));
+    IQ_TRY(add_plan(comm, run, "agreement", barrier, &iq_codec_none, &codec_call, 0, false, false, &stage));
     if (!run->call->captured)
         iq_run_add_work(run, "stream", work_departure, 1);
     return ISGQ_SUCCESS;
@@ -383,6 +389,13 @@ static isgq_result_t advance_work(isgq_comm_t comm, iq_run_t *run, const iq_stag
     return ISGQ_SUCCESS;
 }
 
+/* A plan among some of the ranks counts these from 0. */
+static void name_members(const int *members, iq_action_t *action)
+{
+    action->peer = action->peer >= 0 ? members[action->peer] : action->peer;
+    action->to = action->to >= 0 ? members[action->to] : action->to;
+}
+
 /* One unit of the current stage. *moved: it was done (or the stage is over). */
 static isgq_result_t advance_once(isgq_comm_t comm, iq_run_t *run, bool *moved)
 {
@@ -395,6 +408,8 @@ static isgq_result_t advance_once(isgq_comm_t comm, iq_run_t *run, bool *moved)
         next_stage(run);
         return ISGQ_SUCCESS;
     }
+    if (!run->has_action && stage->members != NULL)
+        name_members(stage->members, &run->action);
     run->has_action = true;
     IQ_TRY(iq_run_action(comm, run, stage, &run->action, &blocked_on));
     *moved = blocked_on < 0;

@@ -5,6 +5,8 @@
  *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, history]
  *   PowerSGD              directions, product P, plan: sum of P, basis, product Q, plan: sum of Q, result
  *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
+ *   factored, share       prepare, plan: max of peaks, encode, plan: gather blobs, decode some, plan in the host: gather rows, product x some tiles,
+ *                         plan in the host: gather the gradient, copy out
  *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
  *   factored, dense       local gradient x tiles, the dense stages, copy out
  *   every k-th of them    copy for the shadow, the stages above, shadow, plan: exact sum, comparison
@@ -49,7 +51,9 @@ typedef struct iq_stage {
     bool on_device;           /* where these lie: src, dst, room */
     iq_room_t room;
     bool sums_in_place;       /* values as they are: the output serves as accumulator, and its bytes are the result message */
-    bool variable;            /* byte blobs: messages are cut to what is there, lengths are kept in run->blob_bytes */
+    const int *members;       /* ranks of this host, among which the plan is; NULL: all ranks. What it sends is counted in run->shared_bytes */
+    size_t *lengths;          /* byte blobs of so many bytes each: messages are cut to what is there; NULL: they are not */
+    size_t stride;            /* from one blob to the next */
     size_t length_at;         /* byte blobs on a device: where in a blob the 32-bit length of what lies behind `length_from` is; 0: they have full length */
     size_t length_from;
 } iq_stage_t;
@@ -70,6 +74,7 @@ typedef struct iq_factored_run {
     iq_factor_rows_t rows;
     void *product_scratch;  /* in host memory: panels; on a device: rows */
     void *sums;             /* integers of the product reduction, or f32 gradient and bias of the dense way */
+    struct iq_factored_share *share; /* way `share` only */
 } iq_factored_run_t;
 
 /* What is done where the rank works: one const row for host memory, one for devices. */
@@ -120,7 +125,7 @@ typedef struct iq_run {
     iq_power_run_t power;
     iq_factored_run_t factored;
     uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
-    uint64_t wire_bytes, own_bytes;
+    uint64_t wire_bytes, own_bytes, shared_bytes;
 } iq_run_t;
 
 /* Lay out scratch and stages of `call`; the run is then ready to advance. Of a streamed call: those of its host side. */
@@ -178,6 +183,17 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run);
 /* The codec's part of `prepare`, when the factors are in host memory. */
 void iq_factored_prepare(iq_run_t *run);
 
+/* What all ways but `dense` begin with: memory for the blobs of `ranks` ranks and decoded rows of `batches` batches; preparing and encoding. */
+isgq_result_t iq_factored_take_memory(iq_run_t *run, size_t ranks, size_t batches);
+isgq_result_t iq_factored_add_encoding(isgq_comm_t comm, iq_run_t *run);
+
+/* ---- run_factored_share.c ---- */
+
+isgq_result_t iq_factored_begin_share(isgq_comm_t comm, iq_run_t *run);
+
+/* Scratch that it needs beyond blobs and one batch of rows. Equal on all ranks. 0 on overflow. */
+size_t iq_factored_share_bytes(isgq_comm_t comm, const iq_factor_call_t *call);
+
 /* ---- run_factored_gpu.c ---- */
 
 extern const iq_factored_work_t iq_factored_on_device;
@@ -211,7 +227,15 @@ isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name
 isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, isgq_data_type_t datatype,
                              isgq_red_op_t op, size_t count, void *data, bool on_device);
 
-/* A gather of byte blobs, in place: blob r at blobs + r * stride. In host memory no more of them than run->factored.blob_bytes travels. */
-isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, size_t stride, void *blobs, bool on_device);
+/* A gather of byte blobs, in place: blob r at blobs + r * stride. With `lengths` no more of them travels than is there. */
+typedef struct iq_gather {
+    const char *name;
+    void *blobs;
+    size_t stride, *lengths;
+    bool in_host;   /* among the ranks of this host: blob i is that of comm->host_ranks[i] */
+    bool on_device;
+} iq_gather_t;
+
+isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather_t *gather);
 
 #endif

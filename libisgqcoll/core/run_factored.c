@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The stages of a factored call, three ways to the same kind of result. Gather and reduce give the same bits (codec/factor.h);
+ * The stages of a factored call, four ways to the same kind of result. Gather, share (run_factored_share.c) and reduce give the same bits (codec/factor.h);
  * dense multiplies first and quantizes the product.
  *
  * Where all ranks work on devices, gather and reduce are run_factored_device.c. Else encoding, gathering and decoding happen on the host,
@@ -32,13 +32,14 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     (void)trip;
     iq_factored_run_t *factored = &run->factored;
-    size_t slot = run->call->way == IQ_FACTORED_GATHER ? (size_t)comm->rank : 0;
+    bool travels = run->call->way != IQ_FACTORED_REDUCE;
+    size_t slot = travels ? (size_t)comm->rank : 0;
     unsigned char *blob = factored->blobs + slot * factored->blob_stride;
     memcpy(factored->peaks, factored->shared_peaks, sizeof(factored->peaks));
     factored->blob_bytes[slot] =
         iq_factor_encode(&run->call->factor, &factored->call, factored->x, factored->delta, factored->state, factored->peaks, blob);
     iq_assert(factored->blob_bytes[slot] <= factored->blob_stride);
-    if (run->call->way == IQ_FACTORED_GATHER)
+    if (travels)
         run->own_bytes += factored->blob_bytes[slot];
     return ISGQ_SUCCESS;
 }
@@ -126,12 +127,11 @@ static const iq_factored_work_t on_host = {.prepare = work_prepare,
                                            .tiles = iq_factor_product_tiles,
                                            .product_scratch = iq_factor_product_scratch};
 
-/* Blobs, decoded rows and product memory for the rows of `ranks` ranks. */
-static isgq_result_t take_factor_memory(iq_run_t *run, size_t ranks)
+isgq_result_t iq_factored_take_memory(iq_run_t *run, size_t ranks, size_t batches)
 {
     iq_factored_run_t *factored = &run->factored;
     iq_factor_call_t *call = &factored->call;
-    size_t capacity = ranks * call->max_batch;
+    size_t capacity = batches * call->max_batch;
     factored->blob_stride = iq_align_up(iq_factor_blob_bytes(&run->call->factor, call), IQ_CACHE_LINE);
     factored->blob_bytes = iq_host_take(run, ranks * sizeof(size_t));
     factored->blobs = iq_host_take(run, ranks * factored->blob_stride);
@@ -163,8 +163,7 @@ static isgq_result_t take_factors(isgq_comm_t comm, iq_run_t *run)
     return factored->x != NULL && factored->delta != NULL ? ISGQ_SUCCESS : ISGQ_ERR_NO_MEMORY;
 }
 
-/* What gather and reduce begin with. */
-static isgq_result_t add_encoding(isgq_comm_t comm, iq_run_t *run)
+isgq_result_t iq_factored_add_encoding(isgq_comm_t comm, iq_run_t *run)
 {
     iq_factored_run_t *factored = &run->factored;
     IQ_TRY(take_factors(comm, run));
@@ -177,9 +176,10 @@ static isgq_result_t add_encoding(isgq_comm_t comm, iq_run_t *run)
 static isgq_result_t begin_gather(isgq_comm_t comm, iq_run_t *run)
 {
     iq_factored_run_t *factored = &run->factored;
-    IQ_TRY(take_factor_memory(run, (size_t)comm->nranks));
-    IQ_TRY(add_encoding(comm, run));
-    IQ_TRY(iq_run_add_gather(comm, run, factored->blob_stride, factored->blobs, false));
+    IQ_TRY(iq_factored_take_memory(run, (size_t)comm->nranks, (size_t)comm->nranks));
+    IQ_TRY(iq_factored_add_encoding(comm, run));
+    iq_gather_t gather = {"gather", factored->blobs, factored->blob_stride, factored->blob_bytes, false, false};
+    IQ_TRY(iq_run_add_gather(comm, run, &gather));
     iq_run_add_work(run, "decode", work_decode, (size_t)comm->nranks);
     iq_run_add_work(run, "product", factored->work->product, factored->work->product_trips(comm, run));
     return ISGQ_SUCCESS;
@@ -191,11 +191,11 @@ static isgq_result_t begin_reduce(isgq_comm_t comm, iq_run_t *run)
     const iq_factor_call_t *call = &factored->call;
     isgq_data_type_t type = iq_factor_sum_type(&run->call->factor, call);
     size_t sums = call->m * call->n + (call->want_bias ? call->n : 0);
-    IQ_TRY(take_factor_memory(run, 1));
+    IQ_TRY(iq_factored_take_memory(run, 1, 1));
     factored->sums = iq_scratch_take(run, sums * iq_datatype_bytes(type));
     if (factored->sums == NULL)
         return ISGQ_ERR_NO_MEMORY;
-    IQ_TRY(add_encoding(comm, run));
+    IQ_TRY(iq_factored_add_encoding(comm, run));
     iq_run_add_work(run, "decode", work_decode, 1);
     iq_run_add_work(run, "integer product", factored->work->integers, factored->work->product_trips(comm, run));
     IQ_TRY(iq_run_add_exact(comm, run, "sum of integers", type, ISGQ_SUM, sums, factored->sums, comm->gpu != NULL));
@@ -238,5 +238,7 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
         return iq_run_begin_on_devices(comm, run);
     if (call->way == IQ_FACTORED_GATHER)
         return begin_gather(comm, run);
+    if (call->way == IQ_FACTORED_SHARE)
+        return iq_factored_begin_share(comm, run);
     return call->way == IQ_FACTORED_REDUCE ? begin_reduce(comm, run) : begin_dense(comm, run);
 }

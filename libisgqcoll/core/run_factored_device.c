@@ -157,7 +157,8 @@ static isgq_result_t begin_gather(isgq_comm_t comm, iq_run_t *run)
 {
     IQ_TRY(take_memory(run, (size_t)comm->nranks));
     IQ_TRY(add_encoding(comm, run));
-    IQ_TRY(iq_run_add_gather(comm, run, run->factored.blob_stride, run->factored.blobs, true));
+    iq_gather_t gather = {.name = "gather", .blobs = run->factored.blobs, .stride = run->factored.blob_stride, .on_device = true};
+    IQ_TRY(iq_run_add_gather(comm, run, &gather));
     if (!run->site->streams) { /* the table's last entry */
         run->stages[run->nstages - 1].length_at = run->call->max_batch * sizeof(uint32_t);
         run->stages[run->nstages - 1].length_from = iq_cuda_factor_blob_at(run->call->max_batch);

@@ -80,7 +80,7 @@ static isgq_result_t end_send(step_t *step, int peer, unsigned char *payload, si
     if (slot + sizeof(frame) != payload)
         memcpy(slot + sizeof(frame), payload, bytes);
     memcpy(slot, &frame, sizeof(frame));
-    run->wire_bytes += sizeof(frame) + bytes;
+    *(step->stage->members != NULL ? &run->shared_bytes : &run->wire_bytes) += sizeof(frame) + bytes;
     return link->ops->commit(link, sizeof(frame) + bytes);
 }
 
@@ -96,7 +96,7 @@ static void report_mismatch(step_t *step, int peer, uint64_t sequence)
     iq_control_report_mismatch(step->comm->control, sequence, peer);
 }
 
-static bool has_any_length(const iq_stage_t *stage) { return stage->variable || stage->length_at != 0 || stage->codec.ops->varies; }
+static bool has_any_length(const iq_stage_t *stage) { return stage->lengths != NULL || stage->length_at != 0 || stage->codec.ops->varies; }
 
 /*
  * The payload of the oldest message from `peer`, or NULL with blocked_on. `expected` bytes, or at most so many if the stage is variable.
@@ -144,12 +144,12 @@ static isgq_result_t end_receive(step_t *step, int peer)
 
 /* ---- blobs of variable length: bytes as they are ---- */
 
-/* How much of blob `rank` lies in the span. */
-static size_t blob_part(const step_t *step, int rank)
+/* How much of this rank's blob lies in the span. */
+static size_t blob_part(const step_t *step)
 {
-    const iq_factored_run_t *factored = &step->run->factored;
-    size_t start = step->data.span.first - (size_t)rank * factored->blob_stride;
-    size_t there = factored->blob_bytes[rank];
+    const iq_stage_t *stage = step->stage;
+    size_t rank = (size_t)stage->plan->rank, start = step->data.span.first - rank * stage->stride;
+    size_t there = stage->lengths[rank];
     return there > start ? iq_min(there - start, step->data.span.count) : 0;
 }
 
@@ -173,12 +173,12 @@ static size_t device_blob_part(const step_t *step, const unsigned char *piece)
 /* Keep what arrived; the pieces of a blob arrive in order, so its length is where the last non-empty piece ends. */
 static void keep_blob_part(const step_t *step, const unsigned char *payload, size_t bytes)
 {
-    iq_factored_run_t *factored = &step->run->factored;
-    size_t owner = step->data.span.first / factored->blob_stride;
+    const iq_stage_t *stage = step->stage;
+    size_t owner = step->data.span.first / stage->stride;
     if (bytes == 0)
         return;
     memcpy(step->data.dst, payload, bytes);
-    factored->blob_bytes[owner] = step->data.span.first - owner * factored->blob_stride + bytes;
+    stage->lengths[owner] = step->data.span.first - owner * stage->stride + bytes;
 }
 
 /* ---- steps ---- */
@@ -221,7 +221,7 @@ static isgq_result_t step_reduce(step_t *step)
     size_t bytes;
     const unsigned char *payload;
     bool finished;
-    if (step->stage->variable)
+    if (step->stage->lengths != NULL)
         return ISGQ_SUCCESS;
     size_t expected = iq_step_partial_bytes(&step->data, 1);
     if (peer == step->comm->rank) {
@@ -240,7 +240,7 @@ static isgq_result_t step_reduce(step_t *step)
     return finished ? end_receive(step, peer) : ISGQ_SUCCESS;
 }
 
-static isgq_result_t step_finish(step_t *step) { return step->stage->variable ? ISGQ_SUCCESS : iq_step_finish(&step->data); }
+static isgq_result_t step_finish(step_t *step) { return (step->stage->lengths != NULL) ? ISGQ_SUCCESS : iq_step_finish(&step->data); }
 
 static isgq_result_t step_deliver(step_t *step) { return iq_step_deliver(&step->data); }
 
@@ -250,10 +250,10 @@ static isgq_result_t step_send_result(step_t *step)
     unsigned char *payload = begin_send(step, step->action->peer);
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    size_t bytes = step->stage->variable ? blob_part(step, step->comm->rank)
+    size_t bytes = (step->stage->lengths != NULL) ? blob_part(step)
                                          : iq_step_message_bytes(&step->data, iq_step_result(&step->data), iq_step_result_bytes(&step->data));
     if (starts(step))
-        move_bytes(step, payload, step->stage->variable ? step->data.dst : iq_step_result(&step->data), bytes);
+        move_bytes(step, payload, (step->stage->lengths != NULL) ? step->data.dst : iq_step_result(&step->data), bytes);
     IQ_TRY(finish_work(step, &finished));
     if (finished && step->stage->length_at != 0) {
         bytes = device_blob_part(step, payload);
@@ -264,7 +264,7 @@ static isgq_result_t step_send_result(step_t *step)
 
 static size_t expected_result(const step_t *step)
 {
-    return step->stage->variable ? step->data.span.count : iq_step_result_bytes(&step->data);
+    return (step->stage->lengths != NULL) ? step->data.span.count : iq_step_result_bytes(&step->data);
 }
 
 /* A result message to the output. */
@@ -272,7 +272,7 @@ static isgq_result_t take_result(step_t *step, const unsigned char *payload, siz
 {
     if (step->stage->length_at != 0)
         move_bytes(step, step->data.dst, payload, bytes);
-    else if (step->stage->variable)
+    else if (step->stage->lengths != NULL)
         keep_blob_part(step, payload, bytes);
     else {
         IQ_TRY(iq_step_check_length(&step->data, payload, bytes));

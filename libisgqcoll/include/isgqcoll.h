@@ -660,7 +660,7 @@ typedef struct isgq_stats {
     size_t size;             /**< sizeof(isgq_stats_t), set by the caller */
     uint64_t calls;          /**< collectives launched */
     uint64_t input_bytes;    /**< bytes the same calls would read uncompressed */
-    uint64_t wire_bytes;     /**< bytes this rank sent */
+    uint64_t wire_bytes;     /**< bytes this rank sent; see shared_bytes */
     uint64_t fallback_calls; /**< calls sent uncompressed by policy */
     uint64_t quantize_ns;    /**< nanoseconds in quantize and dequantize */
     uint64_t transfer_ns;    /**< nanoseconds waiting for the transport */
@@ -678,6 +678,8 @@ typedef struct isgq_stats {
     uint64_t shadow_calls;                /**< calls compared; those with results that are not finite are left out */
     uint64_t shadow_bytes;                /**< bytes this rank sent for it, not in wire_bytes */
     double shadow_nmse, mean_shadow_nmse; /**< |result - exact|^2 / |exact|^2 of the last one, and the mean */
+
+    uint64_t shared_bytes; /**< bytes this rank passed to ranks of its host to divide the work of factored calls ("share"), not in wire_bytes */
 } isgq_stats_t;
 
 /**

@@ -7,7 +7,10 @@
  *     reduce   2 (N-1) / N * m * n * bytes of an integer     the ranks' integer products, summed
  *     dense    2 (N-1) / N * m * n * wire bits / 8           the ranks' own gradients, quantized
  *
- * gather and reduce give the same bits, so the choice between them is free. One rank sends nothing and still takes gather: its
+ *     share    as gather, between hosts                      the ranks of a host divide what gather leaves to each of them
+ *
+ * gather, share and reduce give the same bits, so the choice between them is free. Share is gather with copies inside a host instead of work:
+ * where gather is best, the time of either decides. One rank sends nothing and still takes gather: its
  * factors are quantized as they would be in company.
  */
 #include "plan/plan.h"
@@ -21,6 +24,7 @@
 const iq_factored_way_text_t iq_factored_ways[IQ_FACTORED_WAY_COUNT] = {
     [IQ_FACTORED_GATHER] = {"gather", "quantized factors travel: N-1 times a rank's own; every rank multiplies all rows"},
     [IQ_FACTORED_REDUCE] = {"reduce", "integer products travel: 2(N-1)/N of m*n integers; every rank multiplies its own rows"},
+    [IQ_FACTORED_SHARE] = {"share", "as gather, but the ranks of a host divide decoding and product and pass the parts on in shared memory"},
     [IQ_FACTORED_DENSE] = {"dense", "quantized gradients travel: 2(N-1)/N of m*n codes; the factors' form is not used"},
 };
 
@@ -38,6 +42,8 @@ static void weigh(const iq_factored_choice_request_t *request, factored_option_t
         (factored_option_t){others * (double)request->blob_bytes, request->may_gather, request->scratch_needed_gather};
     options[IQ_FACTORED_REDUCE] =
         (factored_option_t){elements * (double)request->sum_element_bytes, request->may_gather, request->scratch_needed_reduce};
+    options[IQ_FACTORED_SHARE] = (factored_option_t){options[IQ_FACTORED_GATHER].bytes, request->may_gather && request->ranks_per_host > 0,
+                                                     request->scratch_needed_share};
     options[IQ_FACTORED_DENSE] = (factored_option_t){elements * request->dense_bits / 8, true, 0};
 }
 
@@ -47,6 +53,8 @@ static isgq_result_t choose_forced(const iq_factored_choice_request_t *request, 
     for (int i = 0; i < IQ_FACTORED_WAY_COUNT; i++) {
         if (strcmp(iq_factored_ways[i].name, request->forced) != 0)
             continue;
+        if (!options[i].exists && i == IQ_FACTORED_SHARE && request->may_gather)
+            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"share\": all ranks must work on host memory, with as many ranks on every host");
         if (!options[i].exists)
             return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"%s\": this quantizer has no factored form", request->forced);
         if (options[i].scratch_needed > request->scratch_limit)
@@ -56,23 +64,44 @@ static isgq_result_t choose_forced(const iq_factored_choice_request_t *request, 
         return ISGQ_SUCCESS;
     }
     return IQ_FAIL(iq_algorithm_known(request->forced) ? ISGQ_ERR_UNSUPPORTED : ISGQ_ERR_INVALID_ARGUMENT,
-                   "algorithm \"%.32s\": factored calls have auto, gather, reduce, dense", request->forced);
+                   "algorithm \"%.32s\": factored calls have auto, gather, share, reduce, dense", request->forced);
 }
 
 /* "factors 86 KiB, integers 4.7 MiB (scratch), dense 0.6 MiB" */
 static void explain(const iq_factored_choice_request_t *request, const factored_option_t *options, char *why, size_t why_bytes)
 {
-    static const char *const nouns[IQ_FACTORED_WAY_COUNT] = {"factors", "integers", "dense"};
+    static const char *const nouns[IQ_FACTORED_WAY_COUNT] = {"factors", "integers", "dense"}; /* sharing sends as many as gathering */
     size_t used = 0;
     if (why_bytes > 0)
         why[0] = '\0';
     for (int i = 0; i < IQ_FACTORED_WAY_COUNT && used < why_bytes; i++) {
+        if (nouns[i] == NULL)
+            continue;
         char size[24];
         const char *remark = options[i].scratch_needed > request->scratch_limit ? " (scratch)" : "";
         iq_format_bytes(options[i].bytes, size, sizeof(size));
         if (options[i].exists)
             used += (size_t)snprintf(why + used, why_bytes - used, "%s%s %s%s", used == 0 ? "" : ", ", nouns[i], size, remark);
     }
+}
+
+/*
+ * Does sharing take less time? Nanoseconds of one core, as measured on the machine of docs/performance.md: a rank saves what the others of its
+ * host do for it, and copies rows and gradient to and from each of them.
+ */
+#define MULTIPLY_NS 0.06 /* one row, one element of the gradient */
+#define COPY_NS 0.5      /* a byte into a queue and one out of it */
+#define MEETING_NS 30000 /* two more stages in which ranks wait for each other */
+
+static bool sharing_pays(const iq_factored_choice_request_t *request, const factored_option_t *share)
+{
+    double host = request->ranks_per_host, rows = (double)request->nranks * (double)request->max_batch;
+    double product = (double)request->m * (double)request->n, row = (double)request->m + (double)request->n;
+    if (!share->exists || host < 2 || share->scratch_needed > request->scratch_limit)
+        return false;
+    double saved = (1 - 1 / host) * (request->nranks * request->decode_ns + rows * product * MULTIPLY_NS);
+    double copied = (1 - 1 / host) * (rows * row * sizeof(int16_t) + product * sizeof(float));
+    return saved > copied * COPY_NS + MEETING_NS;
 }
 
 isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq_factored_way_t *way, char *why, size_t why_bytes)
@@ -89,6 +118,8 @@ isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq
         if (options[i].exists && options[i].scratch_needed <= request->scratch_limit && options[i].bytes <= options[best].bytes)
             best = (iq_factored_way_t)i;
     explain(request, options, why, why_bytes);
+    if (best == IQ_FACTORED_GATHER && sharing_pays(request, &options[IQ_FACTORED_SHARE]))
+        best = IQ_FACTORED_SHARE;
     *way = best;
     return ISGQ_SUCCESS;
 }

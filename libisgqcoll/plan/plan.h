@@ -190,11 +190,13 @@ typedef struct iq_choice_request {
  */
 isgq_result_t iq_choose(const iq_choice_request_t *request, const iq_algorithm_t **algorithm, char *why, size_t why_bytes);
 
-/* Factored calls: "gather" (factors travel), "reduce" (integer products travel) or "dense" (the local product is quantized). */
+/* Factored calls: "gather" (factors travel), "reduce" (integer products travel), "dense" (the local product is quantized), "share" (factors travel,
+ * and the ranks of a host divide decoding and product among them). */
 typedef enum iq_factored_way {
     IQ_FACTORED_GATHER,
     IQ_FACTORED_REDUCE,
     IQ_FACTORED_DENSE,
+    IQ_FACTORED_SHARE,
     IQ_FACTORED_WAY_COUNT
 } iq_factored_way_t;
 
@@ -210,12 +212,15 @@ typedef struct iq_factored_choice_request {
     size_t blob_bytes;        /* most bytes of one rank's factors */
     size_t sum_element_bytes; /* 4 or 8: one integer of the product */
     double dense_bits;        /* wire bits per element of the dense alternative, both phases averaged */
-    size_t scratch_needed_gather, scratch_needed_reduce, scratch_limit;
+    size_t scratch_needed_gather, scratch_needed_reduce, scratch_needed_share, scratch_limit;
+    double decode_ns;   /* one rank's factors, on the machine that the constants of choose_factored.c are of */
+    int ranks_per_host; /* of every host; 0 if they differ, or if work cannot be shared */
     bool may_gather;    /* false: the quantizer has no factored form, so dense it is */
-    const char *forced; /* "gather", "reduce", "dense", or NULL / "auto" */
+    const char *forced; /* "gather", "reduce", "dense", "share", or NULL / "auto" */
 } iq_factored_choice_request_t;
 
-/* The way with the fewest bytes that a rank sends, of those that fit into scratch; `why` gets the numbers. Errors: iq_choose. */
+/* The way with the fewest bytes that a rank sends, of those that fit into scratch, and sharing instead of gathering where it takes less time;
+ * `why` gets the numbers. Errors: iq_choose. */
 isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq_factored_way_t *way, char *why,
                                  size_t why_bytes);
 

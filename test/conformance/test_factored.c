@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Factored allreduce: one answer by gathering factors and by reducing products, errors within the codes' steps, odd shapes,
+ * Factored allreduce: one answer by gathering factors, by sharing their product and by reducing products, errors within the codes' steps, odd shapes,
  * batches that differ between ranks.
  *
  * Invariants 1, 2, 5 and 6 of the design for factors. References are sums of products in double.
@@ -58,9 +58,9 @@ static void answer_body(iq_rank_t *rank)
     }
 }
 
-START_TEST(gather_and_reduce_give_one_answer)
+START_TEST(all_ways_give_one_answer)
 {
-    static iq_ranks_values_t gather, reduce;
+    static iq_ranks_values_t gather, reduce, share;
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.chunk_bytes = 4096;
     iq_ranks_t ranks = {
@@ -68,9 +68,50 @@ START_TEST(gather_and_reduce_give_one_answer)
     iq_ranks_run(&ranks, &gather);
     ranks.argument = (void *)(uintptr_t) "reduce";
     iq_ranks_run(&ranks, &reduce);
+    ranks.argument = (void *)(uintptr_t) "share";
+    iq_ranks_run(&ranks, &share);
     for (size_t i = 0; i < FACTOR_TEXTS * LAYERS; i++)
-        ck_assert_msg(gather.of[0][i] == reduce.of[0][i], "%s, layer %d, %d ranks: gather and reduce differ",
-                      factor_texts[i / LAYERS], (int)(i % LAYERS), ranks.nranks);
+        ck_assert_msg(gather.of[0][i] == reduce.of[0][i] && gather.of[0][i] == share.of[0][i],
+                      "%s, layer %d, %d ranks: gather, reduce and share differ", factor_texts[i / LAYERS], (int)(i % LAYERS), ranks.nranks);
+}
+END_TEST
+
+/* Two ranks on each of two hosts: what travels between hosts is what gathering sends, and the bits are the same. A host with one rank more
+ * than another cannot share. */
+static void hosts_body(iq_rank_t *rank)
+{
+    iq_layer_t layer = {.m = 30, .n = 40, .max_batch = 9, .bias = true, .type = ISGQ_FLOAT32};
+    isgq_quantizer_t quantizer = iq_quantizer(rank, "factor:width=4,rounding=nearest"); /* no random numbers, which differ from call to call */
+    isgq_stats_t stats = {.size = sizeof(stats)};
+    uint64_t hash[2], sent[2];
+    for (int way = 0; way < 2 && rank->nranks == 4; way++) {
+        iq_layer_call_t call = iq_layer_call_new(&layer, rank->rank, rank->nranks);
+        RANK_OK(rank, isgq_comm_reset_stats(rank->comm));
+        iq_layer_call_run(rank, &call, quantizer, way == 0 ? "gather" : "share", false);
+        RANK_OK(rank, isgq_comm_get_stats(rank->comm, &stats));
+        hash[way] = iq_layer_call_hash(&call);
+        sent[way] = stats.wire_bytes;
+        RANK_CHECK(rank, (stats.shared_bytes > layer.m * layer.n * sizeof(float) / 2) == (way == 1), "%zu bytes shared",
+                   (size_t)stats.shared_bytes);
+        iq_layer_call_free(&call);
+    }
+    if (rank->nranks == 4)
+        RANK_CHECK(rank, hash[0] == hash[1] && sent[0] == sent[1], "gather and share differ, %zu and %zu bytes sent", (size_t)sent[0],
+                   (size_t)sent[1]);
+    else {
+        float values[30 * 40 + 9 * 70] = {0};
+        isgq_factors_t factors = {.size = sizeof(factors), .x = values, .delta = values, .batch = 9, .m = 30, .n = 40};
+        isgq_call_options_t share = {.size = sizeof(share), .algorithm = "share"};
+        RANK_STATUS(rank, isgq_allreduce_factored(&factors, 9, values + 9 * 70, ISGQ_FLOAT32, ISGQ_SUM, quantizer, rank->comm, NULL, &share),
+                    ISGQ_ERR_UNSUPPORTED);
+    }
+    isgq_quantizer_destroy(quantizer);
+}
+
+START_TEST(hosts_share)
+{
+    iq_ranks_t ranks = {.nranks = 4 - _i, .kind = IQ_RANKS_HOSTS, .hosts = 2, .body = hosts_body, .home = true};
+    iq_ranks_run(&ranks, NULL);
 }
 END_TEST
 
@@ -102,7 +143,7 @@ START_TEST(rows_may_live_anywhere)
     for (int i = 0; i < 6; i++) {
         for (deal.shift = 0; deal.shift < 2; deal.shift++) {
             ranks.nranks = nranks[i];
-            deal.algorithm = (i + deal.shift) % 2 ? "gather" : "reduce";
+            deal.algorithm = (const char *const[]){"reduce", "gather", "share"}[(i + deal.shift) % 3];
             iq_ranks_run(&ranks, &values);
             due = i + deal.shift == 0 ? values.of[0][0] : due;
             ck_assert_msg(values.of[0][0] == due, "12 rows on %d ranks, shifted by %d, %s: other bits", nranks[i], deal.shift,
@@ -174,9 +215,9 @@ END_TEST
 /* Accumulation adds what a call without it would have written. */
 static void accumulate_body(iq_rank_t *rank)
 {
-    static const char *const algorithms[] = {"gather", "reduce", "dense"};
+    static const char *const algorithms[] = {"gather", "reduce", "dense", "share"};
     isgq_quantizer_t quantizer = iq_quantizer(rank, "dense=none;factored=factor:width=4/4,rounding=nearest");
-    for (int a = 0; a < 3; a++) {
+    for (int a = 0; a < 4; a++) {
         iq_layer_t layer = {.m = 19, .n = 11, .max_batch = 6, .bias = true, .type = a == 1 ? ISGQ_BFLOAT16 : ISGQ_FLOAT32};
         iq_layer_call_t plain = iq_layer_call_new(&layer, rank->rank, rank->nranks),
                         added = iq_layer_call_new(&layer, rank->rank, rank->nranks);
@@ -210,9 +251,9 @@ END_TEST
 static void special_body(iq_rank_t *rank)
 {
     static const char *const texts[] = {"factor:width=4/4", "factor:width=4/4", "isgq:bits=3", "none",
-                                        "dense=uniform:bits=4;factored=factor:width=4"};
-    static const char *const algorithms[] = {"gather", "reduce", NULL, NULL, "dense"};
-    for (int q = 0; q < 5; q++) {
+                                        "dense=uniform:bits=4;factored=factor:width=4", "factor:width=4"};
+    static const char *const algorithms[] = {"gather", "reduce", NULL, NULL, "dense", "share"};
+    for (int q = 0; q < 6; q++) {
         isgq_quantizer_t quantizer = iq_quantizer(rank, texts[q]);
         for (int where = 0; where < 2; where++) {
             iq_layer_t layer = {.m = 13,
@@ -283,7 +324,8 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("factored");
-    iq_add_case(suite, tcase_create("one_answer"), gather_and_reduce_give_one_answer, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("one_answer"), all_ways_give_one_answer, IQ_RANK_COUNTS);
+    iq_add_case(suite, tcase_create("hosts"), hosts_share, 2);
     iq_add_case(suite, tcase_create("any_deal"), rows_may_live_anywhere, 1);
     iq_add_case(suite, tcase_create("errors"), errors_stay_within_the_steps, IQ_RANK_COUNTS);
     iq_add_case(suite, tcase_create("accumulate"), accumulation_adds, 3);

@@ -44,6 +44,7 @@ class Plan(Case):
         begin = ["prepare", "maximum of peaks", "encode"]
         stages = {
             "gather": begin + ["gather", "decode", "product"],
+            "share": begin + ["gather", "decode", "rows", "open rows", "product", "bands", "deliver"],
             "reduce": begin + ["decode", "integer product", "sum of integers", "deliver"],
             "dense": ["local gradient", "scales", "maximum of scales", "allreduce", "copy out"],
         }
@@ -55,7 +56,7 @@ class Plan(Case):
                     self.assertEqual(self.stages(lines), names)
         few = self.plan(4, "-c", "factored", "--rows", "32", "-q", "factor:bits=4")[0]
         many = self.plan(4, "-c", "factored", "--rows", "4000", "-q", "isgq:bits=4")[0]
-        self.assertRegex(few[0], r"^factored gather, .*: factors 89 KiB, integers 9.0 MiB, dense 4.5 MiB$")
+        self.assertRegex(few[0], r"^factored share, .*: factors 89 KiB, integers 9.0 MiB, dense 4.5 MiB$")
         self.assertRegex(many[0], r"^factored dense, .* integers 9.0 MiB, dense 1.3 MiB$")
 
     def test_text_and_json_agree(self):
@@ -73,14 +74,14 @@ class Plan(Case):
                  ("reduce_scatter", "none;uniform:bits=3", dense, ("auto", "ring")),
                  ("allgather", "none;uniform:bits=3", gathered, ("auto", "ring")), ("broadcast", "none", dense, ("auto",)),
                  ("factored", "isgq:bits=4;uniform:bits=4", factored, ("auto", "dense")),
-                 ("factored", "isgq:bits=4;factor:width=4", factored, ("gather", "reduce"))]
+                 ("factored", "isgq:bits=4;factor:width=4", factored, ("gather", "share", "reduce"))]
         for collective, quantizers, (size, count), algorithms in cases:
             for algorithm in algorithms:
                 common = ("-c", collective, "-a", algorithm)
                 for row in self.rows("isgq_perf", "-n", "3", "-w", "0", "-i", "1", "-q", quantizers, *common, *size):
                     where = (*common, row["quantizer"])
                     planned = self.sent(3, "-q", row["quantizer"], *common, *count)
-                    if row["algorithm"] == "gather":
+                    if row["algorithm"] in ("gather", "share"):
                         self.assertLessEqual(row["wire_bytes"], planned, where)
                         self.assertGreater(row["wire_bytes"], planned / 2, where)
                     else:

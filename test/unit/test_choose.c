@@ -203,6 +203,33 @@ START_TEST(limits)
 }
 END_TEST
 
+/* Sharing is gathering with copies inside a host instead of work: it pays where there is work, and ranks to divide it. */
+START_TEST(sharing)
+{
+    iq_factored_choice_request_t request = first_layer(4);
+    request.max_batch = 32;
+    request.decode_ns = 1e6;
+    request.ranks_per_host = 1;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.ranks_per_host = 2;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_SHARE);
+    ck_assert_str_eq(why, "factors 85 KiB, integers 4.5 MiB, dense 574 KiB");
+    request.scratch_needed_share = request.scratch_limit + 1;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.scratch_needed_share = 0;
+    request.dense_bits = 0.01; /* not where gathering is not best */
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_DENSE);
+    request = first_layer(4);
+    request.ranks_per_host = 4;
+    request.max_batch = 1; /* copies of the gradient take longer than its product */
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.m = request.n = 2; /* the ranks' meetings take longer than anything else */
+    request.blob_bytes = 1;
+    request.max_batch = 32;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+}
+END_TEST
+
 static isgq_result_t force_way(iq_factored_choice_request_t request, const char *name)
 {
     iq_factored_way_t way = IQ_FACTORED_WAY_COUNT;
@@ -219,7 +246,7 @@ START_TEST(forced_ways)
     ck_assert_int_eq(force_way(request, "reduce"), ISGQ_SUCCESS);
     ck_assert_int_eq(force_way(request, "dense"), ISGQ_SUCCESS);
     ck_assert_int_eq(force_way(request, "fastest"), ISGQ_ERR_INVALID_ARGUMENT);
-    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": factored calls have auto, gather, reduce, dense");
+    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": factored calls have auto, gather, share, reduce, dense");
     ck_assert_int_eq(force_way(request, "ring"), ISGQ_ERR_UNSUPPORTED); /* of other collectives */
     request.scratch_limit = 999;
     ck_assert_int_eq(force_way(request, "gather"), ISGQ_ERR_UNSUPPORTED);
@@ -227,6 +254,10 @@ START_TEST(forced_ways)
     request.may_gather = false;
     ck_assert_int_eq(force_way(request, "reduce"), ISGQ_ERR_UNSUPPORTED);
     ck_assert_int_eq(force_way(request, "dense"), ISGQ_SUCCESS);
+    request = first_layer(4);
+    ck_assert_int_eq(force_way(request, "share"), ISGQ_ERR_UNSUPPORTED);
+    request.ranks_per_host = 1;
+    ck_assert_int_eq(force_way(request, "share"), ISGQ_SUCCESS);
     request = first_layer(4);
     request.forced = "auto";
     ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
@@ -248,6 +279,7 @@ Suite *iq_suite(void)
     tcase = tcase_create("factored");
     tcase_add_test(tcase, fewest_bytes);
     tcase_add_test(tcase, limits);
+    tcase_add_test(tcase, sharing);
     tcase_add_test(tcase, forced_ways);
     suite_add_tcase(suite, tcase);
     return suite;

@@ -68,6 +68,36 @@ static void reduce_products(ranks_t *ranks, bool avg, void *grad, void *bias)
     free(total);
 }
 
+/* Rows as bytes and back, a rank's blob at a time, and the gradient in bands of so many rows. */
+static void share_product(ranks_t *ranks, size_t band, bool avg, void *grad, void *bias)
+{
+    const iq_factor_call_t *call = &ranks->call;
+    size_t bytes = iq_factor_rows_bytes(call), used;
+    iq_factor_rows_t rows[MOST_RANKS];
+    unsigned char *packed = aligned_alloc(64, iq_align_up((size_t)call->nranks * bytes, 64));
+    float *values = malloc((call->m * call->n + 1) * sizeof(*values));
+    for (int r = 0; r < call->nranks; r++) {
+        ranks->rows.count = 0;
+        ck_assert_int_eq(iq_factor_decode(&ranks->spec, call, r, ranks->blob[r], ranks->bytes[r], &ranks->rows), ISGQ_SUCCESS);
+        size_t packed_bytes = iq_factor_rows_pack(call, &ranks->rows, packed + (size_t)r * bytes);
+        ck_assert_uint_le(packed_bytes, bytes);
+        ck_assert_int_eq(iq_factor_rows_open(call, packed + (size_t)r * bytes, packed_bytes, &rows[r], &used), ISGQ_SUCCESS);
+        ck_assert_uint_eq(used, packed_bytes);
+        rows[r].next = r + 1 < call->nranks ? &rows[r + 1] : NULL;
+    }
+    for (size_t first = 0; first < call->m; first += band) {
+        iq_factor_band_t part = {first, iq_min(band, call->m - first)};
+        for (size_t tile = 0; tile < iq_factor_band_tiles(call, part); tile++)
+            iq_factor_product_band(call, rows, ranks->peaks, part, tile, avg, values + first * call->n, ranks->scratch);
+    }
+    for (size_t i = 0; i < call->m * call->n; i++)
+        set_value(call->datatype, grad, i, (double)values[i]);
+    if (call->want_bias)
+        iq_factor_bias(call, rows, ranks->peaks, avg, false, bias, ranks->scratch);
+    free(packed);
+    free(values);
+}
+
 static void same_bits(const void *a, const void *b, size_t bytes, const char *what)
 {
     ck_assert_msg(memcmp(a, b, bytes) == 0, "%s differs from the int64 reference", what);
@@ -97,6 +127,9 @@ static void check_one_answer(iq_factor_spec_t spec, iq_factor_call_t call, const
     memset(got, 0x55, bytes);
     reduce_products(ranks, avg, got, bias);
     same_bits(want, got, bytes, "product reduction");
+    memset(got, 0x55, bytes);
+    share_product(ranks, call.m / 3 + 1, avg, got, bias);
+    same_bits(want, got, bytes, "bands of rows that were passed on");
     free(sums);
     free(want);
     free(got);

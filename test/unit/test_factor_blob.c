@@ -38,6 +38,35 @@ static ranks_t *make_ranks(iq_factor_spec_t spec, bool bias, bool relu)
     return ranks;
 }
 
+/* Decoded rows from a rank of the same host: cut, with more rows than a batch, with weights beyond the grid. */
+START_TEST(test_damaged_rows)
+{
+    ranks_t *ranks = make_ranks(widths(4, 4), true, false);
+    iq_factor_rows_t rows;
+    size_t most = iq_factor_rows_bytes(&ranks->call), used, bytes;
+    uint64_t *packed = malloc(most), *copy;
+    bytes = iq_factor_rows_pack(&ranks->call, &ranks->rows, packed);
+    ck_assert_uint_gt(ranks->rows.count, 2);
+    for (size_t length = 0; length < bytes; length++) {
+        copy = malloc(length > 0 ? length : 1); /* exact, for the address sanitizer */
+        memcpy(copy, packed, length);
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->call, copy, length, &rows, &used), ISGQ_ERR_CORRUPT);
+        free(copy);
+    }
+    for (size_t word = 0; word < 1 + 2 * ranks->rows.count; word++) { /* the count, and all weights */
+        uint64_t good = packed[word];
+        packed[word] = UINT64_MAX / 3;
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
+        packed[word] = (uint64_t)-8;
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
+        packed[word] = good;
+    }
+    ck_assert_int_eq(iq_factor_rows_open(&ranks->call, packed, bytes, &rows, &used), ISGQ_SUCCESS);
+    free(packed);
+    ranks_destroy(ranks);
+}
+END_TEST
+
 static void fuzz(iq_factor_spec_t spec, bool bias, bool relu)
 {
     ranks_t *ranks = make_ranks(spec, bias, relu);
@@ -196,6 +225,7 @@ Suite *iq_suite(void)
     tcase_add_test(format, test_versions);
     tcase_add_test(format, test_zero_plane);
     tcase_add_test(format, test_too_many_rows);
+    tcase_add_test(format, test_damaged_rows);
     suite_add_tcase(suite, fuzzed);
     suite_add_tcase(suite, format);
     return suite;
