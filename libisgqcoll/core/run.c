@@ -82,6 +82,7 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
                                  .block_unit = block_unit(codec, count, comm->nranks),
                                  .chunk = plan_chunk(comm, run, codec, codec_call),
                                  .slots = run->site->slots,
+                                 .dealt = codec->ops->varies && codec->bucket == 0, /* blocks of messages whose lengths depend on what is in them */
                                  .rounds = run->site->rounds};
     const iq_plan_t *plan;
     IQ_TRY(iq_plan_cache_get(run->site->plans, algorithm, &request, &plan));

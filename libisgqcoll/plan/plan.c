@@ -104,11 +104,17 @@ void iq_plan_block(const iq_plan_t *plan, uint32_t block, size_t *first, size_t 
     *count = iq_min(plan->count - start, plan->block_unit * units);
 }
 
+/* Which chunk of the tensor is chunk `chunk` of block `block` where they are dealt: forth and back, so that a trend cancels. */
+static uint32_t dealt_chunk(const iq_plan_t *plan, uint32_t block, uint32_t chunk)
+{
+    return chunk * plan->nblocks + (chunk % 2 == 0 ? block : plan->nblocks - 1 - block);
+}
+
 /* The part of the tensor that is chunk `chunk` of block `block`; false if there is none. */
 static bool find_span(const iq_plan_t *plan, uint32_t block, uint32_t chunk, iq_action_t *action)
 {
-    size_t first, count, skipped = plan->chunk * chunk;
-    iq_plan_block(plan, block, &first, &count);
+    size_t first, count, skipped = plan->dealt ? 0 : plan->chunk * chunk;
+    iq_plan_block(plan, plan->dealt ? dealt_chunk(plan, block, chunk) : block, &first, &count);
     if (skipped >= count)
         return false;
     action->block = block;

@@ -3,7 +3,9 @@
  * Plans: what one rank does in one collective, as data. Builders are pure functions of (rank, nranks, shape); executors walk a
  * plan with iq_plan_next and never know which algorithm they run; test/support/plan_sim.c proves plans for 1..17 ranks.
  *
- * A tensor is cut into blocks (one per rank, or one in all), a block into chunks. A plan is a list of loops; a loop is a few
+ * A tensor is cut into blocks (one per rank, or one in all), a block into chunks. Blocks are parts of the tensor that follow one another, or they
+ * are dealt out: the tensor is cut into as many chunks as there are, and block b has the chunks b, 2N-1-b, 2N+b, 4N-1-b, ..., so that what
+ * changes along the tensor is shared by all. A plan is a list of loops; a loop is a few
  * steps repeated for k = 0..trips-1, each time for `group` neighbouring chunks. The walk is
  *
  *     for t = 0, 1, ...                                  until no chunk is left
@@ -94,6 +96,7 @@ typedef struct iq_plan {
     size_t block_units;     /* units of a block ... */
     uint32_t longer_blocks; /* ... and one more in so many of the first blocks */
     uint32_t nblocks;       /* nranks or 1 */
+    bool dealt;             /* what is said of a block is meant of a chunk, and chunks make blocks in turns */
     size_t chunk;           /* elements per chunk */
     uint32_t nchunks;       /* chunks of the longest block; barrier: 1 */
     uint32_t group;         /* chunks that go through a loop side by side */
@@ -114,6 +117,7 @@ typedef struct iq_plan_request {
     size_t block_unit; /* allreduce: blocks are multiples of so many elements (32, or the bucket); others cut into nranks alike */
     size_t chunk;      /* elements, at least 1 */
     unsigned slots;    /* messages that every link holds per direction, at least 2 (0 means 2); more allows more overlap */
+    bool dealt;        /* allreduce: blocks of equal numbers of chunks from all over the tensor */
     bool rounds;       /* for links that hold nothing: what is sent in one round is received in the same round (iq_action_t) */
 } iq_plan_request_t;
 
@@ -167,7 +171,7 @@ bool iq_plan_next(const iq_plan_t *plan, iq_plan_cursor_t *cursor, iq_action_t *
 /* One line of text for an action, as isgq_plan prints it. Always terminated. */
 void iq_action_format(const iq_plan_t *plan, const iq_action_t *action, char *text, size_t bytes);
 
-/* Start and length of block b (0 if it is empty). */
+/* Start and length of block b (0 if it is empty); of a plan that deals, of chunk b of the tensor. */
 void iq_plan_block(const iq_plan_t *plan, uint32_t block, size_t *first, size_t *count);
 
 /* ---- choosing ---- */

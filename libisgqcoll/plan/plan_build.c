@@ -39,6 +39,13 @@ static size_t block_unit(const iq_plan_request_t *request, int nblocks)
     return iq_max(unit, 1);
 }
 
+/* Into parts that differ by a unit at most, the longer ones first. */
+static void cut(iq_plan_t *plan, size_t units, size_t parts)
+{
+    plan->block_units = units / parts;
+    plan->longer_blocks = (uint32_t)(units % parts);
+}
+
 isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, const char *algorithm, iq_collective_t collective,
                             int nblocks)
 {
@@ -59,15 +66,21 @@ isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, c
     plan->count = request->count;
     plan->chunk = request->chunk;
     plan->block_unit = block_unit(request, nblocks);
+    plan->dealt = request->dealt && collective == IQ_ALLREDUCE && nblocks > 1;
+    if (plan->dealt)
+        plan->block_unit = iq_min(plan->block_unit, plan->chunk);
     size_t units = iq_ceil_div(plan->count, plan->block_unit);
-    plan->block_units = units / (size_t)nblocks;
-    plan->longer_blocks = (uint32_t)(units % (size_t)nblocks);
+    cut(plan, units, (size_t)nblocks);
     iq_plan_block(plan, 0, &first, &longest);
+    size_t nchunks = plan->dealt ? iq_ceil_div(units, (size_t)nblocks * (plan->chunk / plan->block_unit)) : iq_ceil_div(longest, plan->chunk);
     uint64_t rounds_per_chunk = request->rounds ? 2 * (uint64_t)plan->nranks : 1; /* at most; rounds are counted in 32 bits too */
-    if (iq_ceil_div(longest, plan->chunk) > UINT32_MAX / rounds_per_chunk)
+    uint64_t counted = plan->dealt ? iq_max(rounds_per_chunk, (uint64_t)nblocks) : rounds_per_chunk;
+    if (nchunks > UINT32_MAX / counted)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: chunks of %zu elements are too small for %zu",
                        iq_collective_name(collective), plan->chunk, plan->count);
-    plan->nchunks = (uint32_t)iq_ceil_div(longest, plan->chunk);
+    plan->nchunks = (uint32_t)nchunks;
+    if (plan->dealt && nchunks > 0)
+        cut(plan, units, (size_t)nblocks * nchunks);
     return ISGQ_SUCCESS;
 }
 

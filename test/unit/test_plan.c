@@ -46,14 +46,15 @@ static void prove_shapes(const iq_algorithm_t *algorithm, int nranks, int root, 
     size_t nunits = algorithm->collective == IQ_ALLREDUCE ? IQ_ARRAY_SIZE(units) : 1;
     for (size_t u = 0; u < nunits; u++)
         for (size_t c = 0; c < IQ_ARRAY_SIZE(chunks); c++)
-            for (size_t s = 0; s < IQ_ARRAY_SIZE(slots); s++)
+            for (size_t s = 0; s < IQ_ARRAY_SIZE(slots) + 1; s++)
                 if (count / chunks[c] <= 40)
                     prove(algorithm, (iq_plan_request_t){.nranks = nranks,
                                                          .root = root,
                                                          .count = count,
                                                          .block_unit = units[u],
                                                          .chunk = chunks[c],
-                                                         .slots = slots[s]});
+                                                         .slots = slots[s % IQ_ARRAY_SIZE(slots)],
+                                                         .dealt = s == IQ_ARRAY_SIZE(slots)});
 }
 
 /* All algorithms of a collective, all rank counts, awkward element counts. */

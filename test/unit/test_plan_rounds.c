@@ -45,10 +45,14 @@ static void prove_shapes(const iq_algorithm_t *algorithm, int nranks, int root, 
     static const size_t units[] = {1, 32}, chunks[] = {1, 7, 64};
     size_t nunits = algorithm->collective == IQ_ALLREDUCE ? IQ_ARRAY_SIZE(units) : 1;
     for (size_t u = 0; u < nunits; u++)
-        for (size_t c = 0; c < IQ_ARRAY_SIZE(chunks); c++)
-            if (count / chunks[c] <= 40)
-                prove(algorithm, (iq_plan_request_t){
-                                     .nranks = nranks, .root = root, .count = count, .block_unit = units[u], .chunk = chunks[c]});
+        for (size_t c = 0; c < IQ_ARRAY_SIZE(chunks) + 1; c++)
+            if (count / chunks[c % IQ_ARRAY_SIZE(chunks)] <= 40)
+                prove(algorithm, (iq_plan_request_t){.nranks = nranks,
+                                                     .root = root,
+                                                     .count = count,
+                                                     .block_unit = units[u],
+                                                     .chunk = chunks[c % IQ_ARRAY_SIZE(chunks)],
+                                                     .dealt = c == IQ_ARRAY_SIZE(chunks)});
 }
 
 static void prove_collective(iq_collective_t collective)
