@@ -70,6 +70,7 @@ struct iq_family;      /* codec/quantizer_text.h */
 
 #define IQ_STRATA 256
 #define IQ_HISTORY 16 /* doubles */
+#define IQ_SCALES_IN_ONE_ROUND 32 /* that are summed: more of them go where they are fewest bytes */
 
 /* One dense codec with its settings: a value, copied freely. */
 typedef struct iq_codec {

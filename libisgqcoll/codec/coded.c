@@ -9,10 +9,10 @@
  *   sum of codes Q          result c = floor((Q + d) / k), d uniform in 0..k-1           k = 1: the result is exact
  *   value = step * (k c + mend_result * ((k - 1)/2 - d) + mend_own * (w - 1/2))          w: where the strata of the element begin
  *
- * Step, k and what is taken back (0 to 1) follow from the budget and what ranks agreed on (coded.h). Messages of one rank's own
- * values (allgather) have a step for each block instead, and no d and w.
+ * Step, k and what is taken back (0 to 1) follow from the budget and what ranks agreed on (coded.h). Only sums are taken: what
+ * is moved as it is (allgather) goes through uniform.
  *
- *   message: [u32 length][u32 kind][blocks: of integers, or an f32 step and integers]
+ *   message: [u32 length][u32 kind][blocks of integers]
  */
 #include "codec/coded.h"
 
@@ -25,12 +25,10 @@
 
 #include <string.h>
 
-enum { KIND_CODES, KIND_NOTHING /* no value is finite, or none differs from 0 */, KIND_OWN, HEADER = 8 };
+enum { KIND_CODES, KIND_NOTHING /* no value is finite, or none differs from 0 */, HEADER = 8 };
 
 /* Codes in one block: as many as the stack and one table of the coder serve well. */
 #define BLOCK IQ_CODED_BLOCK
-
-static bool is_shared(const iq_codec_call_t *call) { return call->scales != NULL; }
 
 static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
@@ -44,7 +42,12 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
     return ISGQ_SUCCESS;
 }
 
-static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
+static bool needs_scales(const iq_codec_t *codec)
+{
+    (void)codec;
+    return true;
+}
+
 static size_t room_scales(const iq_codec_t *codec, size_t count) { return iq_coded_layout(codec, count).room; }
 static size_t shared_scales(const iq_codec_t *codec, size_t count) { return iq_coded_layout(codec, count).shared; }
 
@@ -64,20 +67,19 @@ static isgq_red_op_t scales_op(const iq_codec_t *codec)
 static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec;
-    return is_shared(call) && iq_coded_plan(call).merge == 1.0f;
+    return call->scales != NULL && iq_coded_plan(call).merge == 1.0f;
 }
 
 static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
-    return 4; /* int32_t sums of codes, or float */
+    return 4; /* int32_t sums of codes */
 }
 
 static size_t most_bytes(iq_span_t span)
 {
     size_t blocks = span.count / BLOCK, rest = span.count % BLOCK;
-    return HEADER + blocks * (sizeof(float) + iq_coded_block_bytes(BLOCK)) +
-           (rest > 0 ? sizeof(float) + iq_coded_block_bytes(rest) : 0);
+    return HEADER + blocks * iq_coded_block_bytes(BLOCK) + (rest > 0 ? iq_coded_block_bytes(rest) : 0);
 }
 
 static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
@@ -112,11 +114,8 @@ static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f
 {
     enum { MOST = IQ_CODED_LARGEST / 2 };
     uint32_t words[IQ_CODEC_TILE];
-    if (is_shared(call))
-        draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
-    else
-        draw_words(call, IQ_STREAM_RESULT, (uint32_t)call->rank, first, count, words);
-    if (is_shared(call) && call->strata != NULL)
+    draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
+    if (call->strata != NULL)
         for (size_t i = 0; i < count; i++)
             words[i] = iq_stratified_bits(words[i], call->strata);
     else
@@ -240,68 +239,13 @@ static isgq_result_t close_message(const reader_t *reader)
     return ISGQ_SUCCESS;
 }
 
-/* ---- own values, with steps of their own ---- */
-
-static void encode_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src,
-                       unsigned char *message)
-{
-    int32_t codes[BLOCK];
-    unsigned char *at = message + HEADER;
-    for (size_t i = 0; i < span.count; i += BLOCK) {
-        size_t n = iq_min(span.count - i, BLOCK);
-        iq_coded_tally_t tally = {.count = 0};
-        for (size_t j = i; j < i + n; j += IQ_CODEC_TILE) {
-            float tile[IQ_CODEC_TILE];
-            size_t m = iq_min(i + n - j, IQ_CODEC_TILE);
-            iq_coded_tally(&tally, iq_load_f32(call->datatype, src, j, m, tile), m);
-        }
-        float step = iq_coded_own_step(codec, &tally);
-        *(iq_f32_any_t *)at = step;
-        at += sizeof(step);
-        if (!iq_not_finite(step)) {
-            quantize(call, span, src, i, n, step, codes);
-            at += iq_coded_write(codes, n, at);
-        }
-    }
-    put_header(message, (size_t)(at - message), KIND_OWN);
-}
-
-static isgq_result_t decode_own(const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
-{
-    int32_t codes[BLOCK];
-    reader_t reader = {0};
-    IQ_TRY(open_message(message, span, KIND_OWN, &reader));
-    for (size_t i = 0; i < span.count; i += BLOCK) {
-        size_t n = iq_min(span.count - i, BLOCK);
-        if (reader.left < sizeof(float))
-            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: the message ends before element %zu", span.first + i);
-        float step = *(const iq_f32_any_t *)reader.at;
-        reader.at += sizeof(step);
-        reader.left -= sizeof(step);
-        memset(codes, 0, n * sizeof(*codes));
-        if (!iq_not_finite(step))
-            IQ_TRY(next_block(&reader, n, codes));
-        for (size_t j = 0; j < n; j += IQ_CODEC_TILE) {
-            float tile[IQ_CODEC_TILE];
-            size_t m = iq_min(n - j, IQ_CODEC_TILE);
-            for (size_t e = 0; e < m; e++)
-                tile[e] = iq_not_finite(step) ? iq_bits_float(0x7fc00000u) : (float)codes[j + e] * step;
-            iq_store_f32(call->datatype, tile, m, call->accumulate, dst, i + j);
-        }
-    }
-    return close_message(&reader);
-}
-
-/* ---- shared steps ---- */
+/* ---- codes ---- */
 
 static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
 {
     int32_t codes[BLOCK];
     unsigned char *at = (unsigned char *)message + HEADER;
-    if (!is_shared(call)) {
-        encode_own(codec, call, span, src, message);
-        return;
-    }
+    (void)codec;
     for (size_t i = 0; i < span.count && !says_nothing(call); i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
         quantize(call, span, src, i, n, iq_coded_plan(call).step, codes);
@@ -331,14 +275,9 @@ static isgq_result_t check_sums(iq_span_t span, size_t offset, size_t count, con
 static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *acc, bool first)
 {
     int32_t codes[IQ_CODEC_TILE];
-    float tile[IQ_CODEC_TILE];
     (void)codec;
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
-        if (!is_shared(call)) { /* the only contribution: finish quantizes it */
-            iq_store_f32(ISGQ_FLOAT32, iq_load_f32(call->datatype, src, i, n, tile), n, !first, acc, i);
-            continue;
-        }
         memset(codes, 0, n * sizeof(*codes));
         if (!says_nothing(call))
             quantize(call, span, src, i, n, iq_coded_plan(call).step, codes);
@@ -352,12 +291,6 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
     int32_t codes[BLOCK];
     reader_t reader = {0};
     (void)codec, (void)parts;
-    if (!is_shared(call)) {
-        iq_codec_call_t as_sum = *call;
-        as_sum.datatype = ISGQ_FLOAT32;
-        as_sum.accumulate = !first;
-        return decode_own(&as_sum, span, message, acc);
-    }
     IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
@@ -387,22 +320,14 @@ static void write_sums(const iq_codec_call_t *call, iq_span_t span, const iq_u32
 
 static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, int parts, void *message)
 {
-    (void)parts;
-    if (is_shared(call)) {
-        write_sums(call, span, acc, 1, message);
-        return;
-    }
-    iq_codec_call_t as_input = *call;
-    as_input.datatype = ISGQ_FLOAT32;
-    encode_own(codec, &as_input, span, acc, message);
+    (void)codec, (void)parts;
+    write_sums(call, span, acc, 1, message);
 }
 
 static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *message)
 {
-    if (is_shared(call))
-        write_sums(call, span, acc, (uint32_t)iq_coded_plan(call).merge, message);
-    else
-        store(codec, call, span, acc, 1, message);
+    (void)codec;
+    write_sums(call, span, acc, (uint32_t)iq_coded_plan(call).merge, message);
 }
 
 static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
@@ -410,8 +335,6 @@ static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call
     int32_t results[BLOCK];
     reader_t reader = {0};
     (void)codec;
-    if (!is_shared(call))
-        return decode_own(call, span, message, dst);
     IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
@@ -430,10 +353,7 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
         memcpy(sums, (const iq_u32_any_t *)acc + i, n * sizeof(*sums));
-        if (is_shared(call))
-            store_values(call, span, sums, i, n, 1, dst);
-        else
-            iq_store_f32(call->datatype, (const iq_f32_any_t *)acc + i, n, call->accumulate, dst, i);
+        store_values(call, span, sums, i, n, 1, dst);
     }
 }
 

@@ -67,9 +67,6 @@ void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
 /* coded_solve.c */
 void iq_coded_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
 
-/* The step for values that are rounded once and for all by one rank; 0 for zeros, NaN if one is not finite. */
-float iq_coded_own_step(const iq_codec_t *codec, const iq_coded_tally_t *tally);
-
 /* Rate of normally distributed values of variance 1, at log2 of the step. */
 double iq_coded_normal_rate(double step);
 

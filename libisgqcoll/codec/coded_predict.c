@@ -148,7 +148,6 @@ static void compare_sums(iq_coded_view_t *view)
 
 /* Where plan/choose.c moves a short vector in one round, every rank sends all of it to every other one. */
 #define ONE_ROUND_RANKS 16
-#define ONE_ROUND_BYTES 32768.0
 
 double iq_coded_message_elements(const iq_codec_call_t *call, size_t count)
 {
@@ -161,7 +160,7 @@ static void count_headers(iq_coded_view_t *view)
     double n = view->nranks, floats = (double)view->layout->shared,
            message = iq_coded_message_elements(view->call, (size_t)view->count);
     double agreement = 4.0 * floats + IQ_CODED_FRAME_BYTES * n;
-    if (n <= ONE_ROUND_RANKS && (n - 1.0) * 4.0 * floats <= ONE_ROUND_BYTES)
+    if (n <= ONE_ROUND_RANKS && floats <= IQ_SCALES_IN_ONE_ROUND)
         agreement = n / 2.0 * (4.0 * floats + IQ_CODED_FRAME_BYTES);
     view->fixed_bits = 8.0 * (IQ_CODED_FRAME_BYTES + IQ_CODED_HEADER_BYTES) / message;
     view->fixed_bits += 8.0 * agreement / view->count;

@@ -26,14 +26,6 @@ static uint32_t both_signs(const iq_coded_tally_t *tally, unsigned class)
     return tally->counts[class] + tally->counts[IQ_CODED_CLASSES / 2 + class];
 }
 
-bool iq_coded_not_finite(const iq_coded_tally_t *tally)
-{
-    uint32_t found = 0;
-    for (unsigned q = 0; q < QUARTERS; q++)
-        found |= both_signs(tally, (EXPONENTS - 1) * QUARTERS + q);
-    return found != 0;
-}
-
 size_t iq_coded_zeros(const iq_coded_tally_t *tally) { return both_signs(tally, 0); }
 
 double iq_coded_squares(const iq_coded_tally_t *tally)

@@ -31,8 +31,7 @@ typedef struct iq_coded_curves {
 
 void iq_coded_tally(iq_coded_tally_t *tally, const iq_f32_any_t *values, size_t count);
 
-/* Some value is NaN or Inf; share of zeros (and of what is as small as a denormal); sum of squares to one percent. */
-bool iq_coded_not_finite(const iq_coded_tally_t *tally);
+/* Zeros (and what is as small as a denormal); sum of squares to one percent. */
 size_t iq_coded_zeros(const iq_coded_tally_t *tally);
 double iq_coded_squares(const iq_coded_tally_t *tally);
 

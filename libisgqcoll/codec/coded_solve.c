@@ -124,36 +124,3 @@ void iq_coded_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, 
     }
     memcpy(scales, &plan, sizeof(plan));
 }
-
-/* ---- a message of its own ---- */
-
-float iq_coded_own_step(const iq_codec_t *codec, const iq_coded_tally_t *tally)
-{
-    iq_coded_curves_t curves;
-    iq_coded_knots_t curve = {.count = IQ_CODED_WINDOW};
-    if (iq_coded_not_finite(tally))
-        return iq_bits_float(0x7fc00000u);
-    iq_coded_curves(tally, &curves);
-    if (curves.top == 0)
-        return 0.0f;
-    for (int i = 0; i < IQ_CODED_WINDOW; i++) {
-        curve.step[i] = curves.top - i - 127;
-        curve.rate[i] = curves.rate[i];
-        curve.noise[i] = curves.noise[i];
-    }
-    double n = (double)tally->count, step, fixed = 8.0 * (IQ_CODED_FRAME_BYTES + IQ_CODED_HEADER_BYTES) / n;
-    if (codec->budget_bits > 0.0) {
-        double rate = codec->budget_bits - fixed - iq_coded_coder_bits(codec->budget_bits, n);
-        step = iq_coded_step_of_rate(&curve, fmax(rate, 0.1));
-    } else {
-        double squares = codec->budget_nmse * iq_coded_squares(tally) / n, low = curve.step[IQ_CODED_WINDOW - 1],
-               high = curve.step[0];
-        for (int turn = 0; turn < 24; turn++) {
-            step = (low + high) / 2;
-            double size = power_of_2(step);
-            *(iq_coded_noise_at(&curve, step) * size * size > squares ? &high : &low) = step;
-        }
-        step = low;
-    }
-    return step_of(power_of_2(fmax(step, -120.0)));
-}

@@ -187,12 +187,22 @@ static isgq_result_t work_open_scales(isgq_comm_t comm, iq_run_t *run, size_t tr
     return ISGQ_SUCCESS;
 }
 
+/* A budget counts the bytes of what ranks sum up, so these take two rounds where one costs N times as many; both add in rank order. */
+static isgq_result_t scales_algorithm(isgq_comm_t comm, isgq_red_op_t op, size_t shared, const iq_algorithm_t **algorithm)
+{
+    if (op == ISGQ_MAX || shared <= IQ_SCALES_IN_ONE_ROUND)
+        return exact_algorithm(comm, IQ_ALLREDUCE, ISGQ_FLOAT32, op, shared, algorithm);
+    *algorithm = iq_algorithm_find(IQ_ALLREDUCE, "direct");
+    return ISGQ_SUCCESS;
+}
+
 /* What ranks agree on before they encode: measured by each, then reduced over all. */
 static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
 {
     const iq_codec_ops_t *ops = codec->ops;
     size_t room = iq_codec_scales(codec, count), shared = ops->shared_scales == NULL ? room : ops->shared_scales(codec, count);
     isgq_red_op_t op = ops->scales_op == NULL ? ISGQ_MAX : ops->scales_op(codec);
+    const iq_algorithm_t *algorithm;
     run->scales = iq_scratch_take(run, room * sizeof(float));
     if (run->scales == NULL)
         return ISGQ_ERR_NO_MEMORY;
@@ -201,8 +211,9 @@ static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_
     else
         memset(run->scales, 0, room * sizeof(float));
     iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, codec, element_bytes, count)));
-    IQ_TRY(iq_run_add_exact(comm, run, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", ISGQ_FLOAT32, op, shared, run->scales,
-                            run->site->device != NULL));
+    IQ_TRY(scales_algorithm(comm, op, shared, &algorithm));
+    IQ_TRY(iq_run_add_sum(comm, run, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", algorithm, ISGQ_FLOAT32, op, shared, run->scales,
+                     run->site->device != NULL));
     if (ops->open_scales != NULL)
         iq_run_add_work(run, "agreed scales", work_open_scales, 1);
     return ISGQ_SUCCESS;

@@ -293,39 +293,6 @@ START_TEST(halves_are_taken_too)
 }
 END_TEST
 
-/* A rank's own message (allgather) has a step for each block and keeps both kinds of budget. */
-START_TEST(own_messages_keep_budgets)
-{
-    static const struct {
-        double bits, nmse;
-    } budgets[] = {{2.0, 0.0}, {4.0, 0.0}, {8.0, 0.0}, {0.0, 0.1}, {0.0, 1e-4}};
-    if (!iq_coder_present())
-        return;
-    for (int b = 0; b < 5; b++) {
-        iq_codec_t codec = make_codec(budgets[b].bits, budgets[b].nmse);
-        codec_run_t run = make_run(&codec, ISGQ_SUM, 1, COUNT);
-        double error = 0.0, norm = 0.0;
-        uint32_t bytes;
-        size_t most;
-        fill_inputs(0.0);
-        run.codec.shared = false;
-        ck_assert(!codec.ops->needs_scales(&run.codec));
-        unsigned char *message = codec_run_message(&run, 0, (iq_span_t){0, COUNT}, NULL, &most);
-        memcpy(&bytes, message + 1, sizeof(bytes));
-        free(message);
-        codec_run(&run, CODEC_OWNER, 0, out); /* what others decode, and what the rank itself keeps */
-        for (int i = 0; i < COUNT; i++) {
-            error += pow((double)out[i] - (double)inputs[0][i], 2.0);
-            norm += pow((double)inputs[0][i], 2.0);
-        }
-        if (budgets[b].bits > 0.0)
-            ck_assert_double_eq_tol(8.0 * bytes / COUNT, budgets[b].bits, 0.05 * budgets[b].bits);
-        else
-            ck_assert_double_eq_tol(error / norm, budgets[b].nmse, 0.15 * budgets[b].nmse);
-    }
-}
-END_TEST
-
 /* ---- extremes ---- */
 
 static void check_error(const codec_run_t *run, double most)
@@ -389,12 +356,6 @@ START_TEST(not_finite_is_nan_for_all)
                 for (size_t i = 0; i < counts[c]; i++)
                     REQUIRE(isnan(out[i]));
             }
-            run.codec.shared = false; /* an own message loses the block, and no more */
-            run.call.nranks = 1;
-            run.inputs[0] = inputs[1];
-            codec_run(&run, CODEC_OWNER, 0, out);
-            for (size_t i = 0; i < counts[c]; i++)
-                REQUIRE(isnan(out[i]) == (i / IQ_CODED_BLOCK == (counts[c] - 2) / IQ_CODED_BLOCK));
         }
     }
 }
@@ -422,8 +383,7 @@ START_TEST(damage_is_harmless)
         iq_span_t span = {codec_random() % 20000, 1 + codec_random() % (turn % 4 ? 700 : 20000)};
         size_t most;
         uint32_t bytes;
-        run.codec.shared = turn % 5 != 0;
-        const float *scales = run.codec.shared ? &plan.step : NULL;
+        const float *scales = &plan.step;
         unsigned char *message = codec_run_message(&run, 0, span, scales, &most);
         iq_codec_call_t call = run.call;
         call.scales = scales;
@@ -450,8 +410,7 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("coded");
-    TCase *plans = tcase_create("plans"), *bias = tcase_create("bias"), *answer = tcase_create("one_answer"),
-          *own = tcase_create("own");
+    TCase *plans = tcase_create("plans"), *bias = tcase_create("bias"), *answer = tcase_create("one_answer");
     TCase *extremes = tcase_create("extremes"), *damaged = tcase_create("damage");
     tcase_add_loop_test(plans, multiples_of_the_step_are_exact, 0, 5);
     tcase_add_loop_test(plans, equal_values_err_by_half_a_step, 0, 5);
@@ -461,14 +420,12 @@ Suite *iq_suite(void)
     tcase_add_loop_test(answer, every_way_has_one_answer, 0, 5);
     tcase_add_test(answer, common_zeros_stay_zero);
     tcase_add_loop_test(answer, halves_are_taken_too, 0, 2);
-    tcase_add_test(own, own_messages_keep_budgets);
     tcase_add_loop_test(extremes, extremes_are_survived, 0, 7);
     tcase_add_test(extremes, not_finite_is_nan_for_all);
     tcase_add_test(damaged, damage_is_harmless);
     suite_add_tcase(suite, plans);
     suite_add_tcase(suite, bias);
     suite_add_tcase(suite, answer);
-    suite_add_tcase(suite, own);
     suite_add_tcase(suite, extremes);
     suite_add_tcase(suite, damaged);
     return suite;

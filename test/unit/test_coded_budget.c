@@ -127,7 +127,7 @@ static double agreement_bits(const ranks_t *ranks)
 {
     const codec_run_t *run = &ranks->run;
     double n = run->call.nranks, bytes = 4.0 * (double)run->codec.ops->shared_scales(&run->codec, run->count);
-    bool one_round = n <= 16 && (n - 1) * bytes <= 32768;
+    bool one_round = n <= 16 && bytes <= 4.0 * IQ_SCALES_IN_ONE_ROUND;
     return 8.0 * (one_round ? n / 2 * (bytes + FRAME) : bytes + FRAME * n) / (double)run->count;
 }
 

@@ -242,19 +242,12 @@ START_TEST(curves_tell_rates_and_errors)
 }
 END_TEST
 
-START_TEST(tallies_see_what_is_not_finite)
+START_TEST(tallies_see_zeros)
 {
-    static const float strange[] = {INFINITY, -INFINITY, NAN};
     const float plain[] = {0.0f, -0.0f, 1e-45f, 3e38f, -3e38f, 1.0f};
     iq_coded_tally_t tally = {.count = 0};
     iq_coded_tally(&tally, plain, 6);
-    ck_assert(!iq_coded_not_finite(&tally));
     ck_assert_uint_eq(iq_coded_zeros(&tally), 3);
-    for (int i = 0; i < 3; i++) {
-        iq_coded_tally_t other = tally;
-        iq_coded_tally(&other, &strange[i], 1);
-        ck_assert(iq_coded_not_finite(&other));
-    }
 }
 END_TEST
 
@@ -271,7 +264,7 @@ Suite *iq_suite(void)
     tcase_add_test(damage, strange_blocks_are_refused);
     tcase_add_test(curves, logarithms_are_right);
     tcase_add_loop_test(curves, curves_tell_rates_and_errors, 0, KINDS);
-    tcase_add_test(curves, tallies_see_what_is_not_finite);
+    tcase_add_test(curves, tallies_see_zeros);
     suite_add_tcase(suite, blocks);
     suite_add_tcase(suite, small);
     suite_add_tcase(suite, damage);
