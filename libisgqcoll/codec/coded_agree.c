@@ -31,6 +31,7 @@ enum {
 #define TINY_COUNT 4096
 #define FREE_COUNT 256
 #define FREE_BITS 8.0
+#define TINY_BITS 2.0 /* at least: the coder's own bits are one of them, and with no more than that nearly all codes would be 0 */
 #define SKETCHES_OF_SHORT 16
 #define FLOATS_OF_LONG 512
 #define FLOATS_MOST IQ_CODED_SAMPLES_MOST
@@ -72,6 +73,8 @@ void iq_coded_point_rates(const iq_codec_t *codec, size_t points, size_t count, 
     for (size_t i = 0; i < points; i++) {
         double offset = points == 1 ? 0.0 : 0.5 * (double)i - 1.5, rate = codec->budget_bits + offset;
         rates[i] = codec->budget_bits == 0.0 ? any[points == 1 ? 2 : i] : rate < 0.25 ? 0.25 * iq_exp2_whole((int)i - 3) : rate;
+        if (points == 1 && rates[i] < TINY_BITS)
+            rates[i] = TINY_BITS;
         if (count <= FREE_COUNT)
             rates[i] = FREE_BITS;
     }

@@ -11,7 +11,7 @@
 #include <math.h>
 #include <stdlib.h>
 
-enum { COUNT = 480000, RANKS = 8 };
+enum { COUNT = 416000, RANKS = 8 };
 
 /* Nearly normally distributed, of variance 1: four numbers of 16 bits. */
 static float value_of(uint64_t rank, uint64_t element)
@@ -65,7 +65,7 @@ static bool have_coder(void)
     return true;
 }
 
-/* With an agreement in one round, which sends seven times what is shared, the error was 0.29. */
+/* With an agreement in one round, which sends seven times what is shared, the error was a third larger. */
 START_TEST(budgets_count_everything)
 {
     iq_ranks_t ranks = {.nranks = RANKS, .body = sum_body, .argument = _i == 0 ? NULL : (void *)(uintptr_t)1};
@@ -80,7 +80,7 @@ START_TEST(budgets_count_everything)
     }
     ck_assert_double_eq_tol(sum / RANKS / budget, 1.0, 0.04);
     ck_assert_double_lt(most / (sum / RANKS), 1.03);
-    ck_assert_uint_le(values.of[0][1], _i == 0 ? 2450 : 2300);
+    ck_assert_uint_le(values.of[0][1], _i == 0 ? 3200 : 2000);
 }
 END_TEST
 

@@ -245,6 +245,16 @@ START_TEST(tails_cost_little)
 }
 END_TEST
 
+/* A bit an element is less than the coder's own share of so short messages: codes are not spared there. */
+START_TEST(tiny_tensors_are_no_noise)
+{
+    ranks_t ranks = make_ranks(NORMAL, 8, 1010, 1.0, 0.0);
+    outcome_t outcome = run_allreduce(&ranks, 1);
+    free(ranks.inputs);
+    ck_assert_double_lt(outcome.nmse, 5.0); /* it was 189 */
+}
+END_TEST
+
 /* The agreement of a million elements at two bits is under 2 % of what it serves. */
 START_TEST(agreements_are_small)
 {
@@ -268,6 +278,7 @@ Suite *iq_suite(void)
     tcase_add_loop_test(shorter, short_tensors_nearly_meet_bits, 0, 12);
     tcase_add_loop_test(errors, errors_are_met, 0, KINDS);
     tcase_add_test(tails, tails_cost_little);
+    tcase_add_test(tails, tiny_tensors_are_no_noise);
     tcase_add_test(tails, agreements_are_small);
     suite_add_tcase(suite, bits);
     suite_add_tcase(suite, shorter);
