@@ -213,7 +213,7 @@ static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_
     iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, codec, element_bytes, count)));
     IQ_TRY(scales_algorithm(comm, op, shared, &algorithm));
     IQ_TRY(iq_run_add_sum(comm, run, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", algorithm, ISGQ_FLOAT32, op, shared, run->scales,
-                     run->site->device != NULL));
+                          run->site->device != NULL));
     if (ops->open_scales != NULL)
         iq_run_add_work(run, "agreed scales", work_open_scales, 1);
     return ISGQ_SUCCESS;
