@@ -131,16 +131,16 @@ static isgq_result_t cost_of(const iq_cost_machine_t *machine, const isgqx_layer
 {
     int ranks = (int)iq_cost_ranks(machine);
     if (way + 1 == WAYS) {
-        double rank;
+        double rank = 0;
         IQ_TRY(take_rank(quantizer->text, &rank));
         *cost = iq_cost_powersgd(machine, layer->m, layer->n, rank);
     } else if (way < IQ_COST_WAY_COUNT) {
-        iq_cost_dense_t dense;
+        iq_cost_dense_t dense = {0};
         int contributions = way == IQ_COST_LEVELS_WAY ? ranks / (int)machine->levels[0].children : ranks;
         IQ_TRY(take_dense(quantizer, layer, contributions, way == IQ_COST_RING, &dense));
         *cost = iq_cost_dense(machine, (iq_cost_way_t)way, &dense);
     } else {
-        iq_cost_factors_t factors;
+        iq_cost_factors_t factors = {0};
         IQ_TRY(take_factors(quantizer, layer, ranks, &factors));
         *cost = iq_cost_factored(machine, (iq_cost_factored_way_t)(way - IQ_COST_WAY_COUNT), &factors);
     }
