@@ -43,6 +43,8 @@ typedef struct iq_codec_call {
     bool accumulate;     /* decode and deliver add to the output (in the output's type, by float or integer addition) */
     const float *scales; /* what ranks agreed on: uniform's scale of bucket first_bucket, first_bucket + 1, ...; NULL if the codec shares none */
     size_t first_bucket;
+    float *seen;            /* guarded: [bucket] the largest magnitude that any rank had there, of what was delivered so far (codec/guarded.h) */
+    bool holds;             /* guarded: results go to the output as the messages of the codec beneath, to be decoded later */
     const uint32_t *strata; /* [IQ_STRATA] this rank's offsets for rounding=stratified (codec/strata.h) */
     struct iq_device *device; /* where data in device memory is worked on (codec/device.h); NULL: host memory */
     const double *history; /* [IQ_HISTORY] what `learn` made of earlier results of the same tensor, zeros at first, equal on all
@@ -84,9 +86,11 @@ typedef struct iq_codec {
     iq_norm_t norm;         /* uniform: what the scale is */
     float clip;             /* uniform: scales are at most so many standard deviations of a rank's tensor; 0: no limit */
     bool shared;            /* uniform: one scale per bucket for all ranks */
+    bool predict;           /* shared scales may be guessed from the tensor's earlier calls */
     int exact;              /* uniform, shared: 1 the result is the exact integer sum, 0 requantized once by its owner, -1 by nranks (exact up to 8) */
     iq_feedback_t feedback;
     unsigned power_rank;    /* powersgd: rows of its factors. No codec of its own: what is sent are its factors, as they are; 0: another */
+    const struct iq_codec_ops *guarded; /* guarded: the codec beneath */
     double budget_bits, budget_nmse; /* coded: what may be spent, one of them is 0 */
 } iq_codec_t;
 
@@ -117,6 +121,12 @@ typedef struct iq_codec_ops {
     isgq_red_op_t (*scales_op)(const iq_codec_t *codec);            /* MAX or SUM */
     void (*close_scales)(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
     void (*open_scales)(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
+
+    /* Or NULL: scales as open_scales leaves them, from call->history alone; false: it gives none. */
+    bool (*history_scales)(const iq_codec_t *codec, const iq_codec_call_t *call, float *scales);
+
+    /* The largest magnitude that codes under an open scale stand for; NULL: the scale. */
+    float (*limit)(const iq_codec_t *codec, const iq_codec_call_t *call, float scale);
 
     /* scales[b - call->first_bucket] = max |src| over the part of bucket b in the span, maximum with what is there already
      * (the caller clears first), or what the codec makes of the span. NaN and Inf become +Inf. */

@@ -13,6 +13,7 @@ extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
 /* For host memory only. */
 extern const iq_codec_ops_t iq_codec_uniform_norm_ops; /* uniform whose shared scales are not maxima */
 extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_intsgd_ops, iq_codec_coded_ops;
+extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step follows from earlier results */
 
 /* What a codec's rows have in common: what is supported and how large it is does not depend on where data lies. */
 #define IQ_DECLARE_CODEC_SHAPE(codec_name)                                                                                   \

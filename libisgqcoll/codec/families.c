@@ -7,89 +7,12 @@
 #include "codec/coder.h"
 #include "codec/dense.h"
 #include "codec/levels.h"
+#include "codec/option_values.h"
 #include "codec/powersgd.h"
 #include "codec/quantizer_text.h"
 
 #include <stdio.h>
 #include <string.h>
-
-#define MICRO IQ_QUANTIZER_MICRO
-
-/* ---- values ---- */
-
-/* Decimal digits only; false if `text` is anything else or not in `least`..`most`. */
-static bool parse_count(const char *text, size_t least, size_t most, size_t *value)
-{
-    size_t total = 0;
-    if (*text == '\0')
-        return false;
-    for (; *text != '\0'; text++) {
-        if (*text < '0' || *text > '9')
-            return false;
-        total = total * 10 + (size_t)(*text - '0');
-        if (total > most)
-            return false;
-    }
-    *value = total;
-    return total >= least;
-}
-
-static bool parse_small(const char *text, unsigned least, unsigned most, unsigned *value)
-{
-    size_t count;
-    if (!parse_count(text, least, most, &count))
-        return false;
-    *value = (unsigned)count;
-    return true;
-}
-
-/* "4", "2.5": `least` to `most` millionths. */
-static bool parse_fraction(const char *text, unsigned least, unsigned most, double *value)
-{
-    char digits[] = "000000"; /* after the point */
-    char whole_text[8];
-    size_t whole, fraction, length = strcspn(text, ".");
-    if (length >= sizeof(whole_text))
-        return false;
-    memcpy(whole_text, text, length);
-    whole_text[length] = '\0';
-    if (text[length] == '.') {
-        const char *point = text + length + 1;
-        if (*point == '\0' || strlen(point) > 6)
-            return false;
-        memcpy(digits, point, strlen(point));
-    }
-    if (!parse_count(whole_text, 0, most / MICRO, &whole) || !parse_count(digits, 0, MICRO, &fraction))
-        return false;
-    size_t micro = whole * MICRO + fraction;
-    *value = (double)micro / MICRO;
-    return micro >= least && micro <= most;
-}
-
-/* "4", "2.5" */
-static bool write_fraction(double value, char *text)
-{
-    unsigned micro = (unsigned)(value * MICRO + 0.5);
-    int length = snprintf(text, IQ_OPTION_TEXT_BYTES, "%u.%06u", micro / MICRO, micro % MICRO);
-    while (text[length - 1] == '0')
-        text[--length] = '\0';
-    if (text[length - 1] == '.')
-        text[length - 1] = '\0';
-    return true;
-}
-
-static bool write_number(size_t number, char *text) { return snprintf(text, IQ_OPTION_TEXT_BYTES, "%zu", number) > 0; }
-
-static bool write_word(const char *word, char *text) { return snprintf(text, IQ_OPTION_TEXT_BYTES, "%s", word) > 0; }
-
-/* Which of `words` (NULL at the end) is it? -1: none. */
-static int parse_word(const char *text, const char *const *words)
-{
-    for (int i = 0; words[i] != NULL; i++)
-        if (strcmp(words[i], text) == 0)
-            return i;
-    return -1;
-}
 
 /* ---- options of dense codecs ---- */
 
@@ -195,6 +118,28 @@ static bool set_rank(iq_recipe_t *recipe, const char *value)
 }
 static bool write_rank(const iq_recipe_t *recipe, char *value) { return write_number(recipe->codec.power_rank, value); }
 
+/* Off is not written: texts from before the option stay as they are. */
+static bool set_predict(iq_recipe_t *recipe, const char *value)
+{
+    recipe->codec.predict = strcmp(value, "on") == 0;
+    return recipe->codec.predict || strcmp(value, "off") == 0;
+}
+static bool write_predict(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.predict && recipe->codec.ops != &iq_codec_intsgd_history_ops && write_word("on", value);
+}
+
+static bool set_step(iq_recipe_t *recipe, const char *value)
+{
+    bool history = strcmp(value, "history") == 0;
+    recipe->codec.ops = history ? &iq_codec_intsgd_history_ops : &iq_codec_intsgd_ops;
+    return history || strcmp(value, "shared") == 0;
+}
+static bool write_step(const iq_recipe_t *recipe, char *value)
+{
+    return recipe->codec.ops == &iq_codec_intsgd_history_ops && write_word("history", value);
+}
+
 /* ---- options of factored calls ---- */
 
 static bool parse_width(const char *text, unsigned *width) { return parse_small(text, 2, 8, width); }
@@ -295,6 +240,7 @@ static bool write_isgq_coding(const iq_recipe_t *recipe, char *value)
 #define BUCKET {"bucket", "a multiple of 8 from 32 on, or tensor", set_bucket, write_bucket}
 #define SMALL_BUCKET {"bucket", "a multiple of 32 from 32 to 8192", set_small_bucket, write_bucket}
 #define FEEDBACK {"feedback", "off, full or weighted", set_feedback, write_feedback}
+#define PREDICT {"predict", "off or on", set_predict, write_predict}
 #define FACTOR_CODING {"coding", "none or range", set_factor_coding, write_factor_coding}
 
 static const iq_option_t no_options[] = {{0}};
@@ -306,17 +252,20 @@ static const iq_option_t uniform_options[] = {
     BUCKET,
     {"sum", "exact, requantized or auto", set_sum, write_sum},
     {"feedback", "off, full or weighted", set_feedback, write_feedback_if_any},
+    PREDICT,
     {0},
 };
 
 static const iq_option_t global_qsgd_options[] = {
-    {"levels", "1 to 127", set_levels, write_levels}, {"norm", "max or l2", set_norm, write_norm}, BUCKET, {0}};
+    {"levels", "1 to 127", set_levels, write_levels}, {"norm", "max or l2", set_norm, write_norm}, BUCKET, PREDICT, {0}};
 
 static const iq_option_t exponential_options[] = {{"bits", "3 to 8", set_bits_from_3, write_bits}, BUCKET, {0}};
 
-static const iq_option_t terngrad_options[] = {{"clip", "0 to 100 standard deviations, 0 for none", set_clip, write_clip}, BUCKET, {0}};
+static const iq_option_t terngrad_options[] = {
+    {"clip", "0 to 100 standard deviations, 0 for none", set_clip, write_clip}, BUCKET, PREDICT, {0}};
 
-static const iq_option_t intsgd_options[] = {{"bits", "2 to 8", set_bits_from_2, write_bits}, {0}};
+static const iq_option_t intsgd_options[] = {
+    {"bits", "2 to 8", set_bits_from_2, write_bits}, {"scale", "shared or history", set_step, write_step}, PREDICT, {0}};
 
 static const iq_option_t qsgd_options[] = {{"bits", "2 to 8", set_bits_from_2, write_bits},
                                            {"norm", "max or l2", set_norm, write_norm},
@@ -370,6 +319,8 @@ static isgq_result_t settle_uniform(const char *text, iq_recipe_t *recipe)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': sum=exact needs scale=shared", text);
     if (!codec->shared && codec->rounding == IQ_ROUND_STRATIFIED)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': rounding=stratified needs scale=shared", text);
+    if (!codec->shared && codec->predict)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': predict=on needs scale=shared", text);
     if (!codec->shared)
         codec->exact = 0;
     return ISGQ_SUCCESS;
@@ -378,10 +329,21 @@ static isgq_result_t settle_uniform(const char *text, iq_recipe_t *recipe)
 /* As many bits as the levels take. */
 static isgq_result_t settle_levels(const char *text, iq_recipe_t *recipe)
 {
-    (void)text;
     recipe->codec.bits = iq_bit_width(2 * recipe->codec.levels);
     bool maxima = recipe->codec.norm == IQ_NORM_MAX && recipe->codec.clip == 0.0f;
     recipe->codec.ops = maxima ? &iq_codec_uniform_ops : &iq_codec_uniform_norm_ops;
+    if (recipe->codec.predict && !maxima)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': predict=on needs scales that are maxima: norm=max and clip=0", text);
+    return ISGQ_SUCCESS;
+}
+
+/* A step by the history is a guess like any other. */
+static isgq_result_t settle_intsgd(const char *text, iq_recipe_t *recipe)
+{
+    bool history = recipe->codec.ops == &iq_codec_intsgd_history_ops;
+    if (history && recipe->codec.predict)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': scale=history and predict=on exclude each other", text);
+    recipe->codec.predict |= history;
     return ISGQ_SUCCESS;
 }
 
@@ -447,7 +409,8 @@ const iq_family_t iq_families[] = {
      .options = exponential_options},
     {.name = "intsgd",
      .codec = {.ops = &iq_codec_intsgd_ops, .bits = 8, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = 1},
-     .options = intsgd_options},
+     .options = intsgd_options,
+     .settle = settle_intsgd},
     /* levels of each rank's own, and of the owner's for the sum */
     {.name = "qsgd",
      .codec = {LEVELS(qsgd), .bits = 4, .norm = IQ_NORM_L2, .bucket = 512, .rounding = IQ_ROUND_STOCHASTIC},

@@ -10,11 +10,17 @@
  *
  * The step is a power of two by an integer, not the finest one possible: ranks agree on an exponent. L is rounded down, not the
  * step's inverse, so no code is beyond its share and rounding is unbiased.
+ *
+ * By history (scale=history, calls that have one) ranks need not agree: step = sqrt(2 N r / d), d elements, r the moving average
+ * of |mean of the results|^2 over earlier calls, 9 parts old to 1 part new.
  */
 #include "base/status.h"
 #include "base/util.h"
 #include "codec/convert.h"
 #include "codec/dense.h"
+
+#include <float.h>
+#include <math.h>
 
 static int32_t top_of(const iq_codec_t *codec) { return (1 << (codec->bits - 1)) - 1; }
 
@@ -94,6 +100,42 @@ static void open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, si
 {
     (void)count;
     scales[0] = step_of(scales[0], share_of(codec, call));
+}
+
+static float limit(const iq_codec_t *codec, const iq_codec_call_t *call, float scale) { return scale * (float)share_of(codec, call); }
+
+/* ---- history: [calls, r, the square of the result that is being learned] ---- */
+
+enum { CALLS_AT, AVERAGE_AT, SQUARE_AT };
+#define KEPT 0.9
+
+static bool history_scales(const iq_codec_t *codec, const iq_codec_call_t *call, float *scales)
+{
+    if (call->history == NULL || call->history[CALLS_AT] == 0.0)
+        return false;
+    double step = sqrt(2.0 * (double)call->nranks * call->history[AVERAGE_AT] / (double)call->count);
+    scales[0] = (float)step;
+    return step * share_of(codec, call) <= (double)FLT_MAX && scales[0] >= IQ_SMALLEST_SCALE;
+}
+
+static void learn(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *dst, double *history)
+{
+    float tile[IQ_CODEC_TILE];
+    double divisor = call->op == ISGQ_AVG ? 1.0 : (double)call->nranks;
+    (void)codec;
+    if (span.first == 0)
+        history[SQUARE_AT] = 0.0;
+    for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
+        const iq_f32_any_t *values = iq_load_f32(call->datatype, dst, i, n, tile);
+        for (size_t j = 0; j < n; j++)
+            history[SQUARE_AT] += (double)values[j] / divisor * ((double)values[j] / divisor);
+    }
+    if (span.first + span.count < call->count || !isfinite(history[SQUARE_AT])) /* a result with NaN teaches nothing */
+        return;
+    double kept = history[CALLS_AT] == 0.0 ? 0.0 : KEPT;
+    history[AVERAGE_AT] = kept * history[AVERAGE_AT] + (1.0 - kept) * history[SQUARE_AT];
+    history[CALLS_AT] += 1.0;
 }
 
 /* ---- values to codes, codes to values; at most a tile ---- */
@@ -338,27 +380,14 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
-const iq_codec_ops_t iq_codec_intsgd_ops = {
-    .name = "intsgd",
-    .supports = supports,
-    .most_ranks = most_ranks,
-    .needs_scales = needs_scales,
-    .room_scales = one_scale,
-    .shared_scales = one_scale,
-    .scales_unit = scales_unit,
-    .scales_op = scales_op,
-    .local_scales = local_scales,
-    .close_scales = close_scales,
-    .open_scales = open_scales,
-    .result_is_exact = result_is_exact,
-    .acc_bytes = acc_bytes,
-    .partial_bytes = partial_bytes,
-    .result_bytes = result_bytes,
-    .encode = encode,
-    .add_own = add_own,
-    .add = add,
-    .store = store,
-    .finish = finish,
-    .decode = decode,
-    .deliver = deliver,
-};
+#define ROW \
+    .name = "intsgd", .supports = supports, .most_ranks = most_ranks, .needs_scales = needs_scales, \
+    .room_scales = one_scale, .shared_scales = one_scale, .scales_unit = scales_unit, .scales_op = scales_op, \
+    .local_scales = local_scales, .close_scales = close_scales, .open_scales = open_scales, .limit = limit, \
+    .result_is_exact = result_is_exact, .acc_bytes = acc_bytes, .partial_bytes = partial_bytes, \
+    .result_bytes = result_bytes, .encode = encode, .add_own = add_own, .add = add, .store = store, \
+    .finish = finish, .decode = decode, .deliver = deliver
+
+const iq_codec_ops_t iq_codec_intsgd_ops = {ROW};
+
+const iq_codec_ops_t iq_codec_intsgd_history_ops = {ROW, .history_scales = history_scales, .learn = learn};

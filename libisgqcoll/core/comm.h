@@ -62,6 +62,7 @@ typedef struct iq_call {
     size_t rows, columns;
     unsigned power_rank;        /* PowerSGD (core/run_powersgd.c); 0: the call does something else */
     uint64_t history;           /* 1 and the calls that the tensor's history is of; 0: the codec gets none */
+    uint64_t history_mark;      /* hash of which calls these are */
     /* decided */
     iq_codec_t codec;                 /* of the dense data */
     iq_factor_spec_t factor;          /* of the factors */

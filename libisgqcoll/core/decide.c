@@ -7,6 +7,7 @@
 #include "codec/device.h"
 #include "codec/powersgd.h"
 #include "codec/factor_device.h"
+#include "codec/guarded.h"
 #include "isgqcoll_ext.h"
 #include "core/run.h"
 
@@ -67,8 +68,9 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
 static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_t count, size_t other)
 {
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;
-    size_t scales = call->codec.shared ? iq_codec_scales(&call->codec, count) * sizeof(float) : 0;
-    if (other > limit || scales + 4 * IQ_CACHE_LINE > limit - other)
+    size_t kinds = iq_codec_predicts(&call->codec) ? 3 : 1; /* guessed, seen, agreed */
+    size_t scales = call->codec.shared ? kinds * iq_codec_scales(&call->codec, count) * sizeof(float) : 0;
+    if (other > limit || scales + 6 * IQ_CACHE_LINE > limit - other)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%s of %zu elements needs %zu bytes of scratch; ISGQ_SCRATCH_BYTES is %zu",
                        iq_call_kind_name(call->kind), count, other + scales, comm->scratch.bytes);
     return ISGQ_SUCCESS;

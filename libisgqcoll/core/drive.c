@@ -40,21 +40,23 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     comm->stats.wire_bytes += run->wire_bytes;
     comm->stats.shared_bytes += run->shared_bytes;
     comm->stats.fallback_calls += call->fallback;
+    comm->stats.predicted_calls += run->prediction.guards;
+    comm->stats.repaired_calls += run->prediction.repairs;
     comm->stats.transfer_ns += run->waited_ns;
     iq_accuracy_count(comm, run);
     comm->stats.quantize_ns += now - run->started_ns - run->waited_ns;
     isgqx_call_record_t *record = &comm->record;
     record->sequence = call->sequence;
     snprintf(record->algorithm, sizeof(record->algorithm), "%s", iq_call_algorithm_name(call));
-    snprintf(record->why, sizeof(record->why), "%s", call->why);
+    snprintf(record->why, sizeof(record->why), "%.72s%s", call->why, iq_run_prediction_text(run));
     record->input_bytes = call->input_bytes;
     record->wire_bytes = run->wire_bytes;
     record->own_bytes = run->own_bytes;
     record->time_ns = now - run->started_ns;
     comm->own_bytes += run->own_bytes;
     pthread_mutex_unlock(&comm->queue_lock);
-    IQ_DEBUG("call %llu: %s done, %llu bytes sent in %llu us", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
-             (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000));
+    IQ_DEBUG("call %llu: %s done, %llu bytes sent in %llu us%s", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
+             (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000), iq_run_prediction_text(run));
     iq_accuracy_log(run);
     iq_run_keep_estimates(run);
     iq_tensor_release(call->tensor);

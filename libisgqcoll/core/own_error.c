@@ -79,17 +79,20 @@ static double sum_squares(const float *values, size_t count)
     return sum;
 }
 
+static float *kept_residual(const iq_own_error_t *own) { return own->next != NULL ? own->next : own->residual; }
+
 /* e = what is left of it + v - C(v), where own->values holds C(v). At most a tile. */
 static void keep_error(iq_own_error_t *own, iq_span_t span, size_t offset, const iq_f32_any_t *input, size_t count)
 {
     size_t first = span.first + offset;
     const float *decoded = own->values + offset;
-    float *kept = own->residual + first;
+    const float *left = own->residual + first;
+    float *kept = kept_residual(own) + first;
     if (first >= own->corrected)
         return;
     count = iq_min(count, own->corrected - first);
     for (size_t i = 0; i < count; i++) {
-        float residual = kept[i] + (input[i] - decoded[i]);
+        float residual = left[i] + (input[i] - decoded[i]);
         kept[i] = is_finite(residual) ? residual : 0.0f;
     }
     own->residual_square += sum_squares(kept, count);
@@ -157,13 +160,13 @@ void iq_own_error_look_at_result(const iq_step_data_t *data, const void *acc, co
         return;
     float *decoded = (float *)(void *)own->acc;
     call.datatype = ISGQ_FLOAT32;
-    call.accumulate = false;
+    call.accumulate = call.holds = false;
     stage->codec.ops->deliver(&stage->codec, &call, data->span, acc, own->values);
     if (stage->codec.ops->decode(&stage->codec, &call, data->span, message, decoded) != ISGQ_SUCCESS)
         iq_assert(false); /* this rank wrote it */
     if (data->span.first >= own->corrected)
         return;
-    float *residual = own->residual + data->span.first;
+    float *residual = kept_residual(own) + data->span.first;
     size_t count = iq_min(data->span.count, own->corrected - data->span.first);
     own->residual_square -= sum_squares(residual, count);
     for (size_t i = 0; i < count; i++) { /* what is not finite is some rank's value, and the result says so */

@@ -23,6 +23,7 @@ typedef struct iq_own_error {
     isgq_data_type_t datatype;     /* of g */
     float *input;                  /* v, where it is not g itself */
     float *residual;         /* e: [corrected] */
+    float *next;             /* where the new e goes, if e is to stay as it is; or NULL */
     size_t corrected;        /* elements; a factored call's bias has no residual */
     float beta;
     unsigned char *acc;      /* room of one chunk, beside the run's */

@@ -203,9 +203,6 @@ static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_
     size_t room = iq_codec_scales(codec, count), shared = ops->shared_scales == NULL ? room : ops->shared_scales(codec, count);
     isgq_red_op_t op = ops->scales_op == NULL ? ISGQ_MAX : ops->scales_op(codec);
     const iq_algorithm_t *algorithm;
-    run->scales = iq_scratch_take(run, room * sizeof(float));
-    if (run->scales == NULL)
-        return ISGQ_ERR_NO_MEMORY;
     if (run->site->device != NULL)
         iq_device_clear(run->site->device, run->scales, room * sizeof(float));
     else
@@ -214,8 +211,35 @@ static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_
     IQ_TRY(scales_algorithm(comm, op, shared, &algorithm));
     IQ_TRY(iq_run_add_sum(comm, run, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", algorithm, ISGQ_FLOAT32, op, shared, run->scales,
                           run->site->device != NULL));
+    iq_run_add_learning(run);
     if (ops->open_scales != NULL)
         iq_run_add_work(run, "agreed scales", work_open_scales, 1);
+    return ISGQ_SUCCESS;
+}
+
+/* Scales before the data: agreed on, or guessed. */
+static isgq_result_t prepare_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
+{
+    run->scales = iq_scratch_take(run, iq_codec_scales(codec, codec_call->count) * sizeof(float));
+    if (run->scales == NULL)
+        return ISGQ_ERR_NO_MEMORY;
+    IQ_TRY(iq_run_predict(run, codec, codec_call));
+    return run->prediction.guards ? ISGQ_SUCCESS
+                                  : add_scales(comm, run, codec, iq_datatype_bytes(codec_call->datatype), codec_call->count);
+}
+
+/* The data of a dense call, from own input of type `own_type`. */
+static isgq_result_t add_data(isgq_comm_t comm, iq_run_t *run, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
+                              const iq_codec_call_t *codec_call, isgq_data_type_t own_type, const void *src, void *dst)
+{
+    iq_stage_t *stage;
+    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, codec, codec_call, codec_call->count,
+                    run->site->device != NULL, false, &stage));
+    stage->src = src;
+    stage->dst = dst;
+    stage->own_call.datatype = own_type;
+    stage->own_bytes = iq_datatype_bytes(own_type);
+    stage->own = run->own_error.corrects || run->own_error.measures ? &run->own_error : NULL;
     return ISGQ_SUCCESS;
 }
 
@@ -231,25 +255,22 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
                                   .call = run->call->sequence,
                                   .count = count,
                                   .strata = comm->strata,
+                                  .history = iq_run_history(run),
                                   .accumulate = accumulate};
-    iq_stage_t *stage;
     isgq_data_type_t own_type = datatype;
     if (sums)
         iq_run_add_feedback(comm, run, &codec, count, &src, dst, &own_type);
     else
         codec.shared = false;
     if (codec.ops->needs_scales(&codec) && count > 0) {
-        IQ_TRY(add_scales(comm, run, &codec, iq_datatype_bytes(datatype), count));
+        IQ_TRY(prepare_scales(comm, run, &codec, &codec_call));
         codec_call.scales = run->scales;
     }
-    codec_call.history = iq_run_history(run);
-    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, &codec, &codec_call, count,
-                    run->site->device != NULL, false, &stage));
-    stage->src = src;
-    stage->dst = dst;
-    stage->own_call.datatype = own_type;
-    stage->own_bytes = iq_datatype_bytes(own_type);
-    stage->own = run->own_error.corrects || run->own_error.measures ? &run->own_error : NULL;
+    if (run->prediction.guards) {
+        IQ_TRY(add_data(comm, run, algorithm, &codec, &codec_call, own_type, src, dst));
+        iq_run_add_verdict(run, &run->stages[run->nstages - 1]);
+    }
+    IQ_TRY(add_data(comm, run, algorithm, &codec, &codec_call, own_type, src, dst));
     iq_run_add_history(run);
     return ISGQ_SUCCESS;
 }
@@ -314,6 +335,7 @@ static void reset(iq_run_t *run, iq_site_t *site, iq_call_t *call)
     run->shared_bytes = 0;
     run->waited_ns = run->blocked_ns = 0;
     run->own_error = (iq_own_error_t){0};
+    run->prediction = (iq_prediction_run_t){0};
     run->shadow = (iq_shadow_t){0};
     run->started_ns = run->progress_ns = iq_now_ns();
 }
@@ -414,6 +436,10 @@ static isgq_result_t advance_once(isgq_comm_t comm, iq_run_t *run, bool *moved)
     iq_stage_t *stage = &run->stages[run->stage];
     int blocked_on = -1;
     *moved = true;
+    if (stage->skipped) {
+        next_stage(run);
+        return ISGQ_SUCCESS;
+    }
     if (stage->work != NULL)
         return advance_work(comm, run, stage, moved);
     if (!run->has_action && !iq_plan_next(stage->plan, &run->cursor, &run->action)) {

@@ -4,6 +4,7 @@
  *
  *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, history]
  *   PowerSGD              directions, product P, plan: sum of P, basis, product Q, plan: sum of Q, result
+ *   ... predicted         [error feedback,] guarded plan, verdict, results, plan if the guess was wrong [, history]
  *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
  *   factored, share       prepare, plan: max of peaks, encode, plan: gather blobs, decode some, plan in the host: gather rows, product x some tiles,
  *                         plan in the host: gather the gradient, copy out
@@ -48,6 +49,7 @@ typedef struct iq_stage {
     iq_own_error_t *own;      /* looks at own input, or NULL */
     const unsigned char *src; /* where element 0 of the tensor would be */
     unsigned char *dst;
+    bool skipped;             /* nothing of it is done */
     bool on_device;           /* where these lie: src, dst, room */
     iq_room_t room;
     bool sums_in_place;       /* values as they are: the output serves as accumulator, and its bytes are the result message */
@@ -103,6 +105,15 @@ typedef struct iq_power_run {
     float *own_q;  /* this rank's part of it before the sum; NULL: nobody asks what becomes of own values */
 } iq_power_run_t;
 
+/* Shared scales that are guessed: run_predicted.c. */
+typedef struct iq_prediction_run {
+    bool learns;         /* ranks agree, and the tensor remembers on what */
+    bool guards;         /* run->scales are a guess */
+    bool repairs;        /* which was wrong */
+    size_t scales;       /* how many */
+    float *seen, *agreed; /* largest magnitudes over all ranks; and the scales that follow */
+} iq_prediction_run_t;
+
 typedef struct iq_run {
     iq_call_t *call; /* NULL: idle */
     iq_site_t *site;
@@ -120,6 +131,7 @@ typedef struct iq_run {
     iq_room_t host_room;    /* on the host; only factored calls on devices need it */
     float *scales;
     iq_own_error_t own_error;
+    iq_prediction_run_t prediction;
     double history[IQ_HISTORY];  /* of the tensor when the call began */
     iq_shadow_t shadow;
     iq_power_run_t power;
@@ -158,6 +170,20 @@ void iq_run_keep_estimates(iq_run_t *run);
 /* ---- run_powersgd.c ---- */
 
 isgq_result_t iq_run_begin_powersgd(isgq_comm_t comm, iq_run_t *run);
+
+/* ---- run_predicted.c: shared scales that are guessed ---- */
+
+/* Where the call may be predicted and is: run->scales are a guess, and run->prediction.guards is set. */
+isgq_result_t iq_run_predict(iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call);
+
+/* The last stage, laid out like the call's plan, becomes the one under the guess; the stages between it and that plan. */
+void iq_run_add_verdict(iq_run_t *run, iq_stage_t *guarded);
+
+/* Ranks have agreed on run->scales, not opened yet: the stage that remembers them, where that is wanted. */
+void iq_run_add_learning(iq_run_t *run);
+
+/* "", or how it went, for the record of the call. */
+const char *iq_run_prediction_text(const iq_run_t *run);
 
 /* ---- shadow.c ---- */
 

@@ -96,6 +96,6 @@ static isgq_result_t work_history(isgq_comm_t comm, iq_run_t *run, size_t trip)
 
 void iq_run_add_history(iq_run_t *run)
 {
-    if (run->call->history != 0)
+    if (run->call->history != 0 && run->call->codec.ops->learn != NULL)
         iq_run_add_work(run, "history", work_history, iq_ceil_div(run->call->count, PIECE_ELEMENTS));
 }

@@ -3,6 +3,7 @@
  * From a decided call to a queued one: fingerprint the arguments that all ranks must agree on, remember them, queue, wake the thread.
  */
 #include "base/util.h"
+#include "codec/guarded.h"
 #include "core/exec_stream.h"
 #include "core/gpu.h"
 #include "core/tensor.h"
@@ -21,23 +22,24 @@ const char *iq_call_algorithm_name(const iq_call_t *call)
 
 /* ---- agreement ---- */
 
-#define HISTORY_TEXT_BYTES 112
+#define HISTORY_TEXT_BYTES 144
 
 /* Lines of the tensor's shape and of what is known of its earlier results, "" if nobody asks. */
 static const char *format_history(const iq_call_t *call, char line[HISTORY_TEXT_BYTES])
 {
-    unsigned long long before = (unsigned long long)(call->history - 1);
+    unsigned long long before = (unsigned long long)(call->history - 1), mark = (unsigned long long)call->history_mark;
     if (call->power_rank != 0)
-        snprintf(line, HISTORY_TEXT_BYTES, "shape %zu x %zu\nhistory of %llu calls\n", call->rows, call->columns, before);
+        snprintf(line, HISTORY_TEXT_BYTES, "shape %zu x %zu\nhistory of %llu calls\nhistory_mark %016llx\n", call->rows, call->columns, before,
+                 mark);
     else if (call->quantizer->dense.codec.power_rank != 0)
         snprintf(line, HISTORY_TEXT_BYTES, "shape of no use\n");
     if (call->power_rank != 0 || call->quantizer->dense.codec.power_rank != 0)
         return line;
-    if (call->codec.ops->learn == NULL)
+    if (call->codec.ops->learn == NULL && !iq_codec_predicts(&call->codec))
         return "";
     if (call->history == 0)
         return "history none\n";
-    snprintf(line, HISTORY_TEXT_BYTES, "history of %llu calls\n", before);
+    snprintf(line, HISTORY_TEXT_BYTES, "history of %llu calls\nhistory_mark %016llx\n", before, mark);
     return line;
 }
 
@@ -65,7 +67,7 @@ static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_
 static uint64_t fingerprint(const iq_call_t *call)
 {
     struct {
-        uint64_t count, max_batch, m, n, rows, columns, history;
+        uint64_t count, max_batch, m, n, rows, columns, history, history_mark;
         int32_t kind, datatype, op, root, bias, way, captured;
     } key;
     memset(&key, 0, sizeof(key));
@@ -77,6 +79,7 @@ static uint64_t fingerprint(const iq_call_t *call)
     key.history = call->history;
     key.rows = call->power_rank != 0 ? call->rows : 0;
     key.columns = call->power_rank != 0 ? call->columns : 0;
+    key.history_mark = call->history_mark;
     key.way = (int32_t)call->way;
     key.captured = call->captured;
     if (call->kind == IQ_CALL_FACTORED) {
@@ -147,7 +150,8 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
     iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
     isgq_quantizer_t forgotten = slot->quantizer;
     *slot = enqueued;
-    slot->fingerprint = fingerprint(&enqueued);
+    slot->history_mark = slot->history != 0 ? iq_tensor_mark(slot->tensor, slot, sequence) : 0;
+    slot->fingerprint = fingerprint(slot);
     if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
     iq_tensor_hold(slot->tensor);

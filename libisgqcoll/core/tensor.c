@@ -3,6 +3,7 @@
 #include "core/tensor.h"
 
 #include "base/util.h"
+#include "codec/guarded.h"
 #include "codec/powersgd.h"
 
 #include <stdlib.h>
@@ -36,6 +37,9 @@ void iq_tensor_release(isgq_tensor_t tensor)
     if (tensor == NULL || atomic_fetch_sub(&tensor->holders, 1) > 1)
         return;
     free(tensor->residual);
+    free(tensor->next_residual);
+    free(tensor->held);
+    free(tensor->prediction.levels);
     free(tensor->input);
     free(tensor->directions);
     free(tensor);
@@ -45,9 +49,10 @@ void isgq_tensor_destroy(isgq_tensor_t tensor) { iq_tensor_release(tensor); }
 
 void iq_tensor_forget(isgq_tensor_t tensor)
 {
-    tensor->comm = tensor->calls = tensor->corrected = tensor->learner = tensor->learned = 0;
+    tensor->comm = tensor->calls = tensor->corrected = tensor->learner = tensor->learned = tensor->mark = tensor->loaded = 0;
     tensor->variance = 0.0;
     tensor->power_rank = 0;
+    iq_prediction_forget(&tensor->prediction);
     if (tensor->residual != NULL)
         memset(tensor->residual, 0, tensor->count * sizeof(float));
 }
@@ -106,13 +111,18 @@ isgq_result_t iq_tensor_make_directions(isgq_tensor_t tensor)
 }
 
 /* Zeros. */
-static isgq_result_t allocate(isgq_tensor_t tensor, const char *what, float **buffer)
+static isgq_result_t allocate_some(isgq_tensor_t tensor, const char *what, size_t count, float **buffer)
 {
     if (*buffer != NULL || tensor->count == 0)
         return ISGQ_SUCCESS;
-    *buffer = calloc(tensor->count, sizeof(float));
+    *buffer = calloc(count, sizeof(float));
     return *buffer != NULL ? ISGQ_SUCCESS
                            : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "tensor %s: %s of %zu elements", tensor->name, what, tensor->count);
+}
+
+static isgq_result_t allocate(isgq_tensor_t tensor, const char *what, float **buffer)
+{
+    return allocate_some(tensor, what, tensor->count, buffer);
 }
 
 /* Is there a contribution of this rank's that a codec with error feedback encodes? */
@@ -142,6 +152,24 @@ static isgq_result_t prepare_feedback(isgq_comm_t comm, isgq_tensor_t tensor, iq
     return ISGQ_SUCCESS;
 }
 
+/* What predicted calls keep until all ranks know that the guess held. */
+static isgq_result_t prepare_prediction(isgq_tensor_t tensor, const iq_call_t *call)
+{
+    IQ_TRY(allocate_some(tensor, "the largest values", iq_tensor_levels(tensor), &tensor->prediction.levels));
+    if (call->corrects)
+        IQ_TRY(allocate(tensor, "the next residual", &tensor->next_residual));
+    bool in_place = call->send == call->recv || (call->corrects && iq_tensor_uses_output(call));
+    size_t room = tensor->count + IQ_GUARDED_SLACK / sizeof(float);
+    return in_place ? allocate_some(tensor, "results", room, &tensor->held) : ISGQ_SUCCESS;
+}
+
+/* Is there anything to remember of the calls of this codec? */
+static bool has_history(isgq_comm_t comm, const iq_call_t *call)
+{
+    bool predicts = iq_codec_predicts(&call->codec) && comm->nranks > 1;
+    return (call->codec.ops->learn != NULL || predicts) && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices;
+}
+
 /* A history is for one codec with its settings: others begin anew. */
 static void count_history(isgq_tensor_t tensor, iq_call_t *call)
 {
@@ -150,6 +178,15 @@ static void count_history(isgq_tensor_t tensor, iq_call_t *call)
         tensor->learned = 0;
     tensor->learner = learner;
     call->history = 1 + tensor->learned++;
+}
+
+uint64_t iq_tensor_mark(isgq_tensor_t tensor, const iq_call_t *call, uint64_t sequence)
+{
+    uint64_t known[] = {tensor->mark, tensor->loaded}, before = call->history == 1 ? 0 : iq_hash(IQ_HASH_START, known, sizeof(known));
+    uint64_t now[] = {before, sequence};
+    tensor->mark = iq_hash(IQ_HASH_START, now, sizeof(now));
+    tensor->loaded = 0;
+    return before;
 }
 
 isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call)
@@ -170,8 +207,11 @@ isgq_result_t iq_tensor_use(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *c
         tensor->power_rank = call->power_rank;
         count_history(tensor, call);
     }
-    if (call->codec.ops->learn != NULL && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices)
+    if (has_history(comm, call)) {
+        if (iq_codec_predicts(&call->codec))
+            IQ_TRY(prepare_prediction(tensor, call));
         count_history(tensor, call);
+    }
     if (call->corrects || call->history != 0) {
         tensor->comm = comm->number;
         call->tensor = tensor;

@@ -3,8 +3,8 @@
  * What is remembered of one tensor between calls. Calls in flight hold the tensor, so destroying the handle under them is harmless. Who may touch what:
  *
  *   constant                      name, count; where the buffers are, once they are there
- *   the thread that makes calls   comm, calls, learner, learned, power_rank, shape
- *   the calls, one after another  what is in the buffers, history, variance, corrected
+ *   the thread that makes calls   comm, calls, learner, learned, mark, loaded, power_rank, shape
+ *   the calls, one after another  what is in the buffers, history, prediction, variance, corrected
  *
  * Handle functions look at all of it, and therefore refuse to while a call holds the tensor.
  */
@@ -12,6 +12,7 @@
 #define ISGQ_CORE_TENSOR_H
 
 #include "core/comm.h"
+#include "core/predict.h"
 
 #define IQ_TENSOR_NAME_BYTES 256
 
@@ -22,6 +23,8 @@ struct isgq_tensor {
     uint64_t comm;              /* number of the communicator whose calls it remembers; 0: none yet */
     uint64_t calls;
     float *residual;            /* [count] of error feedback; NULL before the first call that has it */
+    float *next_residual;       /* [count] of a predicted call, until it is known to stand; or NULL */
+    float *held;                /* [count and some] results of a predicted call in place, likewise, not decoded yet; or NULL */
     float *input;               /* [count] values with residual, where the output cannot hold them; or NULL */
     size_t rows, columns;       /* as a matrix; 0: no shape was set */
     float *directions;          /* Q of PowerSGD: room for the largest rank that pays; NULL before the first call that has one */
@@ -30,6 +33,9 @@ struct isgq_tensor {
     uint64_t corrected;         /* calls in it */
     uint64_t learner;           /* hash of the quantizer's text for which the history is */
     uint64_t learned;           /* calls in it, those in flight included */
+    uint64_t mark;              /* hash of which calls these are */
+    uint64_t loaded;            /* hash of a history that was loaded, until the next call; or 0 */
+    iq_prediction_t prediction;
     double history[IQ_HISTORY]; /* of the codec: iq_codec_call_t.history */
 };
 
@@ -44,6 +50,12 @@ void iq_tensor_lend_shape(isgq_tensor_t tensor, iq_call_t *call);
 
 /* Room for Q of PowerSGD with the tensor's shape. */
 isgq_result_t iq_tensor_make_directions(isgq_tensor_t tensor);
+
+/* Floats of prediction.levels: for the smallest buckets that there are. */
+static inline size_t iq_tensor_levels(isgq_tensor_t tensor) { return tensor->count / 32 + 1; }
+
+/* The call, whose history is this tensor's, is number `sequence` of its communicator: which calls the history is of, those before. */
+uint64_t iq_tensor_mark(isgq_tensor_t tensor, const iq_call_t *call, uint64_t sequence);
 
 /* The call that was changing what the tensor has has ended in the middle: what is there is neither the old nor the new. */
 void iq_tensor_forget(isgq_tensor_t tensor);

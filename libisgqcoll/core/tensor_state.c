@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A tensor's memory as bytes for a checkpoint: a header, then the residual and the directions of PowerSGD, where there are such. The header ends with a checksum of
+ * A tensor's memory as bytes for a checkpoint: a header, then the residual, the directions of PowerSGD and the levels of guessed scales, where there are such. The header ends with a checksum of
  * itself and has those of the others, so no byte changes unseen. In the machine's byte order: state is for the rank that saved it.
  */
 #include "base/util.h"
@@ -11,14 +11,15 @@
 #include <string.h>
 
 #define STATE_MAGIC 0x51535449u /* "ITSQ" */
-#define STATE_VERSION 3
+#define STATE_VERSION 4
 
 typedef struct state {
     uint32_t magic, version;
     uint64_t count, calls, name_hash;
-    uint64_t corrected, learner, learned;
+    uint64_t corrected, learner, learned, mark;
     uint64_t rows, columns, power_rank; /* shape, and vectors among the directions; 0: none */
-    uint64_t residual_bytes, residual_hash, directions_bytes, directions_hash;
+    uint64_t residual_bytes, residual_hash, directions_bytes, directions_hash, levels_bytes, levels_hash;
+    uint32_t failures, waits; /* of guesses */
     double variance;
     double history[IQ_HISTORY];
     uint64_t checksum; /* of everything before */
@@ -41,7 +42,8 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_save: %s is NULL", tensor == NULL ? "tensor" : "bytes");
     size_t residual_bytes = tensor->residual != NULL ? tensor->count * sizeof(float) : 0;
     size_t directions_bytes = tensor->power_rank * tensor->columns * sizeof(float);
-    size_t needed = sizeof(state_t) + residual_bytes + directions_bytes;
+    size_t levels_bytes = tensor->prediction.known ? iq_tensor_levels(tensor) * sizeof(float) : 0;
+    size_t needed = sizeof(state_t) + residual_bytes + directions_bytes + levels_bytes;
     if (buffer == NULL) {
         *bytes = needed;
         return ISGQ_SUCCESS;
@@ -59,6 +61,7 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
     state.corrected = tensor->corrected;
     state.learner = tensor->learner;
     state.learned = tensor->learned;
+    state.mark = tensor->mark;
     state.residual_bytes = residual_bytes;
     state.residual_hash = iq_hash(IQ_HASH_START, tensor->residual, residual_bytes);
     state.rows = tensor->rows;
@@ -66,6 +69,10 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
     state.power_rank = tensor->power_rank;
     state.directions_bytes = directions_bytes;
     state.directions_hash = iq_hash(IQ_HASH_START, tensor->directions, directions_bytes);
+    state.levels_bytes = levels_bytes;
+    state.levels_hash = iq_hash(IQ_HASH_START, tensor->prediction.levels, levels_bytes);
+    state.failures = tensor->prediction.failures;
+    state.waits = tensor->prediction.waits;
     state.variance = tensor->variance;
     memcpy(state.history, tensor->history, sizeof(state.history));
     state.checksum = checksum(&state);
@@ -74,6 +81,8 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
         memcpy((unsigned char *)buffer + sizeof(state), tensor->residual, residual_bytes);
     if (directions_bytes > 0)
         memcpy((unsigned char *)buffer + sizeof(state) + residual_bytes, tensor->directions, directions_bytes);
+    if (levels_bytes > 0)
+        memcpy((unsigned char *)buffer + sizeof(state) + residual_bytes + directions_bytes, tensor->prediction.levels, levels_bytes);
     *bytes = needed;
     return ISGQ_SUCCESS;
 }
@@ -108,15 +117,17 @@ static isgq_result_t read_header(isgq_tensor_t tensor, const void *buffer, size_
     if (state->magic != STATE_MAGIC || state->checksum != checksum(state))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s is damaged", tensor->name);
     size_t rest = bytes - sizeof(*state), residual = (size_t)state->residual_bytes;
-    if (residual > rest || rest - residual != state->directions_bytes)
+    if (residual > rest || rest - residual != state->directions_bytes + state->levels_bytes)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: %zu bytes where %zu were saved", bytes,
-                       sizeof(*state) + residual + (size_t)state->directions_bytes);
+                       sizeof(*state) + residual + (size_t)(state->directions_bytes + state->levels_bytes));
     if (state->count != tensor->count || state->name_hash != name_hash(tensor))
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: the state is of another tensor than %s with %zu elements",
                        tensor->name, tensor->count);
     if (state->residual_bytes != 0 && state->residual_bytes != tensor->count * sizeof(float))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s has a residual of %zu bytes", tensor->name,
                        (size_t)state->residual_bytes);
+    if (state->levels_bytes != 0 && state->levels_bytes != iq_tensor_levels(tensor) * sizeof(float))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "tensor_load: the state of %s has levels of %zu bytes", tensor->name, (size_t)state->levels_bytes);
     return check_shape(tensor, state);
 }
 
@@ -154,15 +165,27 @@ static isgq_result_t take_directions(isgq_tensor_t tensor, const state_t *state,
     return ISGQ_SUCCESS;
 }
 
-static void take_state(isgq_tensor_t tensor, const state_t *state, float *residual)
+/* Of what ranks have in common: ranks that load memories of different runs must not go on together. */
+static uint64_t contents(const state_t *state)
+{
+    uint64_t parts[] = {state->directions_hash, state->levels_hash, state->failures, state->waits};
+    return iq_hash(iq_hash(IQ_HASH_START, parts, sizeof(parts)), state->history, sizeof(state->history));
+}
+
+static void take_state(isgq_tensor_t tensor, const state_t *state, float *residual, float *levels)
 {
     free(tensor->residual);
+    free(tensor->prediction.levels);
     tensor->residual = residual;
+    tensor->prediction = (iq_prediction_t){
+        .levels = levels, .known = levels != NULL, .failures = state->failures, .waits = state->waits};
     tensor->comm = 0; /* of whoever goes on with it */
     tensor->calls = state->calls;
     tensor->corrected = state->corrected;
     tensor->learner = state->learner;
     tensor->learned = state->learned;
+    tensor->mark = state->mark;
+    tensor->loaded = contents(state);
     tensor->variance = state->variance;
     memcpy(tensor->history, state->history, sizeof(tensor->history));
 }
@@ -170,7 +193,7 @@ static void take_state(isgq_tensor_t tensor, const state_t *state, float *residu
 isgq_result_t isgq_tensor_load(isgq_tensor_t tensor, const void *buffer, size_t bytes)
 {
     state_t state;
-    float *residual = NULL, *directions = NULL;
+    float *residual = NULL, *directions = NULL, *levels = NULL;
     if (tensor == NULL || buffer == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_load: %s is NULL", tensor == NULL ? "tensor" : "buffer");
     IQ_TRY(check_idle(tensor, "tensor_load"));
@@ -181,11 +204,16 @@ isgq_result_t isgq_tensor_load(isgq_tensor_t tensor, const void *buffer, size_t 
         result = read_part(tensor, "memory of directions", parts + state.residual_bytes, (size_t)state.directions_bytes,
                            state.directions_hash, &directions);
     if (result == ISGQ_SUCCESS)
+        result = read_part(tensor, "levels", parts + state.residual_bytes + state.directions_bytes, (size_t)state.levels_bytes,
+                           state.levels_hash, &levels);
+    if (result == ISGQ_SUCCESS)
         result = take_directions(tensor, &state, directions);
     if (result == ISGQ_SUCCESS)
-        take_state(tensor, &state, residual);
-    else
+        take_state(tensor, &state, residual, levels);
+    else {
         free(residual);
+        free(levels);
+    }
     free(directions);
     return result;
 }

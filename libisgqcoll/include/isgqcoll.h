@@ -420,6 +420,10 @@ ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
  *   - The directions of "powersgd", from which the next call goes on: four bytes for each column and direction.
  *   - What quantizers learn from earlier results. For this and the directions all ranks must
  *     then name a tensor with the same past, else the call fails with ISGQ_ERR_MISMATCH.
+ *   - The largest values of each bucket, where the quantizer says predict=on (or intsgd:scale=history): later allreduces guess the
+ *     scales that ranks would agree on first. A wrong guess is noticed on the way, and the call is done again as if nothing had
+ *     been guessed. What holds for directions about the past holds here too. An eighth of a byte an element, and four bytes for calls in place,
+ *     four for error feedback.
  *
  * Calls on one tensor may be in flight together and take effect in their order, in groups too. What is remembered belongs to the
  * communicator of the first such call: calls on others are refused (ISGQ_ERR_INVALID_USAGE) until the tensor is reset or loaded. A call
@@ -680,6 +684,10 @@ typedef struct isgq_stats {
     double shadow_nmse, mean_shadow_nmse; /**< |result - exact|^2 / |exact|^2 of the last one, and the mean */
 
     uint64_t shared_bytes; /**< bytes this rank passed to ranks of its host to divide the work of factored calls ("share"), not in wire_bytes */
+
+    /* Calls whose shared scales were guessed from the tensor's earlier ones (option predict of quantizers). Equal on all ranks. */
+    uint64_t predicted_calls; /**< that went out under a guess */
+    uint64_t repaired_calls;  /**< of them, those that were done again because the guess was too small or too wide */
 } isgq_stats_t;
 
 /**

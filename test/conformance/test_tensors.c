@@ -54,6 +54,7 @@ static const struct {
     {"onebit:bucket=256", false},
     {"uniform:bits=2,rounding=nearest,feedback=weighted", false},
     {"uniform:bits=1,sum=requantized,feedback=weighted", true},
+    {"uniform:bits=3,bucket=512,feedback=weighted,predict=on", true},
 };
 #define FEEDBACKS (int)(sizeof(feedbacks) / sizeof(feedbacks[0]))
 
@@ -167,7 +168,7 @@ static void states_body(iq_rank_t *rank)
     check_refused(rank, fresh, &stump, ISGQ_ERR_CORRUPT, "24 bytes");
     saved.bytes[4] = 1; /* the version before residuals, whose states had 40 bytes */
     check_refused(rank, fresh, &old, ISGQ_ERR_CORRUPT, "version 1");
-    saved.bytes[4] = 2;
+    saved.bytes[4] = 4;
     reduce(rank, rank->comm, fresh, "onebit:bucket=256", 7, again); /* the failed loads left nothing behind */
     RANK_OK(rank, isgq_tensor_reset(tensor));
     reduce(rank, rank->comm, tensor, "onebit:bucket=256", 7, out);
