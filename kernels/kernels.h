@@ -49,6 +49,12 @@ typedef struct iq_kernels {
      * mod 4) of iq_draw(seed, call, stream, rank, number). */
     void (*quantize)(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes);
 
+    /* quantize and pack8 in one, width 1..8; and back: dst[i] = (float)(2 * code - offset) * unit / divisor, or += if `add`.
+     * Returns the largest code. */
+    void (*encode)(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, unsigned width, void *packed);
+    uint32_t (*decode)(const void *packed, size_t count, unsigned width, int32_t offset, float unit, float divisor, bool add,
+                       iq_f32_any_t *dst);
+
     /* Width 1..8; codes are below 2^width. */
     void (*pack8)(const uint8_t *codes, size_t count, unsigned width, void *packed);
     void (*unpack8)(const void *packed, size_t count, unsigned width, uint8_t *codes);

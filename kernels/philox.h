@@ -19,6 +19,8 @@ typedef struct iq_philox_block {
     uint32_t word[4];
 } iq_philox_block_t;
 
+enum { IQ_PHILOX_ROUNDS = 7 };
+
 /* One instruction on GPUs too, where compilers make of the plain C a product of 64-bit numbers, or two of 32 bits. */
 IQ_DEVICE uint64_t iq_multiply_wide(uint32_t a, uint32_t b)
 {
@@ -37,7 +39,7 @@ IQ_DEVICE iq_philox_block_t iq_philox(uint32_t c0, uint32_t c1, uint32_t c2, uin
 #ifdef __CUDA_ARCH__
 #pragma unroll
 #endif
-    for (int round = 0; round < 10; round++) {
+    for (int round = 0; round < IQ_PHILOX_ROUNDS; round++) {
         uint64_t p0 = iq_multiply_wide(0xD2511F53u, c0);
         uint64_t p1 = iq_multiply_wide(0xCD9E8D57u, c2);
         c0 = (uint32_t)(p1 >> 32) ^ c1 ^ k0;

@@ -86,10 +86,8 @@ static void run_dequantize(const piece_t *p)
 
 static void encode(const piece_t *p, bool stochastic, const uint32_t *offsets)
 {
-    uint8_t codes[TILE];
     iq_grid_t grid = grid_of(p->width, stochastic, offsets);
-    p->row->quantize(&grid, p->first, p->values, p->count, codes);
-    p->row->pack8(codes, p->count, p->width, p->packed);
+    p->row->encode(&grid, p->first, p->values, p->count, p->width, p->packed);
 }
 
 static void run_encode_nearest(const piece_t *p) { encode(p, false, NULL); }
@@ -98,13 +96,7 @@ static void run_encode_stratified(const piece_t *p) { encode(p, true, strata); }
 
 static void run_decode_add(const piece_t *p)
 {
-    uint32_t codes[TILE];
-    float tile[TILE];
-    p->row->unpack32(p->packed, p->count, p->width, codes);
-    sink = p->row->add32(codes, p->count, true, codes);
-    p->row->dequantize(codes, p->count, (1 << p->width) - 2, 1e-3f, 1.0f, tile);
-    for (size_t i = 0; i < p->count; i++)
-        p->output[i] += tile[i];
+    sink = p->row->decode(p->packed, p->count, p->width, (1 << p->width) - 2, 1e-3f, 1.0f, true, p->output);
 }
 
 static void run_hadamard(const piece_t *p)

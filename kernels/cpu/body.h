@@ -5,6 +5,7 @@
  *     TARGET          an attribute that names the instruction set, or nothing
  *     usable          is this CPU able to run it?
  *     draw_tile       random words, see rows.h
+ *     QUANTIZE_MANY   optional: codes of the first elements of a run, and how many they are
  *     SQUEEZE, SPREAD eight bytes below 2^width to 8 * width bits side by side, and back (bits above 8 * width do not matter)
  * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot
  * differ because the arithmetic is the same source (contraction is off). Only what compilers do badly is left to the rows.
@@ -14,6 +15,10 @@
 #include "kernels/hadamard.h"
 
 #include <string.h>
+
+#ifndef QUANTIZE_MANY
+#define QUANTIZE_MANY(grid, first, src, count, codes) 0
+#endif
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed codes and messages are little-endian");
 
@@ -47,7 +52,7 @@ static inline uint32_t quads_of(size_t elements) { return (uint32_t)((elements +
 
 TARGET static void draw(const iq_grid_t *grid, uint64_t first, size_t count, uint32_t *words)
 {
-    uint32_t random[TILE];
+    _Alignas(64) uint32_t random[TILE];
     while (count > 0) {
         size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
         draw_tile(grid, first / 4, quads_of(skip + n), random);
@@ -60,60 +65,46 @@ TARGET static void draw(const iq_grid_t *grid, uint64_t first, size_t count, uin
 
 /* ---- values to codes ---- */
 
-TARGET static void quantize_stochastic(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count,
-                                       uint8_t *codes)
+/* Codes of a tile, from 24 random bits each, or none. */
+TARGET static void round_tile(const iq_grid_t *grid, const iq_f32_any_t *src, const uint32_t *random24, size_t count, uint8_t *codes)
 {
     const float inverse = grid->inverse, shift = grid->shift;
     const int32_t low = grid->low, high = grid->high;
-    uint32_t random[TILE];
-    while (count > 0) {
-        size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
-        draw_tile(grid, first / 4, quads_of(skip + n), random);
-        for (size_t i = 0; i < n; i++)
-            codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i] >> 8, low, high) - low);
-        first += n;
-        src += n;
-        codes += n;
-        count -= n;
+    if (random24 == NULL) {
+        for (size_t i = 0; i < count; i++)
+            codes[i] = (uint8_t)(iq_round_nearest(src[i] * inverse + shift, low, high) - low);
+    } else {
+        for (size_t i = 0; i < count; i++)
+            codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random24[i], low, high) - low);
     }
 }
 
-TARGET static void quantize_stratified(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count,
-                                       uint8_t *codes)
+TARGET static void random_tile(const iq_grid_t *grid, uint64_t first, size_t count, uint32_t *random24)
 {
-    const float inverse = grid->inverse, shift = grid->shift;
-    const int32_t low = grid->low, high = grid->high;
-    uint32_t random[TILE];
-    while (count > 0) {
-        size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
-        draw_tile(grid, first / 4, quads_of(skip + n), random);
-        for (size_t i = skip; i < skip + n; i++)
-            random[i] = iq_stratified_bits(random[i], grid->strata);
-        for (size_t i = 0; i < n; i++)
-            codes[i] = (uint8_t)(iq_round_stochastic(src[i] * inverse + shift, random[skip + i], low, high) - low);
-        first += n;
-        src += n;
-        codes += n;
-        count -= n;
+    draw_tile(grid, first / 4, quads_of(first % 4 + count), random24);
+    if (grid->strata == NULL) {
+        for (size_t i = 0; i < first % 4 + count; i++)
+            random24[i] >>= 8;
+    } else {
+        for (size_t i = 0; i < first % 4 + count; i++)
+            random24[i] = iq_stratified_bits(random24[i], grid->strata);
     }
-}
-
-TARGET static void quantize_nearest(const iq_grid_t *grid, const iq_f32_any_t *src, size_t count, uint8_t *codes)
-{
-    const float inverse = grid->inverse, shift = grid->shift;
-    const int32_t low = grid->low, high = grid->high;
-    for (size_t i = 0; i < count; i++)
-        codes[i] = (uint8_t)(iq_round_nearest(src[i] * inverse + shift, low, high) - low);
 }
 
 TARGET static void quantize(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
 {
-    if (grid->stochastic && grid->strata != NULL)
-        quantize_stratified(grid, first, src, count, codes);
-    else if (grid->stochastic)
-        quantize_stochastic(grid, first, src, count, codes);
-    else
-        quantize_nearest(grid, src, count, codes);
+    _Alignas(64) uint32_t random24[TILE];
+    size_t done = QUANTIZE_MANY(grid, first, src, count, codes);
+    if (!grid->stochastic) {
+        round_tile(grid, src + done, NULL, count - done, codes + done);
+        return;
+    }
+    for (size_t i = done, n; i < count; i += n) {
+        size_t skip = (first + i) % 4;
+        n = TILE - skip < count - i ? TILE - skip : count - i;
+        random_tile(grid, first + i, n, random24);
+        round_tile(grid, src + i, random24 + skip, n, codes + i);
+    }
 }
 
 /* ---- packing ---- */
@@ -154,6 +145,67 @@ TARGET static void unpack8(const void *packed, size_t count, unsigned width, uin
         memcpy(codes + i, &group, count - i < 8 ? count - i : 8);
     }
 }
+
+/* ---- values to packed codes, and back ---- */
+
+TARGET static void encode(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, unsigned width, void *packed)
+{
+    unsigned char *out = packed;
+    _Alignas(64) uint8_t codes[TILE];
+    for (size_t i = 0; i < count; i += TILE) {
+        size_t n = count - i < TILE ? count - i : TILE;
+        quantize(grid, first + i, src + i, n, codes);
+        pack8(codes, n, width, out + i / 8 * width);
+    }
+}
+
+TARGET static uint8_t largest(const uint8_t *codes, size_t count)
+{
+    uint8_t lanes[64] = {0}, most = 0;
+    size_t i = 0;
+    for (; i + 64 <= count; i += 64) {
+        for (int lane = 0; lane < 64; lane++)
+            lanes[lane] = codes[i + lane] > lanes[lane] ? codes[i + lane] : lanes[lane];
+    }
+    for (; i < count; i++)
+        most = codes[i] > most ? codes[i] : most;
+    for (int lane = 0; lane < 64; lane++)
+        most = lanes[lane] > most ? lanes[lane] : most;
+    return most;
+}
+
+/* The value of a code, unless there is a divisor. */
+static inline float value_of(uint8_t code, int32_t offset, float unit) { return (float)(2 * (int32_t)code - offset) * unit; }
+
+TARGET static uint32_t decode(const void *packed, size_t count, unsigned width, int32_t offset, float unit, float divisor, bool add,
+                              iq_f32_any_t *dst)
+{
+    const unsigned char *in = packed;
+    _Alignas(64) uint8_t codes[TILE];
+    uint8_t most = 0;
+    for (size_t i = 0; i < count; i += TILE, dst += TILE) {
+        size_t n = count - i < TILE ? count - i : TILE;
+        unpack8(in + i / 8 * width, n, width, codes);
+        uint8_t found = largest(codes, n);
+        most = found > most ? found : most;
+        if (divisor != 1.0f && add) {
+            for (size_t j = 0; j < n; j++)
+                dst[j] += value_of(codes[j], offset, unit) / divisor;
+        } else if (divisor != 1.0f) {
+            for (size_t j = 0; j < n; j++)
+                dst[j] = value_of(codes[j], offset, unit) / divisor;
+        } else if (add) {
+            for (size_t j = 0; j < n; j++)
+                dst[j] += value_of(codes[j], offset, unit);
+        } else {
+            for (size_t j = 0; j < n; j++)
+                dst[j] = value_of(codes[j], offset, unit);
+        }
+    }
+    return most;
+}
+
+/* ---- packing codes of any width ---- */
 
 /* Eight codes of any width. */
 TARGET static void pack_group(const uint32_t codes[8], unsigned width, unsigned char *out)
@@ -349,6 +401,8 @@ const iq_kernels_t ROW = {
     .usable = usable,
     .absmax = absmax,
     .quantize = quantize,
+    .encode = encode,
+    .decode = decode,
     .pack8 = pack8,
     .unpack8 = unpack8,
     .pack32 = pack32,

@@ -1,0 +1,134 @@
+/* SPDX-License-Identifier: Apache-2.0 */
+/* What rows of 512-bit vectors have in common: random words and rounding, sixteen values at a time. TARGET names the instruction
+ * set. */
+#ifndef ISGQ_KERNELS_CPU_AVX512_PARTS_H
+#define ISGQ_KERNELS_CPU_AVX512_PARTS_H
+
+#include "kernels/cpu/rows.h"
+
+#include <immintrin.h>
+
+#define PART TARGET static inline __attribute__((always_inline))
+
+/* ---- random words ---- */
+
+/* The upper halves of 64-bit lanes in their lower halves; a shuffle, because shifts compete with multiplications for a port. */
+PART __m512i upper_half(__m512i lanes) { return _mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(lanes))); }
+
+/* Philox on 8 * `vectors` blocks at once, each in the lower half of a 64-bit lane: the multiplication takes just those halves and
+ * leaves high and low word together, and what is in the upper halves never matters. Several vectors, because a round waits for
+ * the one before. */
+PART void draw_vectors(const iq_grid_t *grid, uint64_t quad, int vectors, __m512i *random)
+{
+    const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53), multiplier1 = _mm512_set1_epi64(0xCD9E8D57);
+    const __m512i tag = _mm512_set1_epi64((grid->stream << 8) | (grid->rank << 16));
+    const __m512i lower = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), upper = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32);
+    __m512i c0[4], c1[4], c2[4], c3[4];
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        c0[v] = _mm512_add_epi64(_mm512_set1_epi64((long long)quad + 8 * v), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
+        c1[v] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi64(c0[v], 32), _mm512_set1_epi64(0xff)), tag);
+        c2[v] = _mm512_set1_epi64((long long)(grid->call & 0xffffffff));
+        c3[v] = _mm512_set1_epi64((long long)(grid->call >> 32));
+    }
+#pragma GCC unroll 10
+    for (int round = 0; round < IQ_PHILOX_ROUNDS; round++) {
+        const __m512i keys0 = _mm512_set1_epi64(key0), keys1 = _mm512_set1_epi64(key1);
+#pragma GCC unroll 4
+        for (int v = 0; v < vectors; v++) {
+            __m512i product0 = _mm512_mul_epu32(multiplier0, c0[v]), product1 = _mm512_mul_epu32(multiplier1, c2[v]);
+            c0[v] = _mm512_ternarylogic_epi64(upper_half(product1), c1[v], keys0, 0x96); /* exclusive or of three */
+            c2[v] = _mm512_ternarylogic_epi64(upper_half(product0), c3[v], keys1, 0x96);
+            c1[v] = product1;
+            c3[v] = product0;
+        }
+        key0 += 0x9E3779B9u;
+        key1 += 0xBB67AE85u;
+    }
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        __m512i first = _mm512_mask_shuffle_epi32(c0[v], 0xaaaa, c1[v], 0xA0); /* words 0 and 1 of each block */
+        __m512i second = _mm512_mask_shuffle_epi32(c2[v], 0xaaaa, c3[v], 0xA0);
+        random[2 * v] = _mm512_permutex2var_epi64(first, lower, second);
+        random[2 * v + 1] = _mm512_permutex2var_epi64(first, upper, second);
+    }
+}
+
+TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quads, uint32_t *random)
+{
+    for (uint32_t block = 0; block < quads; block += 8) {
+        __m512i words[2];
+        draw_vectors(grid, quad + block, 1, words);
+        _mm512_storeu_si512(random + 4 * block, words[0]);
+        _mm512_storeu_si512(random + 4 * block + 16, words[1]);
+    }
+}
+
+/* ---- rounding ---- */
+
+enum { BLOCK = 128 }; /* elements whose random words are made together */
+
+/* Where rounding goes up from the integer below: as iq_round_stochastic, or iq_round_nearest without words. */
+PART __mmask16 goes_up(const iq_grid_t *grid, __m512 fraction, const __m512i *words)
+{
+    if (words == NULL)
+        return _mm512_cmp_ps_mask(fraction, _mm512_set1_ps(0.5f), _CMP_GE_OQ);
+    __m512i random24 = _mm512_srli_epi32(*words, 8);
+    if (grid->strata != NULL) {
+        __m512i offsets = _mm512_i32gather_epi32(_mm512_and_si512(*words, _mm512_set1_epi32(0xff)), grid->strata, 4);
+        random24 = _mm512_and_si512(_mm512_add_epi32(random24, offsets), _mm512_set1_epi32(0xffffff));
+    }
+    return _mm512_cmplt_epi32_mask(random24, _mm512_cvttps_epi32(_mm512_mul_ps(fraction, _mm512_set1_ps(16777216.0f))));
+}
+
+/* Codes of sixteen values: the operations of quant_math.h in the same order. */
+PART __m512i codes_of(const iq_grid_t *grid, __m512 values, const __m512i *words)
+{
+    const __m512 low = _mm512_set1_ps((float)grid->low), high = _mm512_set1_ps((float)grid->high);
+    __m512 y = _mm512_add_ps(_mm512_mul_ps(values, _mm512_set1_ps(grid->inverse)), _mm512_set1_ps(grid->shift));
+    y = _mm512_min_ps(_mm512_max_ps(y, low), high); /* max(NaN, low) is low */
+    __m512 fraction = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512i whole = _mm512_cvt_roundps_epi32(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    __m512i code = _mm512_sub_epi32(whole, _mm512_set1_epi32(grid->low));
+    return _mm512_mask_sub_epi32(code, goes_up(grid, fraction, words), code, _mm512_set1_epi32(-1));
+}
+
+PART void quantize_block(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, uint8_t *codes)
+{
+    __m512i words[8], code[8];
+    if (grid->stochastic)
+        draw_vectors(grid, first / 4, 4, words);
+#pragma GCC unroll 8
+    for (int v = 0; v < 8; v++)
+        code[v] = codes_of(grid, _mm512_loadu_ps(src + 16 * v), grid->stochastic ? &words[v] : NULL);
+#pragma GCC unroll 2
+    for (int v = 0; v < 8; v += 4) {
+        __m512i bytes = _mm512_packus_epi16(_mm512_packus_epi32(code[v], code[v + 1]), _mm512_packus_epi32(code[v + 2], code[v + 3]));
+        /* Packing works within 128 bits: four codes of each vector in turn. */
+        const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        _mm512_storeu_si512(codes + 16 * v, _mm512_permutexvar_epi32(order, bytes));
+    }
+}
+
+/* Codes of the first elements; how many they are is returned. */
+TARGET static size_t quantize_many(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
+{
+    const iq_grid_t plain = {.inverse = grid->inverse, .shift = grid->shift, .low = grid->low, .high = grid->high};
+    const iq_grid_t random = {.inverse = grid->inverse, .shift = grid->shift, .low = grid->low, .high = grid->high, .stochastic = true,
+                              .stream = grid->stream, .rank = grid->rank, .seed = grid->seed, .call = grid->call};
+    size_t i = 0;
+    if (!grid->stochastic) {
+        for (; i + BLOCK <= count; i += BLOCK)
+            quantize_block(&plain, first + i, src + i, codes + i);
+    } else if (first % 4 == 0 && grid->strata == NULL) {
+        for (; i + BLOCK <= count; i += BLOCK)
+            quantize_block(&random, first + i, src + i, codes + i);
+    } else if (first % 4 == 0) {
+        for (; i + BLOCK <= count; i += BLOCK)
+            quantize_block(grid, first + i, src + i, codes + i);
+    }
+    return i;
+}
+
+#endif
