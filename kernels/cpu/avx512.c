@@ -7,6 +7,7 @@
 
 #include "kernels/cpu/avx512_parts.h"
 #define QUANTIZE_MANY quantize_many
+#define PACK_MANY pack_many
 
 /* The `width` lower bits of every byte. */
 #define BYTE_MASK(width) ((0xffull >> (8 - (width))) * 0x0101010101010101ull)

@@ -97,6 +97,7 @@ PART __m512i codes_of(const iq_grid_t *grid, __m512 values, const __m512i *words
 PART void quantize_block(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, uint8_t *codes)
 {
     __m512i words[8], code[8];
+    iq_ask_for(src + AHEAD, BLOCK);
     if (grid->stochastic)
         draw_vectors(grid, first / 4, 4, words);
 #pragma GCC unroll 8
@@ -111,7 +112,7 @@ PART void quantize_block(const iq_grid_t *grid, uint64_t first, const iq_f32_any
     }
 }
 
-/* Codes of the first elements; how many they are is returned. */
+/* Codes of the first elements, whole blocks; how many they are is returned. */
 TARGET static size_t quantize_many(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes)
 {
     const iq_grid_t plain = {.inverse = grid->inverse, .shift = grid->shift, .low = grid->low, .high = grid->high};
@@ -127,6 +128,37 @@ TARGET static size_t quantize_many(const iq_grid_t *grid, uint64_t first, const 
     } else if (first % 4 == 0) {
         for (; i + BLOCK <= count; i += BLOCK)
             quantize_block(grid, first + i, src + i, codes + i);
+    }
+    return i;
+}
+
+/* ---- packing ---- */
+
+/* Neighbours become one, three times, as scalar.c has it: the lower bits come from the lanes, the others from lanes shifted down. */
+PART __m512i merge(__m512i lanes, __m512i shifted, __m512i lower) { return _mm512_ternarylogic_epi64(lower, lanes, shifted, 0xca); }
+
+/* Packs the first codes; how many they are is returned. `bytes`: room at `out`. Sixteen bytes are written for 2 * width. */
+TARGET static size_t pack_many(const uint8_t *codes, size_t count, unsigned width, unsigned char *out, size_t bytes)
+{
+    const __m512i one = _mm512_set1_epi16((short)((1u << width) - 1)), two = _mm512_set1_epi32((int)((1u << 2 * width) - 1));
+    const __m512i four = _mm512_set1_epi64((long long)((1ull << 4 * width) - 1));
+    const __m128i by1 = _mm_cvtsi32_si128((int)(8 - width)), by2 = _mm_cvtsi32_si128((int)(16 - 2 * width)),
+                  by4 = _mm_cvtsi32_si128((int)(32 - 4 * width));
+    /* The first `width` bytes of both halves side by side: byte k comes from k, from `width` on from k + 8 - width. */
+    const __m128i place = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), own = _mm_set1_epi8((char)width);
+    const __mmask16 second = _mm_cmpge_epi8_mask(place, own);
+    const __m512i order = _mm512_broadcast_i32x4(_mm_mask_add_epi8(place, second, place, _mm_set1_epi8((char)(8 - width))));
+    size_t i = 0, at = 0;
+    for (; i + 64 <= count && at + 6 * width + 16 <= bytes; i += 64, at += 8 * width) {
+        __m512i lanes = _mm512_loadu_si512(codes + i);
+        lanes = merge(lanes, _mm512_srl_epi16(lanes, by1), one);
+        lanes = merge(lanes, _mm512_srl_epi32(lanes, by2), two);
+        lanes = merge(lanes, _mm512_srl_epi64(lanes, by4), four);
+        lanes = _mm512_shuffle_epi8(lanes, order);
+        _mm_storeu_si128((__m128i *)(out + at), _mm512_castsi512_si128(lanes));
+        _mm_storeu_si128((__m128i *)(out + at + 2 * width), _mm512_extracti32x4_epi32(lanes, 1));
+        _mm_storeu_si128((__m128i *)(out + at + 4 * width), _mm512_extracti32x4_epi32(lanes, 2));
+        _mm_storeu_si128((__m128i *)(out + at + 6 * width), _mm512_extracti32x4_epi32(lanes, 3));
     }
     return i;
 }

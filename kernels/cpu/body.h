@@ -6,6 +6,7 @@
  *     usable          is this CPU able to run it?
  *     draw_tile       random words, see rows.h
  *     QUANTIZE_MANY   optional: codes of the first elements of a run, and how many they are
+ *     PACK_MANY       optional: packs the first codes, and how many they are
  *     SQUEEZE, SPREAD eight bytes below 2^width to 8 * width bits side by side, and back (bits above 8 * width do not matter)
  * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot
  * differ because the arithmetic is the same source (contraction is off). Only what compilers do badly is left to the rows.
@@ -18,6 +19,10 @@
 
 #ifndef QUANTIZE_MANY
 #define QUANTIZE_MANY(grid, first, src, count, codes) 0
+#endif
+
+#ifndef PACK_MANY
+#define PACK_MANY(codes, count, width, out, bytes) 0
 #endif
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed codes and messages are little-endian");
@@ -113,7 +118,7 @@ TARGET static void quantize(const iq_grid_t *grid, uint64_t first, const iq_f32_
 TARGET static void pack8(const uint8_t *codes, size_t count, unsigned width, void *packed)
 {
     unsigned char *out = packed;
-    size_t bytes = iq_packed_bytes(count, width), i = 0, at = 0;
+    size_t bytes = iq_packed_bytes(count, width), i = PACK_MANY(codes, count, width, out, bytes), at = i / 8 * width;
     for (; i + 8 <= count && at + 8 <= bytes; i += 8, at += width) {
         uint64_t group;
         memcpy(&group, codes + i, 8);
@@ -151,9 +156,9 @@ TARGET static void unpack8(const void *packed, size_t count, unsigned width, uin
 TARGET static void encode(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, unsigned width, void *packed)
 {
     unsigned char *out = packed;
-    _Alignas(64) uint8_t codes[TILE];
-    for (size_t i = 0; i < count; i += TILE) {
-        size_t n = count - i < TILE ? count - i : TILE;
+    _Alignas(64) uint8_t codes[4 * TILE];
+    for (size_t i = 0, n; i < count; i += n) {
+        n = count - i < sizeof(codes) ? count - i : sizeof(codes);
         quantize(grid, first + i, src + i, n, codes);
         pack8(codes, n, width, out + i / 8 * width);
     }
@@ -185,6 +190,8 @@ TARGET static uint32_t decode(const void *packed, size_t count, unsigned width, 
     uint8_t most = 0;
     for (size_t i = 0; i < count; i += TILE, dst += TILE) {
         size_t n = count - i < TILE ? count - i : TILE;
+        if (add)
+            iq_ask_for(dst + AHEAD, TILE);
         unpack8(in + i / 8 * width, n, width, codes);
         uint8_t found = largest(codes, n);
         most = found > most ? found : most;

@@ -102,12 +102,10 @@ static void measure(const values_t *values, iq_f32_any_t *scales)
     }
 }
 
-/* Codes of at most a tile. A sum's random bits do not depend on who owns it; stratified ones are drawn for all ranks together. */
-static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
+/* All of a grid but its step. A sum's random bits do not depend on who owns it; stratified ones are drawn for all ranks together. */
+static iq_grid_t grid_of(const values_t *values)
 {
-    float tile[IQ_CODEC_TILE];
     const iq_codec_t *codec = values->codec;
-    const iq_f32_any_t *from = load(values, offset, count, tile);
     int32_t half = (int32_t)(iq_uniform_top(codec) / 2);
     bool stratified = codec->rounding == IQ_ROUND_STRATIFIED && codec->shared && !values->is_sum;
     iq_grid_t grid = {
@@ -123,11 +121,42 @@ static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t 
         .call = values->call->call,
         .strata = stratified ? values->call->strata : NULL,
     };
+    return grid;
+}
+
+/* Codes of at most a tile. */
+static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
+{
+    float tile[IQ_CODEC_TILE];
+    const iq_codec_t *codec = values->codec;
+    const iq_f32_any_t *from = load(values, offset, count, tile);
+    iq_grid_t grid = grid_of(values);
     iq_uniform_run_t run = {.offset = offset};
     while (iq_uniform_next_run(codec, values->span, offset + count, &run)) {
         grid.inverse = iq_inverse_step(iq_uniform_top(codec), scales[run.bucket]);
         iq_kernels()->quantize(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count,
                                codes + (run.offset - offset));
+    }
+}
+
+/* Do all buckets of the span begin with a whole byte of codes? Then nothing but the step changes between them. */
+static bool is_regular(const iq_codec_t *codec, iq_span_t span)
+{
+    return codec->bucket == 0 || (codec->bucket % 8 == 0 && span.first % 8 == 0);
+}
+
+/* The same, packed. At most a tile of a regular span. */
+static void encode_tile(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, unsigned char *packed)
+{
+    float tile[IQ_CODEC_TILE];
+    const iq_codec_t *codec = values->codec;
+    const iq_f32_any_t *from = load(values, offset, count, tile);
+    iq_grid_t grid = grid_of(values);
+    iq_uniform_run_t run = {.offset = offset};
+    while (iq_uniform_next_run(codec, values->span, offset + count, &run)) {
+        grid.inverse = iq_inverse_step(iq_uniform_top(codec), scales[run.bucket]);
+        iq_kernels()->encode(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count, codec->bits,
+                             packed + (run.offset - offset) / 8 * codec->bits);
     }
 }
 
@@ -142,6 +171,10 @@ static void write_codes(const values_t *values, const iq_f32_any_t *scales, unsi
     for (size_t i = 0, n; i < values->span.count; i += n) {
         unsigned char *at = packed + iq_uniform_packed_bytes(codec, i, 1);
         n = iq_min(values->span.count - i, tile_of(codec));
+        if (codec->levels != 1 && is_regular(codec, values->span)) {
+            encode_tile(values, scales, i, n, at);
+            continue;
+        }
         quantize(values, scales, i, n, codes);
         if (codec->levels != 1) {
             iq_kernels()->pack8(codes, n, codec->bits, at);
@@ -201,6 +234,11 @@ static bool unpack_ternary(const unsigned char *bytes, size_t count, uint32_t *c
     return good;
 }
 
+static isgq_result_t refuse_code(uint32_t found, uint32_t most, size_t first, size_t count)
+{
+    return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, most, first, first + count - 1);
+}
+
 /* At most a tile. */
 static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offset, size_t count, uint32_t *codes, bool first,
                             void *sums)
@@ -215,8 +253,7 @@ static isgq_result_t unpack(const packed_t *packed, iq_span_t span, size_t offse
                        span.first + offset, span.first + offset + count - 1);
     uint32_t found = iq_kernels()->add32(codes, count, first, sums);
     if (found > most)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec uniform: code %u above %u in elements %zu to %zu", found, most,
-                       span.first + offset, span.first + offset + count - 1);
+        return refuse_code(found, most, span.first + offset, count);
     return ISGQ_SUCCESS;
 }
 
@@ -235,6 +272,25 @@ typedef struct target {
     void *dst;
 } target_t;
 
+/* Sums of codes of a regular span, of at most 8 bits, straight to f32. */
+static isgq_result_t decode_runs(const packed_t *packed, iq_span_t span, const iq_f32_any_t *scales, float divisor,
+                                 const target_t *target)
+{
+    const iq_codec_t *codec = packed->codec;
+    unsigned width = iq_uniform_width(codec, packed->parts);
+    uint32_t most = iq_uniform_most(codec, packed->parts);
+    iq_uniform_run_t run = {0};
+    while (iq_uniform_next_run(codec, span, span.count, &run)) {
+        uint32_t found = iq_kernels()->decode(packed->bytes + run.offset / 8 * width, run.count, width,
+                                              iq_uniform_zero(codec, packed->parts),
+                                              iq_half_step(iq_uniform_top(codec), scales[run.bucket]), divisor, target->accumulate,
+                                              (iq_f32_any_t *)target->dst + run.offset);
+        if (found > most)
+            return refuse_code(found, most, span.first + run.offset, run.count);
+    }
+    return check_padding(packed, span);
+}
+
 /* Sums of codes to values. */
 static isgq_result_t read_codes(const packed_t *packed, iq_span_t span, const iq_f32_any_t *scales, float divisor,
                                 const target_t *target)
@@ -243,6 +299,9 @@ static isgq_result_t read_codes(const packed_t *packed, iq_span_t span, const iq
     float tile[IQ_CODEC_TILE];
     const iq_codec_t *codec = packed->codec;
     int32_t zero = iq_uniform_zero(codec, packed->parts);
+    if (target->datatype == ISGQ_FLOAT32 && is_regular(codec, span) && !iq_uniform_is_ternary(codec, packed->parts) &&
+        iq_uniform_width(codec, packed->parts) <= 8)
+        return decode_runs(packed, span, scales, divisor, target);
     for (size_t i = 0; i < span.count; i += tile_of(codec)) {
         size_t end = iq_min(i + tile_of(codec), span.count);
         iq_uniform_run_t run = {.offset = i};
