@@ -124,29 +124,15 @@ static iq_grid_t grid_of(const values_t *values)
     return grid;
 }
 
-/* Codes of at most a tile. */
-static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes)
-{
-    float tile[IQ_CODEC_TILE];
-    const iq_codec_t *codec = values->codec;
-    const iq_f32_any_t *from = load(values, offset, count, tile);
-    iq_grid_t grid = grid_of(values);
-    iq_uniform_run_t run = {.offset = offset};
-    while (iq_uniform_next_run(codec, values->span, offset + count, &run)) {
-        grid.inverse = iq_inverse_step(iq_uniform_top(codec), scales[run.bucket]);
-        iq_kernels()->quantize(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count,
-                               codes + (run.offset - offset));
-    }
-}
-
 /* Do all buckets of the span begin with a whole byte of codes? Then nothing but the step changes between them. */
 static bool is_regular(const iq_codec_t *codec, iq_span_t span)
 {
     return codec->bucket == 0 || (codec->bucket % 8 == 0 && span.first % 8 == 0);
 }
 
-/* The same, packed. At most a tile of a regular span. */
-static void encode_tile(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, unsigned char *packed)
+/* At most a tile, to codes or, of a regular span, to packed codes; the other is NULL. */
+static void quantize(const values_t *values, const iq_f32_any_t *scales, size_t offset, size_t count, uint8_t *codes,
+                     unsigned char *packed)
 {
     float tile[IQ_CODEC_TILE];
     const iq_codec_t *codec = values->codec;
@@ -154,9 +140,12 @@ static void encode_tile(const values_t *values, const iq_f32_any_t *scales, size
     iq_grid_t grid = grid_of(values);
     iq_uniform_run_t run = {.offset = offset};
     while (iq_uniform_next_run(codec, values->span, offset + count, &run)) {
+        size_t first = values->span.first + run.offset, at = run.offset - offset;
         grid.inverse = iq_inverse_step(iq_uniform_top(codec), scales[run.bucket]);
-        iq_kernels()->encode(&grid, values->span.first + run.offset, from + (run.offset - offset), run.count, codec->bits,
-                             packed + (run.offset - offset) / 8 * codec->bits);
+        if (packed != NULL)
+            iq_kernels()->encode(&grid, first, from + at, run.count, codec->bits, packed + at / 8 * codec->bits);
+        else
+            iq_kernels()->quantize(&grid, first, from + at, run.count, codes + at);
     }
 }
 
@@ -172,10 +161,10 @@ static void write_codes(const values_t *values, const iq_f32_any_t *scales, unsi
         unsigned char *at = packed + iq_uniform_packed_bytes(codec, i, 1);
         n = iq_min(values->span.count - i, tile_of(codec));
         if (codec->levels != 1 && is_regular(codec, values->span)) {
-            encode_tile(values, scales, i, n, at);
+            quantize(values, scales, i, n, NULL, at);
             continue;
         }
-        quantize(values, scales, i, n, codes);
+        quantize(values, scales, i, n, codes, NULL);
         if (codec->levels != 1) {
             iq_kernels()->pack8(codes, n, codec->bits, at);
             continue;
@@ -400,7 +389,7 @@ static void add_own_local(const values_t *values, iq_f32_any_t *sums, bool first
         measure(&part, &scale);
         for (size_t i = 0; i < run.count; i += IQ_CODEC_TILE) {
             size_t n = iq_min(run.count - i, IQ_CODEC_TILE);
-            quantize(&part, &scale, i, n, codes);
+            quantize(&part, &scale, i, n, codes, NULL);
             iq_kernels()->add8(codes, n, true, wide);
             iq_kernels()->dequantize(wide, n, (int32_t)iq_uniform_top(codec), iq_half_step(iq_uniform_top(codec), scale), 1.0f,
                                      tile);
@@ -421,7 +410,7 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
         if (codec->shared) {
-            quantize(&values, shared_scales(codec, call, span), i, n, codes);
+            quantize(&values, shared_scales(codec, call, span), i, n, codes, NULL);
             iq_kernels()->add8(codes, n, first, (iq_u32_any_t *)acc + i);
         } else { /* the only contribution: finish quantizes it */
             iq_store_f32(ISGQ_FLOAT32, load(&values, i, n, tile), n, !first, acc, i);

@@ -341,76 +341,6 @@ START_TEST(quantize_follows_its_definition)
 }
 END_TEST
 
-/* encode is quantize and pack8, decode is unpack8 and the values, for every width, tail, alignment and place in the stream. */
-static void check_encode(const iq_kernels_t *row, const iq_grid_t *grid, unsigned width, uint64_t first, const float *values,
-                         size_t count)
-{
-    static uint8_t codes[COUNT], packed[COUNT + 8], expected[COUNT + 8];
-    static char floats[COUNT * sizeof(float) + 8];
-    size_t bytes = iq_packed_bytes(count, width);
-    memcpy(floats + 1, values, count * sizeof(float)); /* unaligned */
-    for (size_t i = 0; i < count; i++)
-        codes[i] = code_of(grid, first + i, values[i]);
-    memset(packed, 0xa5, sizeof(packed));
-    memset(expected, 0xa5, sizeof(expected));
-    iq_kernel_rows[0]->pack8(codes, count, width, expected + 1);
-    row->encode(grid, first, (const iq_f32_any_t *)(floats + 1), count, width, packed + 1);
-    ck_assert_mem_eq(packed, expected, bytes + 2);
-
-    uint32_t most = 0;
-    for (int how = 0; how < 4; how++) {
-        bool add = how % 2;
-        float divisor = how / 2 ? 3.0f : 1.0f;
-        char back[8 + sizeof(floats)];
-        memcpy(back + 1, values, count * sizeof(float));
-        memset(back + 1 + count * sizeof(float), 0xa5, 4);
-        uint32_t found = row->decode(packed + 1, count, width, (1 << width) - 2, 0.3f, divisor, add, (iq_f32_any_t *)(back + 1));
-        for (size_t i = 0; i < count; i++) {
-            float value, due = (float)(2 * codes[i] - (1 << width) + 2) * 0.3f;
-            due /= divisor;
-            memcpy(&value, back + 1 + i * sizeof(float), sizeof(value));
-            due = add ? values[i] + due : due;
-            REQUIRE(iq_float_bits(value) == iq_float_bits(due) || (isnan(value) && isnan(due)));
-            most = codes[i] > most ? codes[i] : most;
-        }
-        REQUIRE(found == most);
-        REQUIRE(back[1 + count * sizeof(float)] == (char)0xa5);
-    }
-}
-
-START_TEST(encode_is_quantize_and_pack)
-{
-    static float values[COUNT];
-    static uint32_t strata[256];
-    static const size_t counts[] = {0, 1, 7, 8, 63, 64, 65, 127, 128, 129, 255, 256, 263, 520, 1237};
-    for (int i = 0; i < 256; i++)
-        strata[i] = random_bits() >> 8;
-    for (int i = 0; i < COUNT; i++)
-        values[i] = i % 4 == 0 ? ldexpf(random_unit(), -(i % 140)) : random_unit() * 1.1f;
-    values[2] = NAN;
-    values[130] = -INFINITY;
-    FOR_ROWS(row)
-    {
-        for (unsigned width = 1; width <= 8; width++) {
-            for (unsigned i = 0; i < 45; i++) {
-                int32_t half = (1 << (width - 1)) - 1;
-                iq_grid_t grid = {.inverse = width == 1 ? 0.5f : (float)half,
-                                  .shift = width == 1 ? 0.5f : 0.0f,
-                                  .low = -half,
-                                  .high = width == 1 ? 1 : half,
-                                  .stochastic = i % 3 > 0,
-                                  .stream = 1,
-                                  .rank = 65535,
-                                  .seed = 0x9876543210fedcbaull,
-                                  .call = 0x123456789abcdef0ull,
-                                  .strata = i % 3 == 2 ? strata : NULL};
-                check_encode(*row, &grid, width, i % 2 ? 0x3fffffffcull : 41 * i, values, counts[i / 3]);
-            }
-        }
-    }
-}
-END_TEST
-
 START_TEST(rounding_stays_within_the_range)
 {
     for (uint32_t i = 0; i < 1000000; i++) {
@@ -508,7 +438,6 @@ Suite *iq_suite(void)
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, absmax_finds_the_largest);
     tcase_add_test(tcase, quantize_follows_its_definition);
-    tcase_add_test(tcase, encode_is_quantize_and_pack);
     tcase_add_test(tcase, rounding_stays_within_the_range);
     suite_add_tcase(suite, tcase);
 
