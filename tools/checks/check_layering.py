@@ -21,6 +21,7 @@ LAYERS = [
     ("libisgqcoll/codec/", PUBLIC + ["base/", "codec/", "kernels/"]),
     ("libisgqcoll/plan/", PUBLIC + ["base/", "plan/", "codec/codec.h"]),
     ("libisgqcoll/core/", PUBLIC + ["base/", "kernels/", "transport/", "codec/", "plan/", "core/"]),
+    ("perf/bench_rows.c", PUBLIC + ["kernels/", "tools/common/"]),  # measures the kernels themselves
     ("perf/", PUBLIC + ["perf/", "tools/common/"]),
     ("tools/", PUBLIC + ["tools/"]),
     ("bindings/", PUBLIC + ["bindings/"]),
