@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Philox4x32-7 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11, doi:10.1145/2063384.2063405).
+ * Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC'11, doi:10.1145/2063384.2063405).
  *
  * Counter-based: no state, any element's number can be made anywhere, CPU and GPU agree. Shared by C and CUDA.
  */
@@ -19,8 +19,7 @@ typedef struct iq_philox_block {
     uint32_t word[4];
 } iq_philox_block_t;
 
-/* The fewest that its authors found to pass every test of BigCrush (docs/adr/0013). */
-enum { IQ_PHILOX_ROUNDS = 7 };
+enum { IQ_PHILOX_ROUNDS = 10 };
 
 /* One instruction on GPUs too, where compilers make of the plain C a product of 64-bit numbers, or two of 32 bits. */
 IQ_DEVICE uint64_t iq_multiply_wide(uint32_t a, uint32_t b)

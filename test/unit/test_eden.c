@@ -88,7 +88,7 @@ START_TEST(errors_are_those_of_normal_values)
     unsigned bits = (unsigned)_i;
     for (size_t k = 0; k < IQ_ARRAY_SIZE(counts); k++) {
         for (unsigned shape = 0; shape < SHAPES; shape++) {
-            uint64_t calls = 3 + 160000 / counts[k];
+            uint64_t calls = 3 + 40000 / counts[k];
             double mean = 0.0;
             fill((shape_t)shape, counts[k]);
             for (uint64_t call = 0; call < calls; call++) {

@@ -267,9 +267,9 @@ END_TEST
 START_TEST(messages_have_known_bytes)
 {
     static const uint64_t hashes[LEVEL_KINDS] = {
-        0x0df4fb29915a28eau, 0x121948af693810ecu, 0xd69375db751fc32du, 0xf7e9e8277777c637u, 0x4d11a75a45d87bcdu,
-        0xd162ca33729678f0u, 0x097816b065182da2u, 0x085ba7aeeeb0ef48u, 0x710e4bb8558a6578u, 0x37222ff5ce848524u,
-        0x4b9035e12e23e725u, 0x72980314061f71aeu, 0xc2485483bb4c0a1cu,
+        0xcfe3be6619dcbf75u, 0x2b470e180ad2b3f3u, 0x827144a0da46cc79u, 0x52692195273ac917u, 0xc15c3817d6b029e8u,
+        0x04c2e3c1c4eece7cu, 0x5e10019ab6473629u, 0x009453be6e89f610u, 0x5c184db6c4fe1943u, 0x1997afbfb04d1e94u,
+        0x8db67794bbfa7911u, 0xa154dca83a767536u, 0x554358bcce5ef935u,
     };
     iq_codec_t codec = level_kind_codec(_i);
     iq_span_t span = {61, 4093};
