@@ -38,6 +38,14 @@ typedef struct iq_grid {
     const uint32_t *strata; /* [256] offsets for iq_stratified_bits; NULL: the upper 24 bits of the word as they are */
 } iq_grid_t;
 
+#define IQ_SUM_TERMS 16
+
+/* Sums as large as a tensor: how they are written, and what comes next. */
+typedef struct iq_sum_output {
+    bool streams;      /* past the caches (kernels/stream.h); iq_stream_end is the caller's */
+    const void *ahead; /* as many bytes that will be read soon, or NULL; only looked at when it streams */
+} iq_sum_output_t;
+
 typedef struct iq_kernels {
     const char *name;     /* "portable", "avx2", ... */
     bool (*usable)(void); /* on this CPU */
@@ -77,6 +85,9 @@ typedef struct iq_kernels {
      * values[i] *= factor, minus that where bit first + i of `signs` is set. */
     void (*hadamard)(float *values, size_t count, float *room);
     void (*flip)(const uint32_t *signs, size_t first, float factor, float *values, size_t count);
+
+    /* dst[i] = (terms[0][i] + terms[1][i] + ...) / by, added in this order; 1 <= nterms <= IQ_SUM_TERMS. */
+    void (*sum)(const void *const terms[], int nterms, size_t count, float by, iq_f32_any_t *dst, const iq_sum_output_t *output);
 
     /* Conversions, round to nearest even. */
     void (*f32_to_f16)(const iq_f32_any_t *src, size_t count, iq_u16_any_t *dst);

@@ -3,6 +3,7 @@
 #include "kernels/cpu/rows.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 #define ROW iq_kernels_avx2
 #define ROW_NAME "avx2"
@@ -64,5 +65,15 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quad
     for (uint32_t block = 0; block < quads; block += 4 * VECTORS)
         draw_vectors(grid, quad + block, random + 4 * block);
 }
+
+#define VECTOR __m256
+#define LANES 8
+#define LOAD(from) _mm256_loadu_ps((const float *)(from))
+#define STORE(to, vector) _mm256_storeu_ps((float *)(to), vector)
+#define STREAM(to, vector) _mm256_stream_ps((float *)(to), vector)
+#define ADD _mm256_add_ps
+#define DIVIDE _mm256_div_ps
+#define SPREAD_FLOAT _mm256_set1_ps
+#include "kernels/cpu/sum_body.h"
 
 #include "kernels/cpu/body.h"

@@ -6,6 +6,9 @@
 #define TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,bmi2")))
 
 #include "kernels/cpu/avx512_parts.h"
+
+#include <string.h>
+
 #define QUANTIZE_MANY quantize_many
 #define PACK_MANY pack_many
 
@@ -19,5 +22,15 @@ static bool usable(void)
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
            __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("bmi2");
 }
+
+#define VECTOR __m512
+#define LANES 16
+#define LOAD(from) _mm512_loadu_ps(from)
+#define STORE(to, vector) _mm512_storeu_ps(to, vector)
+#define STREAM(to, vector) _mm512_stream_ps((float *)(to), vector)
+#define ADD _mm512_add_ps
+#define DIVIDE _mm512_div_ps
+#define SPREAD_FLOAT _mm512_set1_ps
+#include "kernels/cpu/sum_body.h"
 
 #include "kernels/cpu/body.h"

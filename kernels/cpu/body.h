@@ -420,6 +420,7 @@ const iq_kernels_t ROW = {
     .draw = draw,
     .hadamard = hadamard,
     .flip = flip,
+    .sum = SUM,
     .f32_to_f16 = f32_to_f16,
     .f16_to_f32 = f16_to_f32,
     .f32_to_bf16 = f32_to_bf16,

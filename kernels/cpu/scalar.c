@@ -55,4 +55,17 @@ static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quads, uint
     }
 }
 
+#define SUM sum_of_values
+
+static void sum_of_values(const void *const terms[], int nterms, size_t count, float by, iq_f32_any_t *dst, const iq_sum_output_t *output)
+{
+    (void)output;
+    for (size_t i = 0; i < count; i++) {
+        float total = ((const iq_f32_any_t *)terms[0])[i];
+        for (int term = 1; term < nterms; term++)
+            total += ((const iq_f32_any_t *)terms[term])[i];
+        dst[i] = by != 1 ? total / by : total;
+    }
+}
+
 #include "kernels/cpu/body.h"

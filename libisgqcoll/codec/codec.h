@@ -155,6 +155,11 @@ typedef struct iq_codec_ops {
     isgq_result_t (*decode)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst);
     void (*deliver)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *acc, void *dst);
 
+    /* Or NULL: add (add_own with `src` where messages[rank] is NULL) for every rank in order and deliver, in one go. [call->nranks]
+     * `ahead`: own input that will be encoded next, as much as in `src`, or NULL; it may be fetched meanwhile. */
+    void (*sum)(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *const messages[], const void *src,
+                const void *ahead, void *dst);
+
     /* Who wants to know what became of a rank's own contribution delivers an accumulator that holds nothing else, for a call of one
      * rank, or with `counts_parts`, whose accumulators know how many contributions they have, for the same call. */
     bool counts_parts;

@@ -9,6 +9,8 @@
 #include "base/util.h"
 #include "codec/convert.h"
 #include "codec/dense.h"
+#include "kernels/kernels.h"
+#include "kernels/stream.h"
 
 #include <string.h>
 
@@ -263,6 +265,53 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
+/* ---- all ranks at once ---- */
+
+/* Floats in one pass, straight to the output. Nothing of own input has been overwritten before it is read: output i depends on elements i. */
+static void sum_floats(const iq_codec_call_t *call, size_t count, const void *const messages[], const void *src, void *dst,
+                       const iq_sum_output_t *output)
+{
+    const void *terms[IQ_SUM_TERMS];
+    for (int rank = 0; rank < call->nranks; rank++)
+        terms[rank] = messages[rank] == NULL ? src : messages[rank];
+    iq_kernels()->sum(terms, call->nranks, count, (float)divisor_of(call), dst, output);
+}
+
+/* All contributions to `count` elements of the span from number `from` on, in rank order. */
+static void sum_tile(const iq_codec_call_t *call, size_t from, size_t count, const void *const messages[], const void *src, void *acc)
+{
+    size_t skipped = from * iq_datatype_bytes(call->datatype);
+    for (int rank = 0; rank < call->nranks; rank++)
+        reduce_native(call, (const unsigned char *)(messages[rank] == NULL ? src : messages[rank]) + skipped, count, acc, rank == 0);
+}
+
+/* Anything else in tiles that stay in the innermost cache. Where the tensor is larger than caches, the output goes past them. */
+static void sum(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *const messages[], const void *src,
+                const void *ahead, void *dst)
+{
+    enum { SUM_TILE = 1024 };
+    _Alignas(64) uint64_t acc[SUM_TILE], values[SUM_TILE]; /* elements of any type */
+    size_t bytes = iq_datatype_bytes(call->datatype);
+    iq_sum_output_t output = {.streams = call->count * bytes >= IQ_STREAM_BYTES && !call->accumulate, .ahead = ahead};
+    if (call->datatype == ISGQ_FLOAT32 && (call->op == ISGQ_SUM || call->op == ISGQ_AVG) && call->nranks > 1 &&
+        call->nranks <= IQ_SUM_TERMS && !call->accumulate) {
+        sum_floats(call, span.count, messages, src, dst, &output);
+        iq_stream_end();
+        return;
+    }
+    for (size_t i = 0; i < span.count; i += SUM_TILE) {
+        size_t n = iq_min(span.count - i, SUM_TILE);
+        unsigned char *to = (unsigned char *)dst + i * bytes;
+        sum_tile(call, i, n, messages, src, acc);
+        narrow_all(call, acc, n, divisor_of(call), values);
+        if (output.streams)
+            iq_stream(to, values, n * bytes);
+        else
+            (void)decode(codec, call, (iq_span_t){i, n}, values, to);
+    }
+    iq_stream_end();
+}
+
 const iq_codec_ops_t iq_codec_none_ops = {
     .name = "none",
     IQ_CODEC_SHAPE(none),
@@ -274,4 +323,5 @@ const iq_codec_ops_t iq_codec_none_ops = {
     .finish = finish,
     .decode = decode,
     .deliver = deliver,
+    .sum = sum,
 };

@@ -115,6 +115,8 @@ void iq_comm_release(isgq_comm_t comm)
     free(comm->calls);
     free(comm->run);
     free(comm->links);
+    free(comm->boards);
+    free(comm->posted);
     free(comm->peers);
     free(comm->host_ranks);
     pthread_cond_destroy(&comm->queue_changed);

@@ -26,6 +26,7 @@
 
 #define IQ_QUEUE_CALLS 256 /* calls queued or remembered for mismatch reports; a power of two */
 #define IQ_SLOTS 4         /* messages per link and direction */
+#define IQ_BOARDS 64       /* ranks that have them at most: beyond, nothing is gained by them */
 #define IQ_MAX_TRANSPORTS 4
 #define IQ_MAX_STAGES 16
 
@@ -140,6 +141,9 @@ struct isgq_comm {
     iq_control_t *control;
     iq_peer_t *peers;                 /* [nranks] */
     iq_link_t **links;                /* [nranks], NULL for this rank */
+    iq_link_t **boards;               /* [nranks] */
+    const void **posted;              /* [nranks] what lies on them now; NULL for this rank */
+    bool has_boards;                  /* equal on all ranks */
     iq_transport_t *transports[IQ_MAX_TRANSPORTS];
     int ntransports;
 
@@ -228,7 +232,7 @@ isgq_result_t iq_check_factored_shape(size_t m, size_t n, size_t max_batch, isgq
 isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm);
 
 /* The algorithm of one plan; `forced` is a name or NULL. */
-isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, const iq_codec_t *codec, isgq_data_type_t datatype,
+isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, bool boards, const iq_codec_t *codec, isgq_data_type_t datatype,
                                   isgq_red_op_t op, size_t count, const char *forced, const iq_algorithm_t **algorithm, char *why,
                                   size_t why_bytes);
 

@@ -40,7 +40,7 @@ static bool order_free(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_
     return !floating || (exact && codec->ops != iq_codec_none.ops) || op == ISGQ_MAX || op == ISGQ_MIN;
 }
 
-isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, const iq_codec_t *codec, isgq_data_type_t datatype,
+isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, bool boards, const iq_codec_t *codec, isgq_data_type_t datatype,
                                   isgq_red_op_t op, size_t count, const char *forced, const iq_algorithm_t **algorithm, char *why,
                                   size_t why_bytes)
 {
@@ -53,6 +53,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
     iq_choice_request_t request = {.collective = collective,
                                    .nranks = nranks,
                                    .nhosts = nhosts,
+                                   .boards = boards,
                                    .count = count,
                                    .element_bytes = iq_datatype_bytes(datatype),
                                    .partial_bits = iq_decide_bits(&moved, datatype, parts, false),
@@ -126,7 +127,8 @@ static isgq_result_t decide_power(isgq_comm_t comm, iq_call_t *call, const char 
     IQ_TRY(check_power_scratch(comm, call));
     isgq_data_type_t datatype = call->fallback ? call->datatype : ISGQ_FLOAT32;
     size_t count = call->fallback ? call->count : rank * (call->rows + call->columns);
-    IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &iq_codec_none, datatype, call->op, count, algorithm, &call->algorithm,
+    IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, comm->has_boards, &iq_codec_none, datatype, call->op, count, algorithm,
+                               &call->algorithm,
                                call->why, sizeof(call->why)));
     if (call->fallback && call->columns == 0)
         snprintf(call->why, sizeof(call->why), "the tensor has no shape: sent as it is");
@@ -154,8 +156,8 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
     }
     if (call->codec.power_rank != 0)
         return decide_power(comm, call, algorithm);
-    IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, &call->codec, call->datatype, call->op, call->count,
-                               algorithm, &call->algorithm, call->why, sizeof(call->why)));
+    IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, comm->has_boards, &call->codec, call->datatype, call->op,
+                               call->count, algorithm, &call->algorithm, call->why, sizeof(call->why)));
     IQ_TRY(check_scales(comm, call, call->count, 0));
     if (call->fallback)
         snprintf(call->why, sizeof(call->why), "%s is never quantized", iq_datatype_name(call->datatype));
@@ -198,8 +200,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
     if (call->max_batch == 0) /* no rows anywhere: nothing is coded, so nothing needs room for it */
         call->factor = (iq_factor_spec_t){.width_x = 4, .width_delta = 4};
     iq_quantizer_product(call->quantizer, comm->nranks, comm->devices, &call->codec);
-    IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, &call->codec, ISGQ_FLOAT32, call->op, product, NULL, &call->algorithm,
-                               dense_why, sizeof(dense_why)));
+    IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, comm->has_boards, &call->codec, ISGQ_FLOAT32, call->op,
+                               product, NULL, &call->algorithm, dense_why, sizeof(dense_why)));
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;
     iq_factored_choice_request_t request = {
         .nranks = comm->nranks,

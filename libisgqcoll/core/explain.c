@@ -29,7 +29,9 @@ static void message_bytes(const iq_stage_t *stage, const iq_action_t *action, si
     size_t one = codec->ops->partial_bytes(codec, call, span, 1), result = codec->ops->result_bytes(codec, call, span);
     bool hop = action->kind == IQ_STEP_HOP || action->kind == IQ_STEP_LAST_HOP;
     *in = *out = 0;
-    if (hop)
+    if (action->kind == IQ_STEP_SUM)
+        *in = one * ((size_t)stage->plan->nranks - 1);
+    else if (hop)
         *in = codec->ops->partial_bytes(codec, call, span, action->parts - 1);
     else if (action->kind == IQ_STEP_REDUCE && action->peer != stage->plan->rank)
         *in = one;
@@ -37,7 +39,7 @@ static void message_bytes(const iq_stage_t *stage, const iq_action_t *action, si
         *in = result;
     if (action->kind == IQ_STEP_HOP)
         *out = codec->ops->partial_bytes(codec, call, span, action->parts);
-    else if (action->kind == IQ_STEP_SEND_OWN)
+    else if (action->kind == IQ_STEP_SEND_OWN || action->kind == IQ_STEP_POST)
         *out = one;
     else if (action->kind == IQ_STEP_SEND_RESULT || action->kind == IQ_STEP_FORWARD || (hop && action->to >= 0))
         *out = result;
@@ -46,7 +48,7 @@ static void message_bytes(const iq_stage_t *stage, const iq_action_t *action, si
 static bool sends(const iq_action_t *action)
 {
     return action->kind == IQ_STEP_SEND_OWN || action->kind == IQ_STEP_SEND_RESULT || action->kind == IQ_STEP_SIGNAL ||
-           action->to >= 0;
+           action->kind == IQ_STEP_POST || action->to >= 0;
 }
 
 static void print_steps(printer_t *printer, const iq_stage_t *stage)
@@ -129,6 +131,7 @@ static isgq_result_t make_stand_in(int nranks, int rank, const char *quantizer, 
     isgq_quantizer_destroy(config.quantizer);
     IQ_TRY(result);
     (*comm)->nhosts = 1;
+    (*comm)->has_boards = nranks > 1 && nranks <= IQ_BOARDS;
     (*comm)->hosts_alike = true;
     (*comm)->host_ranks = calloc((size_t)nranks, sizeof(int));
     (*comm)->host_size = nranks;

@@ -121,6 +121,19 @@ static bool any_pair_uses(isgq_comm_t comm, const iq_transport_ops_t *ops)
     return false;
 }
 
+/* One transport joins all pairs, and has boards. Ranks on devices do not use them. */
+static bool have_boards(isgq_comm_t comm)
+{
+    const iq_transport_ops_t *ops = comm->nranks < 2 ? NULL : iq_transport_choose(comm->transports_allowed, &comm->peers[0], &comm->peers[1]);
+    if (ops == NULL || ops->board == NULL || comm->devices || comm->nranks > IQ_BOARDS)
+        return false;
+    for (int a = 0; a < comm->nranks; a++)
+        for (int b = 0; b < a; b++)
+            if (iq_transport_choose(comm->transports_allowed, &comm->peers[a], &comm->peers[b]) != ops)
+                return false;
+    return true;
+}
+
 static isgq_result_t check_pairs(isgq_comm_t comm)
 {
     for (int a = 0; a < comm->nranks; a++)
@@ -145,6 +158,7 @@ static isgq_result_t open_transport(isgq_comm_t comm, const iq_transport_ops_t *
                                     .nranks = comm->nranks,
                                     .peers = comm->peers,
                                     .mine = mine,
+                                    .boards = comm->has_boards,
                                     .token = token,
                                     .slot_bytes = comm->slot_bytes,
                                     .slots = IQ_SLOTS,
@@ -163,6 +177,8 @@ static isgq_result_t open_transport(isgq_comm_t comm, const iq_transport_ops_t *
     for (int r = 0; r < comm->nranks; r++)
         if (mine[r])
             comm->links[r] = ops->link(transport, r);
+    for (int r = 0; r < comm->nranks && comm->has_boards; r++)
+        comm->boards[r] = ops->board(transport, r);
     if (used) {
         size_t length = strlen(comm->transport_names);
         snprintf(comm->transport_names + length, sizeof(comm->transport_names) - length, "%s%s", length > 0 ? "+" : "", ops->name);
@@ -208,13 +224,16 @@ static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
     isgq_result_t result = ISGQ_SUCCESS;
     bool *mine = calloc((size_t)comm->nranks, sizeof(*mine));
     comm->links = calloc((size_t)comm->nranks, sizeof(*comm->links));
-    if (mine == NULL || comm->links == NULL) {
+    comm->boards = calloc((size_t)comm->nranks, sizeof(*comm->boards));
+    comm->posted = calloc((size_t)comm->nranks, sizeof(*comm->posted));
+    if (mine == NULL || comm->links == NULL || comm->boards == NULL || comm->posted == NULL) {
         free(mine);
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "links to %d ranks", comm->nranks);
     }
     comm->nhosts = count_hosts(comm);
     result = find_neighbours(comm);
     comm->crowded = comm->host_size > iq_topology()->cores;
+    comm->has_boards = have_boards(comm);
     if (result == ISGQ_SUCCESS)
         result = check_pairs(comm);
     for (size_t i = 0; iq_transports[i] != NULL && result == ISGQ_SUCCESS; i++)

@@ -13,6 +13,8 @@
 
 #include <string.h>
 
+#define BOARD_CHUNK_BYTES ((size_t)64 << 10)
+
 static void *take(iq_scratch_t *scratch, size_t bytes)
 {
     size_t start = iq_align_up(scratch->used, IQ_CACHE_LINE);
@@ -70,6 +72,14 @@ static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t
     return has_scales && parted ? hosts : ours;
 }
 
+/* On boards a chunk goes from input to slot and from slots to output; all that should stay in a core's own cache. */
+static size_t board_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
+{
+    size_t chunk = plan_chunk(comm, run, codec, codec_call);
+    size_t cached = chunk_elements(BOARD_CHUNK_BYTES, iq_datatype_bytes(codec_call->datatype));
+    return codec->ops == iq_codec_none.ops ? iq_min(chunk, cached) : chunk;
+}
+
 static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
                               const iq_codec_call_t *codec_call, size_t count, bool on_device, bool in_host, iq_stage_t **stage)
 {
@@ -80,7 +90,8 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
                                  .root = run->call->root,
                                  .count = count,
                                  .block_unit = block_unit(codec, count, comm->nranks),
-                                 .chunk = plan_chunk(comm, run, codec, codec_call),
+                                 .chunk = algorithm->needs & IQ_NEEDS_BOARDS ? board_chunk(comm, run, codec, codec_call)
+                                                                             : plan_chunk(comm, run, codec, codec_call),
                                  .slots = run->site->slots,
                                  .dealt = codec->ops->varies && codec->bucket == 0, /* blocks of messages whose lengths depend on what is in them */
                                  .rounds = run->site->rounds};
@@ -109,7 +120,7 @@ static isgq_result_t exact_algorithm(isgq_comm_t comm, iq_collective_t collectiv
                                      const iq_algorithm_t **algorithm)
 {
     char why[64];
-    return iq_decide_algorithm(collective, comm->nranks, comm->nhosts, &iq_codec_none, datatype, op, count, NULL, algorithm, why, sizeof(why));
+    return iq_decide_algorithm(collective, comm->nranks, comm->nhosts, comm->has_boards, &iq_codec_none, datatype, op, count, NULL, algorithm, why, sizeof(why));
 }
 
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
@@ -139,7 +150,7 @@ isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather
     int nranks = gather->in_host ? comm->host_size : comm->nranks;
     size_t count = gather->stride * (size_t)nranks;
     iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .op = ISGQ_SUM, .nranks = 1, .rank = comm->rank};
-    IQ_TRY(iq_decide_algorithm(IQ_ALLGATHER, nranks, gather->in_host ? 1 : comm->nhosts, &iq_codec_none, ISGQ_UINT8, ISGQ_SUM, count, NULL,
+    IQ_TRY(iq_decide_algorithm(IQ_ALLGATHER, nranks, gather->in_host ? 1 : comm->nhosts, false, &iq_codec_none, ISGQ_UINT8, ISGQ_SUM, count, NULL,
                                &algorithm, why, sizeof(why)));
     IQ_TRY(add_plan(comm, run, gather->name, algorithm, &iq_codec_none, &codec_call, count, gather->on_device, gather->in_host, &stage));
     stage->src = gather->blobs;

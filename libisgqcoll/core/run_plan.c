@@ -53,22 +53,22 @@ static void move_bytes(const step_t *step, void *dst, const void *src, size_t by
 
 /* ---- messages ---- */
 
-/* Payload room of `peer`'s next slot, or where its message is staged; NULL and blocked_on if no slot is free. */
-static unsigned char *begin_send(step_t *step, int peer)
+static iq_link_t *link_to(const step_t *step, int peer) { return step->comm->links[peer]; }
+
+/* Payload room of the link's next slot, or where its message is staged; NULL and blocked_on if no slot is free. */
+static unsigned char *begin_send(step_t *step, iq_link_t *link)
 {
-    iq_link_t *link = step->comm->links[peer];
     unsigned char *slot = link->ops->acquire(link);
     if (slot == NULL) {
-        step->blocked_on = peer;
+        step->blocked_on = link->peer;
         return NULL;
     }
     return step->stage->on_device ? iq_gpu_outgoing(step->comm) : slot + sizeof(iq_frame_t);
 }
 
-static isgq_result_t end_send(step_t *step, int peer, unsigned char *payload, size_t bytes)
+static isgq_result_t end_send(step_t *step, iq_link_t *link, unsigned char *payload, size_t bytes)
 {
     iq_run_t *run = step->run;
-    iq_link_t *link = step->comm->links[peer];
     iq_frame_t frame = {.magic = IQ_FRAME_MAGIC,
                         .bytes = (uint32_t)bytes,
                         .sequence = run->call->sequence,
@@ -96,21 +96,42 @@ static void report_mismatch(step_t *step, int peer, uint64_t sequence)
     iq_control_report_mismatch(step->comm->control, sequence, peer);
 }
 
+/*
+ * Nothing on `link`. A peer writes to its link and to its board in the order of its calls, so what lies on the other one, when this one is still
+ * empty, is of a call that this rank is not in.
+ */
+static void look_elsewhere(step_t *step, iq_link_t *link)
+{
+    const iq_call_t *call = step->run->call;
+    isgq_comm_t comm = step->comm;
+    iq_link_t *other = link == comm->links[link->peer] ? comm->boards[link->peer] : comm->links[link->peer];
+    size_t bytes, nothing;
+    iq_frame_t frame;
+    const void *message = other->ops->peek(other, &bytes);
+    if (message == NULL || bytes < sizeof(frame) || link->ops->peek(link, &nothing) != NULL)
+        return;
+    memcpy(&frame, message, sizeof(frame));
+    if (frame.magic == IQ_FRAME_MAGIC && (frame.sequence != call->sequence || frame.fingerprint != call->fingerprint))
+        report_mismatch(step, link->peer, frame.sequence);
+}
+
 static bool has_any_length(const iq_stage_t *stage) { return stage->lengths != NULL || stage->length_at != 0 || stage->codec.ops->varies; }
 
 /*
- * The payload of the oldest message from `peer`, or NULL with blocked_on. `expected` bytes, or at most so many if the stage is variable.
+ * The payload of the oldest message on the link, or NULL with blocked_on. `expected` bytes, or at most so many if the stage is variable.
  */
-static isgq_result_t begin_receive(step_t *step, int peer, size_t expected, const unsigned char **payload, size_t *payload_bytes)
+static isgq_result_t begin_receive(step_t *step, iq_link_t *link, size_t expected, const unsigned char **payload, size_t *payload_bytes)
 {
     const iq_call_t *call = step->run->call;
-    iq_link_t *link = step->comm->links[peer];
+    int peer = link->peer;
     size_t bytes;
     const unsigned char *message = link->ops->peek(link, &bytes);
     iq_frame_t frame;
     *payload = NULL;
     if (message == NULL) {
         step->blocked_on = peer;
+        if (step->comm->has_boards)
+            look_elsewhere(step, link);
         return ISGQ_SUCCESS;
     }
     if (bytes < sizeof(frame))
@@ -136,11 +157,7 @@ static isgq_result_t begin_receive(step_t *step, int peer, size_t expected, cons
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t end_receive(step_t *step, int peer)
-{
-    iq_link_t *link = step->comm->links[peer];
-    return link->ops->release(link);
-}
+static isgq_result_t end_receive(iq_link_t *link) { return link->ops->release(link); }
 
 /* ---- blobs of variable length: bytes as they are ---- */
 
@@ -186,7 +203,7 @@ static void keep_blob_part(const step_t *step, const unsigned char *payload, siz
 static isgq_result_t step_send_own(step_t *step)
 {
     bool finished;
-    unsigned char *payload = begin_send(step, step->action->peer);
+    unsigned char *payload = begin_send(step, link_to(step, step->action->peer));
     if (payload == NULL)
         return ISGQ_SUCCESS;
     size_t bytes = iq_step_partial_bytes(&step->data, 1);
@@ -200,7 +217,7 @@ static isgq_result_t step_send_own(step_t *step)
         step->run->own_bytes += bytes;
         iq_own_error_look(&step->data, payload);
     }
-    return end_send(step, step->action->peer, payload, bytes);
+    return end_send(step, link_to(step, step->action->peer), payload, bytes);
 }
 
 /* What this rank's own part of its own block would have taken on the wire. */
@@ -230,14 +247,14 @@ static isgq_result_t step_reduce(step_t *step)
         return ISGQ_SUCCESS;
     }
     if (starts(step)) {
-        IQ_TRY(begin_receive(step, peer, expected, &payload, &bytes));
+        IQ_TRY(begin_receive(step, link_to(step, peer), expected, &payload, &bytes));
         if (payload == NULL)
             return ISGQ_SUCCESS;
         IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
         IQ_TRY(iq_step_add(&step->data, payload, 1, iq_step_accumulator(&step->data), first));
     }
     IQ_TRY(finish_work(step, &finished));
-    return finished ? end_receive(step, peer) : ISGQ_SUCCESS;
+    return finished ? end_receive(link_to(step, peer)) : ISGQ_SUCCESS;
 }
 
 static isgq_result_t step_finish(step_t *step) { return (step->stage->lengths != NULL) ? ISGQ_SUCCESS : iq_step_finish(&step->data); }
@@ -247,7 +264,7 @@ static isgq_result_t step_deliver(step_t *step) { return iq_step_deliver(&step->
 static isgq_result_t step_send_result(step_t *step)
 {
     bool finished;
-    unsigned char *payload = begin_send(step, step->action->peer);
+    unsigned char *payload = begin_send(step, link_to(step, step->action->peer));
     if (payload == NULL)
         return ISGQ_SUCCESS;
     size_t bytes = (step->stage->lengths != NULL) ? blob_part(step)
@@ -259,7 +276,7 @@ static isgq_result_t step_send_result(step_t *step)
         bytes = device_blob_part(step, payload);
         step->run->own_bytes += step->action->peer == (step->comm->rank + 1) % step->comm->nranks ? bytes : 0; /* once */
     }
-    return finished ? end_send(step, step->action->peer, payload, bytes) : ISGQ_SUCCESS;
+    return finished ? end_send(step, link_to(step, step->action->peer), payload, bytes) : ISGQ_SUCCESS;
 }
 
 static size_t expected_result(const step_t *step)
@@ -287,13 +304,13 @@ static isgq_result_t step_recv_result(step_t *step)
     size_t bytes;
     bool finished;
     if (starts(step)) {
-        IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &payload, &bytes));
+        IQ_TRY(begin_receive(step, link_to(step, step->action->peer), expected_result(step), &payload, &bytes));
         if (payload == NULL)
             return ISGQ_SUCCESS;
         IQ_TRY(take_result(step, payload, bytes));
     }
     IQ_TRY(finish_work(step, &finished));
-    return finished ? end_receive(step, step->action->peer) : ISGQ_SUCCESS;
+    return finished ? end_receive(link_to(step, step->action->peer)) : ISGQ_SUCCESS;
 }
 
 static isgq_result_t step_forward(step_t *step)
@@ -302,18 +319,18 @@ static isgq_result_t step_forward(step_t *step)
     size_t bytes;
     bool finished;
     if (starts(step)) {
-        unsigned char *out = begin_send(step, step->action->to);
+        unsigned char *out = begin_send(step, link_to(step, step->action->to));
         if (out == NULL)
             return ISGQ_SUCCESS;
-        IQ_TRY(begin_receive(step, step->action->peer, expected_result(step), &in, &bytes));
+        IQ_TRY(begin_receive(step, link_to(step, step->action->peer), expected_result(step), &in, &bytes));
         if (in == NULL)
             return ISGQ_SUCCESS;
         memcpy(out, in, bytes);
-        IQ_TRY(end_send(step, step->action->to, out, bytes)); /* first pass it on, then use it */
+        IQ_TRY(end_send(step, link_to(step, step->action->to), out, bytes)); /* first pass it on, then use it */
         IQ_TRY(take_result(step, in, bytes));
     }
     IQ_TRY(finish_work(step, &finished));
-    return finished ? end_receive(step, step->action->peer) : ISGQ_SUCCESS;
+    return finished ? end_receive(link_to(step, step->action->peer)) : ISGQ_SUCCESS;
 }
 
 /* acc = partial sum from the peer + own; *there is false if the message is not. */
@@ -322,7 +339,7 @@ static isgq_result_t add_partial_and_own(step_t *step, void *acc, bool *there)
     int before = step->action->parts - 1;
     const unsigned char *payload;
     size_t bytes;
-    IQ_TRY(begin_receive(step, step->action->peer, iq_step_partial_bytes(&step->data, before), &payload, &bytes));
+    IQ_TRY(begin_receive(step, link_to(step, step->action->peer), iq_step_partial_bytes(&step->data, before), &payload, &bytes));
     *there = payload != NULL;
     if (payload == NULL)
         return ISGQ_SUCCESS;
@@ -340,8 +357,8 @@ static isgq_result_t end_hop(step_t *step, unsigned char *out, size_t bytes)
     IQ_TRY(finish_work(step, &finished));
     if (!finished)
         return ISGQ_SUCCESS;
-    IQ_TRY(end_receive(step, step->action->peer));
-    return out == NULL ? ISGQ_SUCCESS : end_send(step, step->action->to, out, bytes);
+    IQ_TRY(end_receive(link_to(step, step->action->peer)));
+    return out == NULL ? ISGQ_SUCCESS : end_send(step, link_to(step, step->action->to), out, bytes);
 }
 
 static isgq_result_t step_hop(step_t *step)
@@ -349,7 +366,7 @@ static isgq_result_t step_hop(step_t *step)
     const iq_stage_t *stage = step->stage;
     int parts = step->action->parts;
     bool there;
-    unsigned char *out = begin_send(step, step->action->to);
+    unsigned char *out = begin_send(step, link_to(step, step->action->to));
     if (out == NULL)
         return ISGQ_SUCCESS;
     if (starts(step)) { /* in host memory sums as they are go straight into the next message */
@@ -368,7 +385,7 @@ static isgq_result_t step_last_hop(step_t *step)
     unsigned char *out = NULL;
     bool there;
     if (step->action->to >= 0) {
-        out = begin_send(step, step->action->to);
+        out = begin_send(step, link_to(step, step->action->to));
         if (out == NULL)
             return ISGQ_SUCCESS;
     }
@@ -383,16 +400,61 @@ static isgq_result_t step_last_hop(step_t *step)
 
 static isgq_result_t step_signal(step_t *step)
 {
-    unsigned char *payload = begin_send(step, step->action->peer);
-    return payload == NULL ? ISGQ_SUCCESS : end_send(step, step->action->peer, payload, 0);
+    unsigned char *payload = begin_send(step, link_to(step, step->action->peer));
+    return payload == NULL ? ISGQ_SUCCESS : end_send(step, link_to(step, step->action->peer), payload, 0);
 }
 
 static isgq_result_t step_await(step_t *step)
 {
     const unsigned char *payload;
     size_t bytes;
-    IQ_TRY(begin_receive(step, step->action->peer, 0, &payload, &bytes));
-    return payload == NULL ? ISGQ_SUCCESS : end_receive(step, step->action->peer);
+    IQ_TRY(begin_receive(step, link_to(step, step->action->peer), 0, &payload, &bytes));
+    return payload == NULL ? ISGQ_SUCCESS : end_receive(link_to(step, step->action->peer));
+}
+
+static isgq_result_t step_post(step_t *step)
+{
+    iq_link_t *board = step->comm->boards[step->comm->rank];
+    unsigned char *payload = begin_send(step, board);
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    iq_step_encode(&step->data, payload);
+    return end_send(step, board, payload, iq_step_message_bytes(&step->data, payload, iq_step_partial_bytes(&step->data, 1)));
+}
+
+/* What lies on all boards, into comm->posted. *there: all has come. */
+static isgq_result_t look_at_boards(step_t *step, bool *there)
+{
+    isgq_comm_t comm = step->comm;
+    size_t expected = iq_step_partial_bytes(&step->data, 1), bytes = 0;
+    *there = false;
+    for (int rank = 0; rank < comm->nranks; rank++) {
+        const unsigned char *payload;
+        if (rank == comm->rank)
+            continue;
+        IQ_TRY(begin_receive(step, comm->boards[rank], expected, &payload, &bytes));
+        if (payload == NULL)
+            return ISGQ_SUCCESS;
+        IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
+        comm->posted[rank] = payload;
+    }
+    *there = true;
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t step_sum(step_t *step)
+{
+    isgq_comm_t comm = step->comm;
+    bool there;
+    IQ_TRY(look_at_boards(step, &there));
+    if (!there)
+        return ISGQ_SUCCESS;
+    IQ_TRY(iq_step_sum(&step->data, comm->posted, comm->nranks));
+    step->run->own_bytes += unsent_bytes(step, iq_step_partial_bytes(&step->data, 1));
+    for (int rank = 0; rank < comm->nranks; rank++)
+        if (rank != comm->rank)
+            IQ_TRY(end_receive(comm->boards[rank]));
+    return ISGQ_SUCCESS;
 }
 
 static const step_fn step_functions[IQ_STEP_KIND_COUNT] = {
@@ -407,6 +469,8 @@ static const step_fn step_functions[IQ_STEP_KIND_COUNT] = {
     [IQ_STEP_FORWARD] = step_forward,
     [IQ_STEP_SIGNAL] = step_signal,
     [IQ_STEP_AWAIT] = step_await,
+    [IQ_STEP_POST] = step_post,
+    [IQ_STEP_SUM] = step_sum,
 };
 
 isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, const iq_action_t *action, int *blocked_on)

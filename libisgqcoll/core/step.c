@@ -74,6 +74,26 @@ void iq_step_store(const iq_step_data_t *data, const void *acc, int parts, void 
     ops_of(data)->store(&data->stage->codec, &data->stage->codec_call, data->span, acc, parts, message);
 }
 
+isgq_result_t iq_step_sum(const iq_step_data_t *data, const void *const messages[], int nranks)
+{
+    const iq_stage_t *stage = data->stage;
+    void *acc = stage->room.acc;
+    if (ops_of(data)->sum != NULL && stage->own == NULL) {
+        size_t posted = data->span.first + IQ_SLOTS * stage->plan->chunk; /* where POST goes on when this slot is free */
+        bool more = stage->plan->count > data->span.count && posted <= stage->plan->count - data->span.count;
+        ops_of(data)->sum(&stage->codec, &stage->codec_call, data->span, messages, data->src,
+                          more ? data->src + (posted - data->span.first) * stage->own_bytes : NULL, data->dst);
+        return ISGQ_SUCCESS;
+    }
+    for (int rank = 0; rank < nranks; rank++) {
+        if (messages[rank] == NULL)
+            iq_step_add_own(data, acc, rank == 0);
+        else
+            IQ_TRY(iq_step_add(data, messages[rank], 1, acc, rank == 0));
+    }
+    return iq_step_finish_into(data, acc, NULL);
+}
+
 /* Lossless results go straight to the output. */
 isgq_result_t iq_step_finish_into(const iq_step_data_t *data, const void *acc, void *message)
 {

@@ -37,6 +37,9 @@ void iq_step_add_own(const iq_step_data_t *data, void *acc, bool first);
 isgq_result_t iq_step_add(const iq_step_data_t *data, const void *message, int parts, void *acc, bool first);
 void iq_step_store(const iq_step_data_t *data, const void *acc, int parts, void *message);
 
+/* The output: the sum of partial(1) of all ranks in rank order, NULL standing for own input. */
+isgq_result_t iq_step_sum(const iq_step_data_t *data, const void *const messages[], int nranks);
+
 /* Output, and the result message if it is not NULL, from an accumulator. */
 isgq_result_t iq_step_finish_into(const iq_step_data_t *data, const void *acc, void *message);
 

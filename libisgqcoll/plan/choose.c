@@ -16,6 +16,7 @@
 #include <string.h>
 
 #define EXCHANGE_MAX_RANKS 16
+#define BOARD_MAX_RANKS 8 /* beyond, reading all contributions takes longer than a second round */
 #define EXCHANGE_MAX_BYTES (32.0 * 1024) /* that a rank sends: what one more round costs */
 #define CHAIN_MIN_BYTES (64.0 * 1024)    /* of the tensor: below, rounds cost more than the root's link */
 #define RING_MIN_RANKS 17                /* below, every rank can well talk to every other */
@@ -68,6 +69,8 @@ static isgq_result_t choose_forced(const iq_choice_request_t *request, const iq_
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED,
                        "algorithm \"%s\": %s over %d ranks with this quantizer would round again at every hop", row->name,
                        iq_collective_name(request->collective), request->nranks);
+    if ((row->needs & IQ_NEEDS_BOARDS) && !request->boards && request->nranks > 1)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"%s\" is for ranks of one host that share memory, on host memory", row->name);
     snprintf(why, why_bytes, "%s was asked for", row->name);
     *algorithm = row;
     return ISGQ_SUCCESS;
@@ -91,6 +94,11 @@ static bool ring_fits(const iq_choice_request_t *request)
 static const char *pick_allreduce(const iq_choice_request_t *request, const char **reason)
 {
     double sent = (request->nranks - 1) * (double)request->count * request->partial_bits / 8;
+    if (request->boards && request->nranks <= BOARD_MAX_RANKS &&
+        (is_lossless(request) || (request->result_exact && sent <= EXCHANGE_MAX_BYTES))) {
+        *reason = "one host, written once and read in place";
+        return "board";
+    }
     if (request->nranks <= EXCHANGE_MAX_RANKS && sent <= EXCHANGE_MAX_BYTES && (request->result_exact || is_lossless(request))) {
         *reason = "one round";
         return "exchange";

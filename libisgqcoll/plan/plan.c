@@ -21,6 +21,8 @@ const iq_algorithm_t iq_algorithms[] = {
      "sums travel around the ring, then results: 2(N-1) rounds, neighbours only"},
     {"exchange", IQ_ALLREDUCE, IQ_ROUNDS_LATE, iq_build_allreduce_exchange,
      "all send everything to all, all sum: 1 round, N-1 times the contribution"},
+    {"board", IQ_ALLREDUCE, IQ_ROUNDS_LATE | IQ_NEEDS_BOARDS, iq_build_allreduce_board,
+     "all write once to memory that all read, all sum: 1 round, the contribution once; ranks of one host"},
     {"direct", IQ_REDUCE_SCATTER, 0, iq_build_reduce_scatter_direct,
      "each rank sums its block: 1 round, (N-1)/N of the contribution"},
     {"ring", IQ_REDUCE_SCATTER, IQ_NEEDS_PARTIAL_SUMS, iq_build_reduce_scatter_ring,
@@ -52,6 +54,8 @@ static const char *const step_kind_names[IQ_STEP_KIND_COUNT] = {
     [IQ_STEP_FORWARD] = "forward",
     [IQ_STEP_SIGNAL] = "signal",
     [IQ_STEP_AWAIT] = "await",
+    [IQ_STEP_POST] = "post",
+    [IQ_STEP_SUM] = "sum",
 };
 
 const iq_algorithm_t *iq_algorithm_find(iq_collective_t collective, const char *name)
@@ -199,6 +203,8 @@ static void format_ends(const iq_plan_t *plan, const iq_action_t *action, char *
     case IQ_STEP_SIGNAL: snprintf(text, bytes, "to %d", action->peer); return;
     case IQ_STEP_FINISH:
     case IQ_STEP_DELIVER: snprintf(text, bytes, "here"); return;
+    case IQ_STEP_POST: snprintf(text, bytes, "to all"); return;
+    case IQ_STEP_SUM: snprintf(text, bytes, "from all"); return;
     default:
         if (action->peer == plan->rank)
             snprintf(text, bytes, "own");

@@ -50,6 +50,8 @@ typedef enum iq_step_kind {
     IQ_STEP_FORWARD,  /* result from peer -> output, and the same message on to `to` */
     IQ_STEP_SIGNAL,   /* empty message to peer; its span is empty, it is done all the same */
     IQ_STEP_AWAIT,    /* empty message from peer, likewise */
+    IQ_STEP_POST,     /* encode own span as partial(1) onto this rank's board, where all others read it */
+    IQ_STEP_SUM,      /* the sum of own span and of partial(1) from all other boards, in rank order -> output */
     IQ_STEP_KIND_COUNT
 } iq_step_kind_t;
 
@@ -127,7 +129,8 @@ typedef isgq_result_t (*iq_plan_build_fn)(const iq_plan_request_t *request, iq_p
 /* What an algorithm asks of the codec. */
 enum {
     IQ_NEEDS_PARTIAL_SUMS = 1, /* moves partial(k) with k > 1: codecs whose partial sums are not exact would round at every hop */
-    IQ_ROUNDS_LATE = 2 /* every rank sums all contributions itself: a result that is requantized elsewhere is not rounded here */
+    IQ_ROUNDS_LATE = 2, /* every rank sums all contributions itself: a result that is requantized elsewhere is not rounded here */
+    IQ_NEEDS_BOARDS = 4 /* all ranks see memory that every one of them writes for all others */
 };
 
 typedef struct iq_algorithm {
@@ -179,6 +182,7 @@ void iq_plan_block(const iq_plan_t *plan, uint32_t block, size_t *first, size_t 
 typedef struct iq_choice_request {
     iq_collective_t collective;
     int nranks, nhosts;
+    bool boards; /* see IQ_NEEDS_BOARDS */
     size_t count, element_bytes;
     double partial_bits, result_bits; /* wire bits per element of partial(1) and of the result */
     bool partial_sums_exact;          /* the codec can carry partial sums without rounding */

@@ -59,6 +59,7 @@ bool iq_algorithm_known(const char *name);
 isgq_result_t iq_build_allreduce_direct(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_allreduce_ring(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_allreduce_exchange(const iq_plan_request_t *request, iq_plan_t *plan);
+isgq_result_t iq_build_allreduce_board(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_reduce_scatter_direct(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_reduce_scatter_ring(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_allgather_direct(const iq_plan_request_t *request, iq_plan_t *plan);

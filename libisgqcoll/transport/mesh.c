@@ -39,18 +39,32 @@ void iq_mesh_group_fini(iq_mesh_group_t *group) { free(group->ranks); }
 
 /* ---- memory ---- */
 
+static iq_ring_shape_t board_shape(size_t slot_bytes, unsigned slots, size_t members)
+{
+    return (iq_ring_shape_t){slot_bytes, slots, (unsigned)members - 1};
+}
+
 size_t iq_mesh_bytes(size_t members, size_t slot_bytes, unsigned slots)
 {
-    size_t ring = iq_ring_bytes(slot_bytes, slots), rings, total;
-    if (ring == 0 || !iq_checked_mul(members, members, &rings) || !iq_checked_mul(rings, ring, &rings))
+    size_t ring = iq_ring_bytes((iq_ring_shape_t){slot_bytes, slots, 1});
+    size_t board = iq_ring_bytes(board_shape(slot_bytes, slots, members)), rings, boards, total;
+    if (ring == 0 || board == 0 || !iq_checked_mul(members, members, &rings) || !iq_checked_mul(rings, ring, &rings) ||
+        !iq_checked_mul(members, board, &boards) || __builtin_add_overflow(rings, boards, &total))
         return 0;
-    return __builtin_add_overflow(members * sizeof(iq_doorbell_t), rings, &total) ? 0 : total;
+    return __builtin_add_overflow(members * sizeof(iq_doorbell_t), total, &total) ? 0 : total;
 }
 
 static void *ring_at(unsigned char *memory, size_t members, size_t from, size_t to, const iq_transport_params_t *params)
 {
-    size_t ring = iq_ring_bytes(params->slot_bytes, params->slots);
+    size_t ring = iq_ring_bytes((iq_ring_shape_t){params->slot_bytes, params->slots, 1});
     return memory + members * sizeof(iq_doorbell_t) + (from * members + to) * ring;
+}
+
+/* Boards lie where the rings of one more member would begin. */
+static void *board_at(unsigned char *memory, size_t members, size_t from, const iq_transport_params_t *params)
+{
+    size_t board = iq_ring_bytes(board_shape(params->slot_bytes, params->slots, members));
+    return (unsigned char *)ring_at(memory, members, members, 0, params) + from * board;
 }
 
 /* ---- links ---- */
@@ -97,6 +111,59 @@ static const iq_link_ops_t link_ops = {
     .release = link_release,
 };
 
+/* ---- boards ---- */
+
+/* Member `reader`'s place among the receivers of member `writer`'s board, and back. */
+static unsigned receiver_of(unsigned reader, unsigned writer) { return reader < writer ? reader : reader - 1; }
+static unsigned reader_of(unsigned receiver, unsigned writer) { return receiver < writer ? receiver : receiver + 1; }
+
+static void *board_acquire(iq_link_t *base)
+{
+    iq_mesh_link_t *link = (iq_mesh_link_t *)base;
+    void *slot = iq_ring_acquire(&link->out);
+    if (slot == NULL)
+        base->peer = (int)reader_of(link->out.laggard, (unsigned)link->mesh->self);
+    if (slot == NULL && link->out.corrupt)
+        link->mesh->corrupt_peer = base->peer;
+    return slot;
+}
+
+static isgq_result_t board_commit(iq_link_t *base, size_t bytes)
+{
+    iq_mesh_link_t *link = (iq_mesh_link_t *)base;
+    iq_mesh_t *mesh = link->mesh;
+    iq_ring_commit(&link->out, bytes);
+    for (int rank = 0; rank < mesh->nranks; rank++)
+        if (rank != mesh->self && !iq_doorbell_ring(mesh->boards[rank].peer_doorbell))
+            return IQ_FAIL(ISGQ_ERR_REMOTE, "%s: board of %zu bytes for rank %d, which has left", base->transport, bytes, rank);
+    return ISGQ_SUCCESS;
+}
+
+static const iq_link_ops_t board_ops = {
+    .acquire = board_acquire,
+    .commit = board_commit,
+    .peek = link_peek,
+    .release = link_release,
+};
+
+/* All ranks are members, so members are numbered as ranks are. */
+static void attach_boards(iq_mesh_t *mesh, const iq_transport_params_t *params, const iq_mesh_group_t *group, void *memory)
+{
+    iq_ring_shape_t shape = board_shape(params->slot_bytes, params->slots, group->count);
+    mesh->self = params->rank;
+    for (unsigned writer = 0; writer < group->count; writer++) {
+        iq_mesh_link_t *link = &mesh->boards[writer];
+        void *board = board_at(memory, group->count, writer, params);
+        link->base = (iq_link_t){.ops = &board_ops, .transport = mesh->base.ops->name, .peer = (int)writer};
+        link->peer_doorbell = (iq_doorbell_t *)memory + writer;
+        link->mesh = mesh;
+        if (writer == group->self)
+            iq_ring_attach_sender(&link->out, board, shape);
+        else
+            iq_ring_attach_receiver(&link->in, board, shape, receiver_of(group->self, writer));
+    }
+}
+
 isgq_result_t iq_mesh_attach(iq_mesh_t *mesh, const iq_transport_ops_t *ops, const iq_transport_params_t *params,
                              const iq_mesh_group_t *group, void *memory)
 {
@@ -107,12 +174,14 @@ isgq_result_t iq_mesh_attach(iq_mesh_t *mesh, const iq_transport_ops_t *ops, con
     atomic_init(&mesh->nudged, false);
     mesh->lonely = (iq_doorbell_t){.state = IQ_AWAKE};
     mesh->links = calloc((size_t)params->nranks, sizeof(*mesh->links));
-    if (mesh->links == NULL)
+    mesh->boards = calloc((size_t)params->nranks, sizeof(*mesh->boards));
+    if (mesh->links == NULL || mesh->boards == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%s: links to %d ranks", ops->name, params->nranks);
     if (memory == NULL)
         return ISGQ_SUCCESS;
 
     iq_doorbell_t *doorbells = memory;
+    iq_ring_shape_t shape = {params->slot_bytes, params->slots, 1};
     mesh->doorbell = &doorbells[group->self];
     for (unsigned member = 0; member < group->count; member++) {
         int peer = group->ranks[member];
@@ -122,9 +191,11 @@ isgq_result_t iq_mesh_attach(iq_mesh_t *mesh, const iq_transport_ops_t *ops, con
         link->base = (iq_link_t){.ops = &link_ops, .transport = ops->name, .peer = peer};
         link->peer_doorbell = &doorbells[member];
         link->mesh = mesh;
-        iq_ring_attach(&link->in, ring_at(memory, group->count, member, group->self, params), params->slot_bytes, params->slots);
-        iq_ring_attach(&link->out, ring_at(memory, group->count, group->self, member, params), params->slot_bytes, params->slots);
+        iq_ring_attach_receiver(&link->in, ring_at(memory, group->count, member, group->self, params), shape, 0);
+        iq_ring_attach_sender(&link->out, ring_at(memory, group->count, group->self, member, params), shape);
     }
+    if (params->boards && group->count == (unsigned)params->nranks)
+        attach_boards(mesh, params, group, memory);
     return ISGQ_SUCCESS;
 }
 
@@ -134,7 +205,8 @@ void iq_mesh_detach(iq_mesh_t *mesh)
         iq_doorbell_close(mesh->doorbell);
     mesh->doorbell = NULL;
     free(mesh->links);
-    mesh->links = NULL;
+    free(mesh->boards);
+    mesh->links = mesh->boards = NULL;
 }
 
 /* ---- the transport ---- */
@@ -145,6 +217,12 @@ iq_link_t *iq_mesh_link(iq_transport_t *transport, int peer)
     if (peer < 0 || peer >= mesh->nranks || mesh->links[peer].base.ops == NULL)
         return NULL;
     return &mesh->links[peer].base;
+}
+
+iq_link_t *iq_mesh_board(iq_transport_t *transport, int rank)
+{
+    iq_mesh_t *mesh = (iq_mesh_t *)transport;
+    return mesh->boards[rank].base.ops == NULL ? NULL : &mesh->boards[rank].base;
 }
 
 isgq_result_t iq_mesh_progress(iq_transport_t *transport, bool settle, int *failed_peer)
@@ -158,15 +236,20 @@ isgq_result_t iq_mesh_progress(iq_transport_t *transport, bool settle, int *fail
                    mesh->corrupt_peer);
 }
 
+static bool has_news(iq_mesh_link_t *link)
+{
+    bool news = link->in.tail != NULL && iq_ring_arrived(&link->in);
+    if (link->out.tail != NULL)
+        news |= iq_ring_has_room(&link->out);
+    return news;
+}
+
 static bool anything_new(iq_mesh_t *mesh)
 {
     bool news = atomic_exchange(&mesh->nudged, false);
     for (int peer = 0; peer < mesh->nranks; peer++) {
-        iq_mesh_link_t *link = &mesh->links[peer];
-        if (link->base.ops != NULL) {
-            news |= iq_ring_arrived(&link->in);
-            news |= iq_ring_has_room(&link->out);
-        }
+        news |= has_news(&mesh->links[peer]);
+        news |= has_news(&mesh->boards[peer]);
     }
     return news;
 }

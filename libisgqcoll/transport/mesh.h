@@ -3,7 +3,9 @@
  * A mesh: rings between all members of a group that sees one piece of memory. It is everything of the transports local and shm but the
  * question where that memory comes from.
  *
- *     | doorbell 0 | ... | doorbell m-1 | ring 0->0 | ring 0->1 | ... | ring m-1 -> m-1 |
+ *     | doorbell 0 | ... | doorbell m-1 | ring 0->0 | ring 0->1 | ... | ring m-1 -> m-1 | board 0 | ... | board m-1 |
+ *
+ * A board is a ring from one member to all others, who read the same slots.
  *
  * Rings that nobody uses (to oneself, between threads under shm) cost address space, not memory.
  */
@@ -35,6 +37,8 @@ typedef struct iq_mesh {
     iq_transport_t base;
     int nranks;
     iq_mesh_link_t *links;   /* [nranks] */
+    iq_mesh_link_t *boards;  /* [nranks] ends of all ranks' boards, the sending end of this one's */
+    int self;                /* this rank, where there are boards */
     iq_doorbell_t *doorbell; /* this rank's, in the memory; or `lonely` */
     iq_doorbell_t lonely;    /* if this transport serves no pair of this rank: only wake rings it */
     atomic_bool nudged;      /* wake was called since the last sleep */
@@ -50,6 +54,7 @@ void iq_mesh_detach(iq_mesh_t *mesh);
 
 /* Members of the tables of local and shm. */
 iq_link_t *iq_mesh_link(iq_transport_t *transport, int peer);
+iq_link_t *iq_mesh_board(iq_transport_t *transport, int rank);
 isgq_result_t iq_mesh_progress(iq_transport_t *transport, bool settle, int *failed_peer);
 void iq_mesh_sleep(iq_transport_t *transport, uint64_t ns);
 void iq_mesh_wake(iq_transport_t *transport);

@@ -12,28 +12,39 @@
 
 /* ---- the queue ---- */
 
-static size_t control_bytes(unsigned slots)
+static size_t tail_at(unsigned receivers) { return receivers * sizeof(iq_ring_head_t); }
+
+static size_t control_bytes(iq_ring_shape_t shape)
 {
-    return iq_align_up(offsetof(iq_ring_shared_t, lengths) + slots * sizeof(uint32_t), IQ_CACHE_LINE);
+    return iq_align_up(tail_at(shape.receivers) + offsetof(iq_ring_tail_t, lengths) + shape.slots * sizeof(uint32_t), IQ_CACHE_LINE);
 }
 
-size_t iq_ring_bytes(size_t slot_bytes, unsigned slots)
+size_t iq_ring_bytes(iq_ring_shape_t shape)
 {
     size_t data, total;
-    if (slot_bytes > UINT32_MAX || !iq_checked_mul(slot_bytes, slots, &data))
+    if (shape.slot_bytes > UINT32_MAX || !iq_checked_mul(shape.slot_bytes, shape.slots, &data))
         return 0;
-    return __builtin_add_overflow(data, control_bytes(slots), &total) ? 0 : total;
+    return __builtin_add_overflow(data, control_bytes(shape), &total) ? 0 : total;
 }
 
-void iq_ring_attach(iq_ring_t *ring, void *memory, size_t slot_bytes, unsigned slots)
+void iq_ring_attach_sender(iq_ring_t *ring, void *memory, iq_ring_shape_t shape)
 {
-    iq_assert(slots > 0 && slot_bytes % IQ_CACHE_LINE == 0 && (uintptr_t)memory % IQ_CACHE_LINE == 0);
+    unsigned char *bytes = memory;
+    iq_assert(shape.slots > 0 && shape.slot_bytes % IQ_CACHE_LINE == 0 && (uintptr_t)memory % IQ_CACHE_LINE == 0);
     *ring = (iq_ring_t){
-        .shared = memory,
-        .slot_memory = (unsigned char *)memory + control_bytes(slots),
-        .slot_bytes = slot_bytes,
-        .slots = slots,
+        .heads = memory,
+        .tail = (iq_ring_tail_t *)(void *)(bytes + tail_at(shape.receivers)),
+        .slot_memory = bytes + control_bytes(shape),
+        .slot_bytes = shape.slot_bytes,
+        .slots = shape.slots,
+        .receivers = shape.receivers,
     };
+}
+
+void iq_ring_attach_receiver(iq_ring_t *ring, void *memory, iq_ring_shape_t shape, unsigned receiver)
+{
+    iq_ring_attach_sender(ring, memory, shape);
+    ring->heads += receiver;
 }
 
 static void *current_slot(const iq_ring_t *ring) { return ring->slot_memory + ring->index * ring->slot_bytes; }
@@ -44,12 +55,27 @@ static void advance(iq_ring_t *ring)
     ring->index = ring->index + 1 == ring->slots ? 0 : ring->index + 1;
 }
 
+/* How far the slowest receiver is behind; more than `slots` if one wrote nonsense, like a head beyond our tail. */
+static uint64_t look_behind(iq_ring_t *ring)
+{
+    uint64_t most = 0;
+    for (unsigned receiver = 0; receiver < ring->receivers; receiver++) {
+        uint64_t behind = ring->position - atomic_load(&ring->heads[receiver].released);
+        if (behind >= most) {
+            most = behind;
+            ring->laggard = receiver;
+        }
+    }
+    return most;
+}
+
 void *iq_ring_acquire(iq_ring_t *ring)
 {
     if (ring->position - ring->seen >= ring->slots) {
-        ring->seen = atomic_load_explicit(&ring->shared->head, memory_order_acquire);
-        if (ring->position - ring->seen >= ring->slots) { /* full, or a head beyond our tail */
-            ring->corrupt |= ring->position - ring->seen > ring->slots;
+        uint64_t behind = look_behind(ring);
+        ring->seen = ring->position - behind;
+        if (behind >= ring->slots) {
+            ring->corrupt |= behind > ring->slots;
             ring->starved = true;
             return NULL;
         }
@@ -60,19 +86,19 @@ void *iq_ring_acquire(iq_ring_t *ring)
 void iq_ring_commit(iq_ring_t *ring, size_t bytes)
 {
     iq_assert(bytes > 0 && bytes <= ring->slot_bytes);
-    atomic_store_explicit(&ring->shared->lengths[ring->index], (uint32_t)bytes, memory_order_relaxed);
+    atomic_store_explicit(&ring->tail->lengths[ring->index], (uint32_t)bytes, memory_order_relaxed);
     advance(ring);
-    atomic_store(&ring->shared->tail, ring->position);
+    atomic_store(&ring->tail->committed, ring->position);
 }
 
 const void *iq_ring_peek(iq_ring_t *ring, size_t *bytes)
 {
     if (ring->seen == ring->position) {
-        ring->seen = atomic_load_explicit(&ring->shared->tail, memory_order_acquire);
+        ring->seen = atomic_load_explicit(&ring->tail->committed, memory_order_acquire);
         if (ring->seen == ring->position)
             return NULL;
     }
-    size_t length = atomic_load_explicit(&ring->shared->lengths[ring->index], memory_order_relaxed);
+    size_t length = atomic_load_explicit(&ring->tail->lengths[ring->index], memory_order_relaxed);
     if (ring->corrupt || ring->seen - ring->position > ring->slots || length == 0 || length > ring->slot_bytes) {
         ring->corrupt = true;
         return NULL;
@@ -85,12 +111,12 @@ const void *iq_ring_peek(iq_ring_t *ring, size_t *bytes)
 void iq_ring_release(iq_ring_t *ring)
 {
     advance(ring);
-    atomic_store(&ring->shared->head, ring->position);
+    atomic_store(&ring->heads->released, ring->position);
 }
 
 bool iq_ring_arrived(iq_ring_t *receiver)
 {
-    if (receiver->noted == receiver->position + 1 || atomic_load(&receiver->shared->tail) == receiver->position)
+    if (receiver->noted == receiver->position + 1 || atomic_load(&receiver->tail->committed) == receiver->position)
         return false;
     receiver->noted = receiver->position + 1;
     return true;
@@ -98,7 +124,7 @@ bool iq_ring_arrived(iq_ring_t *receiver)
 
 bool iq_ring_has_room(iq_ring_t *sender)
 {
-    if (!sender->starved || sender->position - atomic_load(&sender->shared->head) >= sender->slots)
+    if (!sender->starved || look_behind(sender) >= sender->slots)
         return false;
     sender->starved = false;
     return true;

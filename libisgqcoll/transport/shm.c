@@ -105,6 +105,7 @@ const iq_transport_ops_t iq_transport_shm = {
     .connects = shm_connects,
     .open = shm_transport_open,
     .link = iq_mesh_link,
+    .board = iq_mesh_board,
     .progress = iq_mesh_progress,
     .sleep = iq_mesh_sleep,
     .wake = iq_mesh_wake,

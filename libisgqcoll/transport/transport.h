@@ -8,6 +8,9 @@
  *     sender:    p = acquire(link); write p[0..bytes-1]; commit(link, bytes)
  *     receiver:  p = peek(link, &bytes); read; release(link)
  *
+ * A board is the same with one sender and all other ranks as receivers, who read one slot in place. Only transports that join all ranks by
+ * memory have boards; there rank r sends on board r, and receives on those of the others.
+ *
  * acquire and peek never block: NULL means "not now". A link is used by one thread at a time; different communicators are independent.
  * Read local.c first: it is the smallest transport.
  */
@@ -50,7 +53,7 @@ typedef struct iq_link_ops {
 typedef struct iq_link {
     const iq_link_ops_t *ops;
     const char *transport; /* its name */
-    int peer;
+    int peer;              /* of the board that this rank sends on: the reader that acquire found furthest behind */
 } iq_link_t;
 
 /* Same contract as iq_control_allgather. Collective over all ranks of the communicator, in the same order. */
@@ -60,6 +63,7 @@ typedef struct iq_transport_params {
     int rank, nranks;
     const iq_peer_t *peers;          /* [nranks] */
     const bool *mine;                /* [nranks] peers that this transport was chosen for (seen from this rank) */
+    bool boards;                     /* wanted; equal on all ranks, and then this transport was chosen for all pairs */
     uint64_t token;                  /* names the communicator; random, equal on all ranks, unknown to strangers */
     size_t slot_bytes;               /* multiple of 64 */
     unsigned slots;                  /* per direction, at least 2 */
@@ -82,6 +86,9 @@ typedef struct iq_transport_ops {
     isgq_result_t (*open)(const iq_transport_params_t *params, iq_transport_t **transport);
 
     iq_link_t *(*link)(iq_transport_t *transport, int peer); /* NULL for peers that are not `mine` */
+
+    /* This rank's end of the board of `rank`; NULL if there are none. Absent where the transport has none at all. */
+    iq_link_t *(*board)(iq_transport_t *transport, int rank);
 
     /* Move what can be moved; called often. With `settle`: ISGQ_IN_PROGRESS while a committed message has not left this rank (it would need more
      * progress calls to arrive); without, ISGQ_SUCCESS. ISGQ_ERR_REMOTE with the peer in the text. *failed_peer is the peer at fault or awaited

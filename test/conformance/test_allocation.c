@@ -143,9 +143,9 @@ static void factored(iq_rank_t *rank, const data_t *data, isgq_quantizer_t quant
 /* One call of every kind, each waited for. */
 static void all_kinds(iq_rank_t *rank, const data_t *data)
 {
-    static const char *const algorithms[] = {"direct", "ring", "exchange"};
+    static const char *const algorithms[] = {"direct", "ring", "exchange", "board"};
     size_t n = (size_t)rank->nranks;
-    for (int i = 0; i < 3; i++) {
+    for (int i = 0; i < 4; i++) {
         isgq_call_options_t options = {.size = sizeof(options), .algorithm = algorithms[i]};
         RANK_OK(rank, isgq_allreduce(data->in, data->out, COUNT, ISGQ_FLOAT32, ISGQ_AVG, data->quantizers[0], rank->comm, NULL,
                                      &options));

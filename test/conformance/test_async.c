@@ -157,7 +157,7 @@ static isgqx_call_record_t call_record(iq_rank_t *rank, const char *quantizer, s
 
 /*
  * Blocks of one length, chunks of 1024 elements. Direct and ring: N-1 blocks out and N-1 back; exchange: everything to
- * everybody. One frame for every message, nothing else.
+ * everybody; board: everything once. One frame for every message, nothing else.
  */
 static void bytes_body(iq_rank_t *rank)
 {
@@ -173,6 +173,9 @@ static void bytes_body(iq_rank_t *rank)
     record = call_record(rank, "none", count, "exchange");
     due = others * n * chunks * (4096 + FRAME);
     RANK_CHECK(rank, record.wire_bytes == due, "exchange sent %d bytes, not %d", (int)record.wire_bytes, (int)due);
+    record = call_record(rank, "none", count, "board");
+    due = n == 1 ? 0 : n * chunks * (4096 + FRAME);
+    RANK_CHECK(rank, record.wire_bytes == due, "board wrote %d bytes, not %d", (int)record.wire_bytes, (int)due);
     record = call_record(rank, "uniform:bits=4,scale=local,bucket=1024", count, "direct");
     due = 2 * others * chunks * (512 + 4 + FRAME);
     RANK_CHECK(rank, record.wire_bytes == due, "4 bits: sent %d bytes, not %d", (int)record.wire_bytes, (int)due);

@@ -52,9 +52,9 @@ static void answer_body(iq_rank_t *rank)
 
 START_TEST(any_route_gives_the_same_bits)
 {
-    static route_t routes[] = {{"direct", 4096}, {"exchange", 4096}, {"ring", 4096}, {NULL, 16384}};
-    static iq_ranks_values_t values[4];
-    for (int r = 0; r < 4; r++) {
+    static route_t routes[] = {{"direct", 4096}, {"exchange", 4096}, {"ring", 4096}, {"board", 4096}, {NULL, 16384}};
+    static iq_ranks_values_t values[5];
+    for (int r = 0; r < 5; r++) {
         isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
         config.chunk_bytes = routes[r].chunk_bytes;
         iq_ranks_t ranks = {.nranks = iq_test_nranks(_i), .body = answer_body, .argument = &routes[r], .config = &config};

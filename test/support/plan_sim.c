@@ -1,8 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/*
- * The plan simulator. One function per step kind, as in the executor; a rank that cannot move is asked again later. After the
- * first error everything stops.
- */
+/* The plan simulator. One function per step kind, as in the executor; a rank that cannot move is asked again later. After the first error everything stops. */
 #include "support/plan_sim.h"
 
 #include "base/util.h"
@@ -122,7 +119,6 @@ static void send(sim_t *sim, int rank, int to, message_t message)
 }
 
 /* ---- values ---- */
-
 static message_t own_message(sim_t *sim, int rank)
 {
     const rank_state_t *state = &sim->ranks[rank];
@@ -292,9 +288,50 @@ static void do_await(sim_t *sim, int rank, message_t *out)
     sim->ranks[rank].known |= sim->ranks[rank].in.known;
 }
 
+/* Posting and summing have all others at their other ends: a board is as many links, which fill alike. */
+static void do_post(sim_t *sim, int rank, message_t *out)
+{
+    iq_sim_traffic_t *sent = &sim->report->sent[rank];
+    do_send_own(sim, rank, out);
+    sent->partial[1] += out->count;
+    sent->messages++;
+    for (int to = 0; to < sim->nranks; to++)
+        if (to != rank)
+            push(sim, rank, to, out);
+}
+
+static void do_sum(sim_t *sim, int rank, message_t *out)
+{
+    rank_state_t *state = &sim->ranks[rank];
+    *out = own_message(sim, rank);
+    out->value.count = 0;
+    for (int from = 0; from < sim->nranks && !failed(sim); from++) {
+        if (from == rank)
+            state->in = own_message(sim, rank);
+        else
+            pop(sim, from, rank, &state->in);
+        expect(sim, rank, PARTIAL, 1);
+        add(sim, rank, &out->value, &state->in.value);
+    }
+    if (state->action.parts != out->value.count)
+        fail(sim, rank, "a sum of %d counts as %d", out->value.count, state->action.parts);
+    write_output(sim, rank, out);
+}
+
+static bool boards_ready(sim_t *sim, int rank)
+{
+    for (int peer = 0; peer < sim->nranks; peer++) {
+        if (peer == rank)
+            continue;
+        if (sim->ranks[rank].action.kind == IQ_STEP_POST ? !has_room(sim, rank, peer) : link_of(sim, peer, rank)->count == 0)
+            return false;
+    }
+    return true;
+}
+
 /* Which ends a step has, and what it does. */
 static const struct {
-    bool from_peer, to_peer, to_target;
+    bool from_peer, to_peer, to_target, boards;
     void (*run)(sim_t *sim, int rank, message_t *out);
 } steps[IQ_STEP_KIND_COUNT] = {
     [IQ_STEP_SEND_OWN] = {.to_peer = true, .run = do_send_own},
@@ -308,6 +345,8 @@ static const struct {
     [IQ_STEP_FORWARD] = {.from_peer = true, .to_target = true, .run = do_forward},
     [IQ_STEP_SIGNAL] = {.to_peer = true, .run = do_signal},
     [IQ_STEP_AWAIT] = {.from_peer = true, .run = do_await},
+    [IQ_STEP_POST] = {.boards = true, .run = do_post},
+    [IQ_STEP_SUM] = {.boards = true, .run = do_sum},
 };
 
 /* ---- the loop ---- */
@@ -366,7 +405,7 @@ static bool move(sim_t *sim, int rank)
         pop(sim, from, rank, &state->in);
         state->received = progress = true;
     }
-    if (to >= 0 && !has_room(sim, rank, to))
+    if ((to >= 0 && !has_room(sim, rank, to)) || (steps[state->action.kind].boards && !boards_ready(sim, rank)))
         return progress;
     steps[state->action.kind].run(sim, rank, &out);
     if (to >= 0 && !failed(sim))

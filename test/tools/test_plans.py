@@ -22,7 +22,7 @@ class Plan(Case):
         return lines
 
     def stages(self, lines):
-        name = re.compile(r"stage (\d+): ([a-z_ ]+?)(?:,| direct| exchange| ring| chain| dissemination)")
+        name = re.compile(r"stage (\d+): ([a-z_ ]+?)(?:,| direct| exchange| board| ring| chain| dissemination)")
         found = [name.match(line).groups() for line in lines if line.startswith("stage")]
         self.assertEqual([int(number) for number, _ in found], list(range(len(found))))
         return [words for _, words in found]
@@ -70,7 +70,7 @@ class Plan(Case):
         dense = (["-b", "240k", "-e", "240k"], ["--count", "60k"])
         gathered = (dense[0], ["--count", "180k"])  # a rank's input there, the whole tensor here
         factored = (self.shape[2:], self.shape[2:])
-        cases = [("allreduce", "none;uniform:bits=3,scale=local;isgq:bits=2.5,coding=none", dense, ("auto", "direct", "exchange", "ring")),
+        cases = [("allreduce", "none;uniform:bits=3,scale=local;isgq:bits=2.5,coding=none", dense, ("auto", "direct", "exchange", "board", "ring")),
                  ("reduce_scatter", "none;uniform:bits=3", dense, ("auto", "ring")),
                  ("allgather", "none;uniform:bits=3", gathered, ("auto", "ring")), ("broadcast", "none", dense, ("auto",)),
                  ("factored", "isgq:bits=4;uniform:bits=4", factored, ("auto", "dense")),

@@ -111,12 +111,31 @@ START_TEST(forced_names)
     ck_assert_str_eq(why, "ring was asked for");
     ck_assert_int_eq(forced(request, "exchange"), ISGQ_SUCCESS);
     ck_assert_int_eq(forced(request, "fastest"), ISGQ_ERR_INVALID_ARGUMENT);
-    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": allreduce has auto, direct, ring, exchange");
+    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": allreduce has auto, direct, ring, exchange, board");
     ck_assert_int_eq(forced(request, "chain"), ISGQ_ERR_UNSUPPORTED); /* of another collective */
     ck_assert_int_eq(forced(request, "gather"), ISGQ_ERR_UNSUPPORTED);
     ck_assert_int_eq(forced(plain(IQ_BARRIER, 4, 0), "ring"), ISGQ_ERR_UNSUPPORTED);
     ck_assert_int_eq(forced(plain(IQ_COLLECTIVE_COUNT, 4, 0), "ring"), ISGQ_ERR_INVALID_ARGUMENT);
     request.forced = "auto";
+    ck_assert_str_eq(chosen(request), "direct");
+}
+END_TEST
+
+/* The size never decides: both small and large tensors, and the same bits as direct. What would be rounded once more stays away. */
+START_TEST(boards)
+{
+    iq_choice_request_t request = plain(IQ_ALLREDUCE, 4, 1);
+    ck_assert_int_eq(forced(request, "board"), ISGQ_ERR_UNSUPPORTED);
+    request.boards = true;
+    ck_assert_int_eq(forced(request, "board"), ISGQ_SUCCESS);
+    ck_assert_str_eq(chosen(request), "board");
+    request.count = 100000000;
+    ck_assert_str_eq(chosen(request), "board");
+    request.partial_bits = request.result_bits = 4;
+    request.result_exact = false;
+    ck_assert_str_eq(chosen(request), "direct");
+    request = plain(IQ_ALLREDUCE, 9, 100000000);
+    request.boards = true;
     ck_assert_str_eq(chosen(request), "direct");
 }
 END_TEST
@@ -274,6 +293,7 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("forced");
     tcase_add_test(tcase, forced_names);
+    tcase_add_test(tcase, boards);
     tcase_add_test(tcase, ring_that_would_round);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("factored");

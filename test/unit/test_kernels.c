@@ -407,6 +407,39 @@ START_TEST(sums_become_values)
 }
 END_TEST
 
+/* The first row's bits in all rows, wherever the arrays begin and however they are written; NaNs with their payloads too. */
+START_TEST(arrays_add_up)
+{
+    enum { LENGTH = 203, ROOM = LENGTH + 16, TERMS = 5 };
+    static uint32_t inputs[TERMS][ROOM], due[ROOM];
+    static _Alignas(64) uint32_t outputs[ROOM];
+    uint32_t random = 1;
+    for (int t = 0; t < TERMS; t++)
+        for (int i = 0; i < ROOM; i++) {
+            random = random * 1664525u + 1013904223u;
+            inputs[t][i] = (random & 0x807fffff) | (120 + (random >> 8) % 16) << 23;
+            if (i % 7 == t || i % 5 == 0)
+                inputs[t][i] = 0x7fc00000 + (uint32_t)(t + 1);
+        }
+    for (int nterms = 1; nterms <= TERMS; nterms++)
+        for (int by = 1; by <= 3; by += 2)
+            for (size_t skip = 0; skip < 16; skip++) {
+                const void *terms[TERMS] = {inputs[0] + skip, inputs[1], inputs[2] + 1, inputs[3], inputs[4]};
+                iq_kernel_rows[0]->sum(terms, nterms, LENGTH - skip, (float)by, (iq_f32_any_t *)due, &(iq_sum_output_t){0});
+                for (const iq_kernels_t *const *row = iq_kernel_rows; *row != NULL; row++) {
+                    iq_sum_output_t output = {.streams = skip % 3 != 0, .ahead = inputs[0]};
+                    if (!(*row)->usable())
+                        continue;
+                    memset(outputs, 0x55, sizeof(outputs));
+                    (*row)->sum(terms, nterms, LENGTH - skip, (float)by, (iq_f32_any_t *)outputs + skip, &output);
+                    ck_assert_msg(memcmp(outputs + skip, due, (LENGTH - skip) * sizeof(*due)) == 0, "%s, %d terms by %d, skip %zu",
+                                  (*row)->name, nterms, by, skip);
+                    ck_assert_uint_eq(outputs[LENGTH], 0x55555555);
+                }
+            }
+}
+END_TEST
+
 START_TEST(the_best_row_is_usable)
 {
     REQUIRE(iq_kernel_rows[0]->usable());
@@ -443,6 +476,7 @@ Suite *iq_suite(void)
 
     tcase = tcase_create("sums");
     tcase_add_test(tcase, codes_add_up);
+    tcase_add_test(tcase, arrays_add_up);
     tcase_add_test(tcase, sums_become_values);
     tcase_add_test(tcase, the_best_row_is_usable);
     suite_add_tcase(suite, tcase);

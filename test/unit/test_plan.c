@@ -160,8 +160,7 @@ static bool same_place(iq_place_t a, iq_place_t b) { return a.rule == b.rule && 
 static bool spoil_step(iq_step_t *step, const iq_loop_t *loop, uint32_t nblocks, int mistake)
 {
     bool fixed_distance = step->peer.rule == IQ_RULE_LEAP || step->peer.rule == IQ_RULE_LEAP_BACK;
-    bool sends_one_to_all =
-        step->peer.rule == IQ_RULE_AHEAD && step->block.rule != IQ_RULE_AHEAD; /* any order of peers will do */
+    bool sends_one_to_all = step->peer.rule == IQ_RULE_AHEAD && step->block.rule != IQ_RULE_AHEAD; /* any order of peers will do */
     bool is_self = step->peer.rule == IQ_RULE_NEXT && step->peer.arg == 0;
     iq_place_t old = step->peer;
     switch (mistake) {
@@ -179,9 +178,8 @@ static bool spoil_step(iq_step_t *step, const iq_loop_t *loop, uint32_t nblocks,
 
 static void expect_caught(const iq_algorithm_t *algorithm, int nranks, int victim, const char *what, int step, int mistake)
 {
-    ck_assert_msg(!simulate(algorithm, nranks, (iq_sim_options_t){.capacity = 4}),
-                  "%s %s, rank %d: %s %d, mistake %d was not noticed", iq_collective_name(algorithm->collective), algorithm->name,
-                  victim, what, step, mistake);
+    ck_assert_msg(!simulate(algorithm, nranks, (iq_sim_options_t){.capacity = 4}), "%s %s, rank %d: %s %d, mistake %d was not noticed",
+                  iq_collective_name(algorithm->collective), algorithm->name, victim, what, step, mistake);
 }
 
 static void spoil_steps(const iq_algorithm_t *algorithm, int nranks, int victim)
@@ -279,8 +277,7 @@ static uint64_t sent_partial(int rank)
 }
 
 /* What each rank sends, in closed form, where blocks are equal. */
-static void check_traffic(iq_collective_t collective, const char *name, int nranks, uint64_t partial, uint64_t result,
-                          uint64_t messages)
+static void check_traffic(iq_collective_t collective, const char *name, int nranks, uint64_t partial, uint64_t result, uint64_t messages)
 {
     const iq_algorithm_t *algorithm = iq_algorithm_find(collective, name);
     build_all(algorithm,
@@ -302,6 +299,7 @@ START_TEST(traffic)
         for (int parts = 1; parts < nranks; parts++) /* a block at every width */
             ck_assert_uint_eq(report.sent[0].partial[parts], 60);
         check_traffic(IQ_ALLREDUCE, "exchange", nranks, moved * (uint64_t)nranks, 0, 3 * (uint64_t)nranks * others);
+        check_traffic(IQ_ALLREDUCE, "board", nranks, 60 * (uint64_t)nranks, 0, 3 * (uint64_t)nranks);
         check_traffic(IQ_REDUCE_SCATTER, "direct", nranks, moved, 0, 3 * others);
         check_traffic(IQ_REDUCE_SCATTER, "ring", nranks, moved, 0, 3 * others);
         check_traffic(IQ_ALLGATHER, "direct", nranks, 0, moved, 3 * others);
@@ -386,6 +384,8 @@ START_TEST(texts)
                "reduce      from 0          block 0 chunk 0  elements 0..4  sum of 1\n"
                "reduce      own             block 0 chunk 0  elements 0..4  sum of 2\n"
                "deliver     here            block 0 chunk 0  elements 0..4\n");
+    check_text(IQ_ALLREDUCE, "board", (iq_plan_request_t){.nranks = 3, .count = 5, .block_unit = 32, .chunk = 8, .slots = 4},
+               "post        to all          block 0 chunk 0  elements 0..4  sum of 1\nsum         from all        block 0 chunk 0  elements 0..4  sum of 3\n");
     check_text(IQ_BARRIER, "dissemination", (iq_plan_request_t){.nranks = 3},
                "signal      to 1\n"
                "await       from 2\n"

@@ -58,7 +58,7 @@ static void prove_shapes(const iq_algorithm_t *algorithm, int nranks, int root, 
 static void prove_collective(iq_collective_t collective)
 {
     for (const iq_algorithm_t *row = iq_algorithms; row->name != NULL; row++)
-        for (int nranks = 1; row->collective == collective && nranks <= MAX_RANKS; nranks++) {
+        for (int nranks = 1; row->collective == collective && !(row->needs & IQ_NEEDS_BOARDS) && nranks <= MAX_RANKS; nranks++) {
             size_t n = (size_t)nranks;
             bool whole_parts = collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER;
             const size_t counts[] = {0, 1, 3, n - 1, n, n + 1, 31, 97, 8 * n + 5, 509};
@@ -213,7 +213,7 @@ START_TEST(slots_know_no_rounds)
 {
     uint64_t hash = 0xcbf29ce484222325ull;
     for (const iq_algorithm_t *row = iq_algorithms; row->name != NULL; row++)
-        for (int nranks = 1; nranks <= 9; nranks++)
+        for (int nranks = 1; nranks <= 9 && !(row->needs & IQ_NEEDS_BOARDS); nranks++)
             for (int rank = 0; rank < nranks; rank++)
                 for (unsigned slots = 2; slots <= 5; slots++) {
                     iq_plan_request_t request = {.collective = row->collective,

@@ -22,13 +22,13 @@ typedef struct pair {
 
 static void pair_init(pair_t *pair, size_t slot_bytes, unsigned slots)
 {
-    size_t bytes = iq_ring_bytes(slot_bytes, slots);
+    size_t bytes = iq_ring_bytes((iq_ring_shape_t){slot_bytes, slots, 1});
     memset(pair, 0, sizeof(*pair));
     pair->memory = aligned_alloc(IQ_CACHE_LINE, bytes);
     ck_assert_ptr_nonnull(pair->memory);
     memset(pair->memory, 0, bytes);
-    iq_ring_attach(&pair->sender, pair->memory, slot_bytes, slots);
-    iq_ring_attach(&pair->receiver, pair->memory, slot_bytes, slots);
+    iq_ring_attach_sender(&pair->sender, pair->memory, (iq_ring_shape_t){slot_bytes, slots, 1});
+    iq_ring_attach_receiver(&pair->receiver, pair->memory, (iq_ring_shape_t){slot_bytes, slots, 1}, 0);
 }
 
 static void pair_fini(pair_t *pair) { free(pair->memory); }
@@ -115,10 +115,45 @@ END_TEST
 
 START_TEST(sizes)
 {
-    ck_assert_uint_eq(iq_ring_bytes(64, 2) % IQ_CACHE_LINE, 0);
-    ck_assert_uint_ge(iq_ring_bytes(64, 2), 2 * 64 + 2 * 64);
-    ck_assert_uint_ge(iq_ring_bytes(64, 1000), 1000 * 64 + 1000 * 4); /* lengths need more than a line */
-    ck_assert_uint_eq(iq_ring_bytes((size_t)1 << 33, 2), 0);
+    ck_assert_uint_eq(iq_ring_bytes((iq_ring_shape_t){64, 2, 1}) % IQ_CACHE_LINE, 0);
+    ck_assert_uint_ge(iq_ring_bytes((iq_ring_shape_t){64, 2, 1}), 2 * 64 + 2 * 64);
+    ck_assert_uint_ge(iq_ring_bytes((iq_ring_shape_t){64, 1000, 1}), 1000 * 64 + 1000 * 4); /* lengths need more than a line */
+    ck_assert_uint_eq(iq_ring_bytes((iq_ring_shape_t){(size_t)1 << 33, 2, 1}), 0);
+}
+END_TEST
+
+/* A board: every receiver reads all of it in the one place, and the slowest decides when a slot is free. */
+START_TEST(several_receivers)
+{
+    iq_ring_shape_t shape = {.slot_bytes = 64, .slots = 2, .receivers = 3};
+    unsigned char *memory = aligned_alloc(IQ_CACHE_LINE, iq_ring_bytes(shape));
+    iq_ring_t sender, receivers[3];
+    const void *place = NULL;
+    size_t bytes;
+    memset(memory, 0, iq_ring_bytes(shape));
+    iq_ring_attach_sender(&sender, memory, shape);
+    for (unsigned r = 0; r < 3; r++)
+        iq_ring_attach_receiver(&receivers[r], memory, shape, r);
+    for (int i = 0; i < 2; i++) {
+        void *slot = iq_ring_acquire(&sender);
+        ck_assert_ptr_nonnull(slot);
+        place = i == 0 ? slot : place;
+        iq_ring_commit(&sender, 8);
+    }
+    ck_assert_ptr_null(iq_ring_acquire(&sender));
+    for (unsigned r = 3; r-- > 0;) {
+        ck_assert_ptr_eq(iq_ring_peek(&receivers[r], &bytes), place);
+        ck_assert(!iq_ring_has_room(&sender));
+        iq_ring_release(&receivers[r]);
+        ck_assert((iq_ring_acquire(&sender) != NULL) == (r == 0));
+        ck_assert(r == 0 || sender.laggard < r);
+    }
+    ck_assert_ptr_eq(iq_ring_acquire(&sender), place);
+    atomic_store(&receivers[1].heads->released, 7); /* beyond what was ever sent */
+    iq_ring_commit(&sender, 8);
+    ck_assert_ptr_null(iq_ring_acquire(&sender));
+    ck_assert(sender.corrupt);
+    free(memory);
 }
 END_TEST
 
@@ -140,7 +175,7 @@ START_TEST(damaged_length)
     pair_init(&pair, SLOT_BYTES, SLOTS);
     ck_assert_ptr_nonnull(iq_ring_acquire(&pair.sender));
     iq_ring_commit(&pair.sender, 5);
-    atomic_store(&pair.receiver.shared->lengths[0], lengths[_i]);
+    atomic_store(&pair.receiver.tail->lengths[0], lengths[_i]);
     expect_corrupt_receiver(&pair);
 }
 END_TEST
@@ -151,8 +186,8 @@ START_TEST(damaged_tail)
     pair_t pair;
     pair_init(&pair, SLOT_BYTES, SLOTS);
     for (unsigned i = 0; i < SLOTS; i++)
-        atomic_store(&pair.receiver.shared->lengths[i], 8);
-    atomic_store(&pair.receiver.shared->tail, tails[_i]);
+        atomic_store(&pair.receiver.tail->lengths[i], 8);
+    atomic_store(&pair.receiver.tail->committed, tails[_i]);
     expect_corrupt_receiver(&pair);
 }
 END_TEST
@@ -165,7 +200,7 @@ START_TEST(damaged_head)
         ck_assert_ptr_nonnull(iq_ring_acquire(&pair.sender));
         iq_ring_commit(&pair.sender, 1);
     }
-    atomic_store(&pair.sender.shared->head, SLOTS + 1); /* more released than committed */
+    atomic_store(&pair.sender.heads->released, SLOTS + 1); /* more released than committed */
     ck_assert_ptr_null(iq_ring_acquire(&pair.sender));
     ck_assert(pair.sender.corrupt);
     pair_fini(&pair);
@@ -317,6 +352,7 @@ Suite *iq_suite(void)
     tcase_add_test(queue, empty_and_full);
     tcase_add_test(queue, wraps_around);
     tcase_add_test(queue, sizes);
+    tcase_add_test(queue, several_receivers);
     tcase_add_loop_test(foreign, damaged_length, 0, 3);
     tcase_add_loop_test(foreign, damaged_tail, 0, 3);
     tcase_add_test(foreign, damaged_head);
