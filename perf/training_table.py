@@ -9,6 +9,7 @@ are rows like the others. Rows are Markdown, in the order given; accuracy is the
 """
 import argparse
 import json
+import math
 import pathlib
 import statistics
 import subprocess
@@ -44,12 +45,17 @@ def train(options, quantizer, seed):
     return json.loads(ran.stdout)[0]
 
 
+def number(value):
+    """What is not finite is null in JSON: the training diverged."""
+    return math.inf if value is None else value
+
+
 def line(quantizer, rows):
     good = [row for row in rows if isinstance(row, dict)]
     if not good:
         return f"| `{quantizer}` | {rows[0]} | | | | |"
     accuracy = [row["accuracy"] for row in good]
-    middle = {name: statistics.median(row[name] for row in good) for name in ("nmse", "ratio", "gain", "seconds")}
+    middle = {name: statistics.median(number(row[name]) for row in good) for name in ("nmse", "ratio", "gain", "seconds")}
     return (f"| `{quantizer}` | {statistics.mean(accuracy):.2f} ({min(accuracy):.2f} to {max(accuracy):.2f}) | {middle['nmse']:.2g} | "
             f"{middle['ratio']:.1f} | {middle['gain']:.1f} | {middle['seconds']:.0f} |")
 
