@@ -59,6 +59,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
                                    .partial_bits = iq_decide_bits(&moved, datatype, parts, false),
                                    .result_bits = iq_decide_bits(&moved, datatype, parts, true),
                                    .partial_sums_exact = codec->ops->passes_sums == NULL || codec->ops->passes_sums(codec),
+                                   .lossless = codec->ops == iq_codec_none.ops,
                                    .result_exact = exact,
                                    .any_order = order_free(codec, datatype, op, exact),
                                    .forced = forced};

@@ -78,13 +78,6 @@ static isgq_result_t choose_forced(const iq_choice_request_t *request, const iq_
 
 /* ---- auto ---- */
 
-/* Nothing is rounded on the way: the wire carries the elements themselves. */
-static bool is_lossless(const iq_choice_request_t *request)
-{
-    double element_bits = 8.0 * (double)request->element_bytes;
-    return request->partial_bits == element_bits && request->result_bits == element_bits;
-}
-
 static bool ring_fits(const iq_choice_request_t *request)
 {
     double block_bytes = (double)request->count / request->nranks * request->result_bits / 8;
@@ -95,15 +88,15 @@ static const char *pick_allreduce(const iq_choice_request_t *request, const char
 {
     double sent = (request->nranks - 1) * (double)request->count * request->partial_bits / 8;
     if (request->boards && request->nranks <= BOARD_MAX_RANKS &&
-        (is_lossless(request) || (request->result_exact && sent <= EXCHANGE_MAX_BYTES))) {
+        (request->lossless || (request->result_exact && sent <= EXCHANGE_MAX_BYTES))) {
         *reason = "one host, written once and read in place";
         return "board";
     }
-    if (request->nranks <= EXCHANGE_MAX_RANKS && sent <= EXCHANGE_MAX_BYTES && (request->result_exact || is_lossless(request))) {
+    if (request->nranks <= EXCHANGE_MAX_RANKS && sent <= EXCHANGE_MAX_BYTES && (request->result_exact || request->lossless)) {
         *reason = "one round";
         return "exchange";
     }
-    if (ring_fits(request) && is_lossless(request) && request->partial_sums_exact && request->any_order) {
+    if (ring_fits(request) && request->lossless && request->partial_sums_exact && request->any_order) {
         *reason = "neighbours only, as few bytes as direct";
         return "ring";
     }
@@ -113,7 +106,7 @@ static const char *pick_allreduce(const iq_choice_request_t *request, const char
 
 static const char *pick_reduce_scatter(const iq_choice_request_t *request, const char **reason)
 {
-    if (ring_fits(request) && is_lossless(request) && request->partial_sums_exact && request->any_order) {
+    if (ring_fits(request) && request->lossless && request->partial_sums_exact && request->any_order) {
         *reason = "neighbours only, as few bytes as direct";
         return "ring";
     }

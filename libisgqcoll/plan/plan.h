@@ -186,7 +186,8 @@ typedef struct iq_choice_request {
     size_t count, element_bytes;
     double partial_bits, result_bits; /* wire bits per element of partial(1) and of the result */
     bool partial_sums_exact;          /* the codec can carry partial sums without rounding */
-    bool result_exact;                /* the finished sum is not rounded again (implied when both bits are the element's own) */
+    bool lossless;                    /* the wire carries the elements themselves: nothing is rounded on the way */
+    bool result_exact;                /* the finished sum is not rounded again (implied by lossless) */
     bool any_order;                   /* contributions may be added in any order: same bits (integers) */
     const char *forced;               /* an algorithm's name, or NULL / "auto" */
 } iq_choice_request_t;

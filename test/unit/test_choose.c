@@ -20,6 +20,7 @@ static iq_choice_request_t plain(iq_collective_t collective, int nranks, size_t 
                                  .partial_bits = 32,
                                  .result_bits = 32,
                                  .partial_sums_exact = true,
+                                 .lossless = true,
                                  .result_exact = true};
 }
 
@@ -73,7 +74,9 @@ START_TEST(size_never_decides_bits)
         for (size_t count = 1; count < (size_t)1 << 30; count *= 8) {
             iq_choice_request_t rounded = plain(IQ_ALLREDUCE, nranks, count), floats = rounded, integers = rounded;
             rounded.partial_bits = rounded.result_bits = 4.25;
-            rounded.result_exact = false;
+            rounded.lossless = rounded.result_exact = false;
+            ck_assert_str_eq(chosen(rounded), "direct");
+            rounded.partial_bits = rounded.result_bits = 32; /* codes as long as elements: bf16 values sent as fp16 */
             ck_assert_str_eq(chosen(rounded), "direct");
             ck_assert_str_ne(chosen(floats), "ring"); /* another order of additions */
             integers.any_order = true;
@@ -86,6 +89,7 @@ START_TEST(size_never_decides_bits)
     ck_assert_str_eq(chosen(integers), "ring");
     integers.collective = IQ_REDUCE_SCATTER;
     ck_assert_str_eq(chosen(integers), "ring");
+    integers.lossless = false;
     integers.partial_bits = 4; /* widening partial sums cost more than direct's */
     ck_assert_str_eq(chosen(integers), "direct");
 }
@@ -97,7 +101,7 @@ START_TEST(lossless_is_exact)
     iq_choice_request_t request = plain(IQ_ALLREDUCE, 4, 2);
     request.result_exact = false;
     ck_assert_str_eq(chosen(request), "exchange");
-    request.result_bits = 16;
+    request.lossless = false;
     ck_assert_str_eq(chosen(request), "direct");
     request.result_exact = true;
     ck_assert_str_eq(chosen(request), "exchange");
@@ -132,7 +136,7 @@ START_TEST(boards)
     request.count = 100000000;
     ck_assert_str_eq(chosen(request), "board");
     request.partial_bits = request.result_bits = 4;
-    request.result_exact = false;
+    request.lossless = request.result_exact = false;
     ck_assert_str_eq(chosen(request), "direct");
     request = plain(IQ_ALLREDUCE, 9, 100000000);
     request.boards = true;
