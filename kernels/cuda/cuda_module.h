@@ -68,6 +68,7 @@ typedef enum iq_cuda_form {
     IQ_CUDA_SUMS,   /* uint32_t sums of codes */
     IQ_CUDA_CODES,  /* packed codes of `width` bits */
     IQ_CUDA_LANES,  /* codes of `width` bits, 32 / width of them in each uint32_t, from its lowest bits on; other bits are 0 */
+    IQ_CUDA_TERNARY /* codes 0..2, five to a byte: c0 + 3 c1 + 9 c2 + 27 c3 + 81 c4; digits after the last code are 0 */
 } iq_cuda_form_t;
 
 typedef struct iq_cuda_source {
@@ -101,6 +102,7 @@ typedef struct iq_cuda_grid {
     uint32_t stream, rank; /* where the random bits are (iq_draw), 24 upper bits of word (element mod 4) */
     uint64_t seed, call;
     const uint32_t *replays; /* device memory, read when the kernel runs: added to the upper half of `call`; NULL: 0 */
+    const uint32_t *strata;  /* device memory, [256]: the bits are iq_stratified_bits of the words; NULL: not stratified */
 } iq_cuda_grid_t;
 
 /* Faults that kernels write to the fault word; the last one written stays. */
@@ -112,6 +114,7 @@ typedef enum iq_cuda_fault { IQ_CUDA_NO_FAULT, IQ_CUDA_BAD_CODE, IQ_CUDA_BAD_PAD
  *     anything -> VALUES                     as values; with a grid, values become codes and values of those codes first
  *     anything -> SUMS, CODES, with a grid   as values, which become codes
  *     VALUES -> LANES with a grid of less than 256 codes, LANES -> VALUES without one; nothing else has lanes
+ *     TERNARY as CODES, but not to CODES; with a grid of top 2, and not `through` anything
  * `through` rounds values to f16 or bf16 before anything else is done with them; ISGQ_FLOAT32 does nothing.
  */
 typedef struct iq_cuda_map {

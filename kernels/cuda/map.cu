@@ -155,7 +155,8 @@ static isgq_result_t launch(int device, isgq_stream_t stream, const iq_cuda_map_
 isgq_result_t iq_cuda_run_map(int device, isgq_stream_t stream, const iq_cuda_map_t *map)
 {
     bool lanes = map->source.form == IQ_CUDA_LANES || map->target.form == IQ_CUDA_LANES;
-    size_t piece = lanes ? iq_cuda_lanes_piece(map) : IQ_CUDA_PIECE;
+    bool ternary = map->source.form == IQ_CUDA_TERNARY || map->target.form == IQ_CUDA_TERNARY;
+    size_t piece = lanes ? iq_cuda_lanes_piece(map) : ternary ? iq_cuda_ternary_piece() : IQ_CUDA_PIECE;
     if (map->count == 0)
         return ISGQ_SUCCESS;
     if (map->source.form == IQ_CUDA_VALUES && map->target.form != IQ_CUDA_VALUES && !map->grid.used)
@@ -164,7 +165,9 @@ isgq_result_t iq_cuda_run_map(int device, isgq_stream_t stream, const iq_cuda_ma
     for (size_t done = 0, count; done < map->count; done += count) {
         count = map->count - done < piece ? map->count - done : piece;
         iq_map_args_t args = piece_of(map, done, count);
-        IQ_TRY(lanes ? iq_cuda_map_lanes(device, stream, map, &args) : launch(device, stream, map, args));
+        IQ_TRY(lanes     ? iq_cuda_map_lanes(device, stream, map, &args)
+               : ternary ? iq_cuda_map_ternary(device, stream, map, &args)
+                         : launch(device, stream, map, args));
     }
     return ISGQ_SUCCESS;
 }
@@ -173,6 +176,7 @@ isgq_result_t iq_cuda_warm_map(int device)
 {
     IQ_TRY(iq_cuda_warm_quads(device));
     IQ_TRY(iq_cuda_warm_lanes(device));
+    IQ_TRY(iq_cuda_warm_ternary(device));
     return iq_cuda_load<map_any<IQ_CUDA_VALUES, IQ_CUDA_VALUES>, map_any<IQ_CUDA_VALUES, IQ_CUDA_SUMS>,
                         map_any<IQ_CUDA_VALUES, IQ_CUDA_CODES>, map_any<IQ_CUDA_SUMS, IQ_CUDA_VALUES>,
                         map_any<IQ_CUDA_SUMS, IQ_CUDA_SUMS>, map_any<IQ_CUDA_SUMS, IQ_CUDA_CODES>,

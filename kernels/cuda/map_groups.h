@@ -245,6 +245,7 @@ static __device__ __forceinline__ void iq_draw_group(const iq_grid_args_t &grid,
 #pragma unroll
     for (int j = 0; j < IQ_GROUP + 2; j++)
         random[j] = skip & 2 ? random[j + 2] : random[j];
+    iq_stratify<IQ_GROUP>(grid, random);
 }
 
 static __device__ __forceinline__ void iq_quantize_group(const iq_grid_args_t &grid, const iq_buckets_t &buckets, iq_group_t at,

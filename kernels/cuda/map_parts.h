@@ -151,7 +151,7 @@ typedef struct iq_grid_args {
     uint32_t tag;                /* stream and rank, as iq_draw has them in its counter */
     uint32_t counter0, counter1; /* Philox counter of element 0 */
     uint64_t seed, call;
-    const uint32_t *replays;
+    const uint32_t *replays, *strata;
 } iq_grid_args_t;
 
 /* Scales from `skipped` buckets on are those of a piece of `count` elements that starts with element `first`. */
@@ -175,7 +175,18 @@ static inline iq_grid_args_t iq_grid_args_of(const iq_cuda_grid_t *grid, uint64_
     args.seed = grid->seed;
     args.call = grid->call;
     args.replays = grid->replays;
+    args.strata = grid->strata;
     return args;
+}
+
+/* Words whose 24 upper bits are what to round with. */
+template <int count> static __device__ __forceinline__ void iq_stratify(const iq_grid_args_t &grid, uint32_t word[count])
+{
+    if (grid.strata == NULL)
+        return;
+#pragma unroll
+    for (int j = 0; j < count; j++)
+        word[j] = iq_stratified_bits(word[j], grid.strata) << 8;
 }
 
 /* What codes or their sums stand for in one piece. */
@@ -218,13 +229,15 @@ static inline size_t iq_buckets_before(uint64_t first, size_t bucket, size_t don
     return bucket == 0 ? 0 : (size_t)((first % bucket + done) / bucket);
 }
 
-/* Bytes from a run's start to its element `i`, a multiple of eight, or of the lanes of a word. */
+/* Bytes from a run's start to its element `i`, a multiple of eight, of the lanes of a word, or of five. */
 static inline size_t iq_offset_of(iq_cuda_form_t form, isgq_data_type_t type, unsigned width, size_t i)
 {
     if (form == IQ_CUDA_CODES)
         return i / 8 * width;
     if (form == IQ_CUDA_LANES)
         return i / (32 / width) * 4;
+    if (form == IQ_CUDA_TERNARY)
+        return i / 5;
     return i * (form == IQ_CUDA_SUMS || type == ISGQ_FLOAT32 ? 4 : 2);
 }
 
@@ -255,5 +268,10 @@ isgq_result_t iq_cuda_warm_quads(int device);
 size_t iq_cuda_lanes_piece(const iq_cuda_map_t *map);
 isgq_result_t iq_cuda_map_lanes(int device, isgq_stream_t stream, const iq_cuda_map_t *map, const iq_map_args_t *args);
 isgq_result_t iq_cuda_warm_lanes(int device);
+
+/* Maps to and from codes of three levels, likewise. */
+size_t iq_cuda_ternary_piece(void);
+isgq_result_t iq_cuda_map_ternary(int device, isgq_stream_t stream, const iq_cuda_map_t *map, const iq_map_args_t *args);
+isgq_result_t iq_cuda_warm_ternary(int device);
 
 #endif

@@ -45,8 +45,10 @@ static inline bool iq_grid_fits_quads(const iq_grid_args_t *grid)
 /* The random bits of the quad of element i. */
 static __device__ __forceinline__ iq_philox_block_t iq_draw_quad(const iq_grid_args_t &grid, uint64_t call, uint32_t i)
 {
-    return iq_philox(grid.counter0 + i / IQ_QUAD, grid.counter1, (uint32_t)call, (uint32_t)(call >> 32), (uint32_t)grid.seed,
-                     (uint32_t)(grid.seed >> 32));
+    iq_philox_block_t block = iq_philox(grid.counter0 + i / IQ_QUAD, grid.counter1, (uint32_t)call, (uint32_t)(call >> 32),
+                                        (uint32_t)grid.seed, (uint32_t)(grid.seed >> 32));
+    iq_stratify<IQ_QUAD>(grid, block.word);
+    return block;
 }
 
 /* The same of four elements that may begin anywhere in a block; `element` is the number of the first. */
@@ -68,6 +70,7 @@ static __device__ __forceinline__ iq_philox_block_t iq_draw_anywhere(const iq_gr
         uint32_t lower = skip & 1 ? random[j + 1] : random[j], upper = skip & 1 ? random[j + 3] : random[j + 2];
         block.word[j] = skip & 2 ? upper : lower;
     }
+    iq_stratify<IQ_QUAD>(grid, block.word);
     return block;
 }
 

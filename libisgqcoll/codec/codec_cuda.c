@@ -42,8 +42,7 @@ const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host)
 
 bool iq_codec_has_device(const iq_codec_t *codec)
 {
-    return row_of(codec->ops) != NULL && codec->levels == 0 && codec->norm == IQ_NORM_MAX && codec->clip == 0.0f &&
-           codec->rounding != IQ_ROUND_STRATIFIED;
+    return row_of(codec->ops) != NULL;
 }
 
 bool iq_codec_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,

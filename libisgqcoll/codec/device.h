@@ -23,6 +23,7 @@ typedef struct iq_device {
     uint32_t *fault;                /* one word of pinned memory, 0 at the start: an iq_cuda_fault_t from kernels */
     float *scratch;                 /* device memory for scales, of the stream alone */
     size_t scratch_bytes;           /* iq_codec_device_scratch of the codecs in use */
+    const uint32_t *strata;         /* call->strata in device memory; NULL where nothing is rounded so */
     const uint32_t *replays;        /* of the graph that the work is captured into, see iq_cuda_grid_t; else NULL */
     isgq_result_t result;           /* the first launch that failed; ISGQ_SUCCESS at the start */
     char text[IQ_ERROR_TEXT_BYTES]; /* what was wrong with it */

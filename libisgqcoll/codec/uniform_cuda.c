@@ -22,9 +22,15 @@ size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count)
 
 /* ---- sources ---- */
 
+/* Packed codes or sums of `parts` ranks. */
+static iq_cuda_form_t form_of(const iq_codec_t *codec, int parts)
+{
+    return iq_uniform_is_ternary(codec, parts) ? IQ_CUDA_TERNARY : IQ_CUDA_CODES;
+}
+
 static iq_cuda_source_t codes_of(const iq_codec_t *codec, const void *message, int parts)
 {
-    return (iq_cuda_source_t){.form = IQ_CUDA_CODES,
+    return (iq_cuda_source_t){.form = form_of(codec, parts),
                               .data = message,
                               .width = iq_uniform_width(codec, parts),
                               .most = iq_uniform_most(codec, parts),
@@ -69,18 +75,20 @@ static iq_cuda_map_t map_of(const iq_codec_t *codec, iq_span_t span, iq_cuda_sou
                            .count = span.count};
 }
 
-/* A sum's random bits do not depend on who owns it. */
+/* A sum's random bits do not depend on who owns it; stratified ones are drawn for all ranks together. */
 static iq_cuda_grid_t grid_of(const iq_codec_t *codec, const iq_codec_call_t *call, const float *scales, bool is_sum)
 {
+    bool stratified = codec->rounding == IQ_ROUND_STRATIFIED && codec->shared && !is_sum;
     return (iq_cuda_grid_t){.used = true,
-                            .stochastic = codec->rounding == IQ_ROUND_STOCHASTIC,
+                            .stochastic = codec->rounding != IQ_ROUND_NEAREST,
                             .top = iq_uniform_top(codec),
                             .scales = scales,
-                            .stream = is_sum ? IQ_STREAM_RESULT : IQ_STREAM_OWN,
-                            .rank = is_sum ? 0 : (uint32_t)call->rank,
+                            .stream = is_sum ? IQ_STREAM_RESULT : stratified ? IQ_STREAM_STRATA : IQ_STREAM_OWN,
+                            .rank = is_sum || stratified ? 0 : (uint32_t)call->rank,
                             .seed = call->seed,
                             .call = call->call,
-                            .replays = call->device->replays};
+                            .replays = call->device->replays,
+                            .strata = stratified ? call->device->strata : NULL};
 }
 
 static iq_cuda_target_t sums_into(void *acc, bool accumulate)
@@ -88,9 +96,9 @@ static iq_cuda_target_t sums_into(void *acc, bool accumulate)
     return (iq_cuda_target_t){.form = IQ_CUDA_SUMS, .data = acc, .accumulate = accumulate};
 }
 
-static iq_cuda_target_t codes_into(void *packed, unsigned width)
+static iq_cuda_target_t codes_into(const iq_codec_t *codec, void *packed, int parts)
 {
-    return (iq_cuda_target_t){.form = IQ_CUDA_CODES, .data = packed, .width = width};
+    return (iq_cuda_target_t){.form = form_of(codec, parts), .data = packed, .width = iq_uniform_width(codec, parts)};
 }
 
 /* The scales of the span's own values, in scratch. */
@@ -110,7 +118,7 @@ static void write_scaled(const iq_codec_t *codec, const iq_codec_call_t *call, i
 {
     size_t codes_at = iq_uniform_codes_at(codec, span);
     const float *scales = measure(codec, call, span, &source);
-    iq_cuda_map_t map = map_of(codec, span, source, codes_into((unsigned char *)message + codes_at, codec->bits));
+    iq_cuda_map_t map = map_of(codec, span, source, codes_into(codec, (unsigned char *)message + codes_at, 1));
     map.grid = grid_of(codec, call, scales, is_sum);
     iq_device_copy(call->device, message, scales, codes_at);
     iq_device_map(call->device, map);
@@ -137,7 +145,7 @@ static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, i
 static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
 {
     iq_cuda_source_t source = iq_device_values(call->datatype, src);
-    iq_cuda_map_t map = map_of(codec, span, source, codes_into(message, codec->bits));
+    iq_cuda_map_t map = map_of(codec, span, source, codes_into(codec, message, 1));
     if (codec->shared) {
         map.grid = grid_of(codec, call, shared_scales(codec, call, span), false);
         iq_device_map(call->device, map);
@@ -177,7 +185,7 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
 {
     iq_cuda_source_t source = {.form = IQ_CUDA_SUMS, .data = acc, .divisor = 1.0f};
     if (codec->shared)
-        iq_device_map(call->device, map_of(codec, span, source, codes_into(message, iq_uniform_width(codec, parts))));
+        iq_device_map(call->device, map_of(codec, span, source, codes_into(codec, message, parts)));
     else if (parts == 1)
         write_scaled(codec, call, span, iq_device_values(ISGQ_FLOAT32, acc), false, message);
     else
@@ -261,15 +269,17 @@ bool iq_uniform_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq
                         const void *const messages[], int own, const void *src, void *dst, void *result)
 {
     size_t codes_at = iq_uniform_codes_at(codec, span);
+    if (codec->levels == 1) /* no kernel adds up fives of three levels */
+        return false;
     if (span.count == 0)
         return true;
     iq_cuda_combine_t combine = parts_of(codec, call, span, nparts, messages, own, src);
     if (result != NULL && iq_uniform_result_is_exact(codec, call)) {
-        combine.result = codes_into(result, iq_uniform_width(codec, call->nranks));
+        combine.result = codes_into(codec, result, call->nranks);
     } else if (result != NULL) {
         float *scales = measure_sum(codec, call, span, combine);
         iq_device_copy(call->device, result, scales, codes_at);
-        combine.result = codes_into((unsigned char *)result + codes_at, codec->bits);
+        combine.result = codes_into(codec, (unsigned char *)result + codes_at, 1);
         combine.result_grid = grid_of(codec, call, scales, true);
     }
     combine.output = iq_device_output(call->datatype, dst, call->accumulate);

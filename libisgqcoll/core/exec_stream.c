@@ -175,7 +175,8 @@ static void name_wire(isgq_comm_t comm, const iq_stream_exec_t *exec)
 static isgq_result_t set_up(isgq_comm_t comm, iq_stream_exec_t *exec, uint64_t token)
 {
     const iq_device_t *device = iq_gpu_device(comm);
-    exec->device = (iq_device_t){.cuda = device->cuda, .ordinal = device->ordinal, .fault = iq_gpu_stream_fault(comm)};
+    exec->device = (iq_device_t){.cuda = device->cuda, .ordinal = device->ordinal, .fault = iq_gpu_stream_fault(comm),
+                                 .strata = device->strata};
     exec->memory = (iq_scratch_t){.base = comm->scratch.base, .bytes = comm->scratch.bytes};
     size_t chunk = choose_chunk(comm);
     exec->site = (iq_site_t){.memory = &exec->memory, .host = &exec->host, .plans = &exec->plans, .device = &exec->device, .chunk_bytes = chunk,

@@ -42,11 +42,31 @@ struct iq_gpu {
     atomic_bool surrendered;
     words_t *words;
     unsigned char *outgoing, *incoming;
+    void *strata;             /* of the communicator, in device memory */
     iq_scratch_t host;        /* beside the device's scratch */
     iq_cuda_event_t arrivals[IQ_GPU_QUEUE_CALLS], departures[IQ_GPU_QUEUE_CALLS]; /* call s at s % IQ_GPU_QUEUE_CALLS */
 };
 
 static const iq_cuda_module_t *cuda_module(void) { return (const iq_cuda_module_t *)iq_module_load("cuda"); }
+
+/* ---- waiting ---- */
+
+static bool await_event(iq_gpu_t *gpu, iq_cuda_event_t event, uint64_t end_ns)
+{
+    const struct timespec pause = {.tv_nsec = 100000};
+    isgq_result_t result;
+    while ((result = gpu->device.cuda->event_poll(gpu->device.ordinal, event)) == ISGQ_IN_PROGRESS && iq_now_ns() < end_ns)
+        nanosleep(&pause, NULL);
+    return result != ISGQ_IN_PROGRESS;
+}
+
+/* What is launched on the communicator's own stream is done. */
+static bool drain(iq_gpu_t *gpu)
+{
+    if (gpu->launched == NULL || gpu->device.cuda->event_record(gpu->device.ordinal, gpu->launched, gpu->device.stream) != ISGQ_SUCCESS)
+        return true; /* the device is lost, and nothing runs on it */
+    return await_event(gpu, gpu->launched, iq_now_ns() + DEPARTURE_NS);
+}
 
 /* ---- open ---- */
 
@@ -109,6 +129,16 @@ static isgq_result_t take_scratch(isgq_comm_t comm, iq_gpu_t *gpu)
     return result;
 }
 
+/* The offsets of stratified rounding, where kernels of any stream may read them. */
+static isgq_result_t take_strata(isgq_comm_t comm, iq_gpu_t *gpu)
+{
+    const iq_cuda_module_t *cuda = gpu->device.cuda;
+    IQ_TRY(cuda->alloc(gpu->device.ordinal, gpu->device.stream, sizeof(comm->strata), &gpu->strata));
+    IQ_TRY(cuda->copy(gpu->device.ordinal, gpu->device.stream, gpu->strata, comm->strata, sizeof(comm->strata)));
+    gpu->device.strata = gpu->strata;
+    return drain(gpu) ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_TIMEOUT, "device %d: a copy of %zu bytes did not end", gpu->device.ordinal, sizeof(comm->strata));
+}
+
 static isgq_result_t take_host_memory(isgq_comm_t comm, iq_gpu_t *gpu)
 {
     size_t bytes = IQ_GPU_HOST_BYTES(iq_min(comm->scratch.bytes, IQ_GPU_SCRATCH_BYTES));
@@ -139,6 +169,7 @@ isgq_result_t iq_gpu_open(isgq_comm_t comm)
     IQ_TRY(take_host_memory(comm, gpu));
     comm->site.device = &gpu->device;
     comm->site.host = &gpu->host;
+    IQ_TRY(take_strata(comm, gpu));
     return take_scratch(comm, gpu);
 }
 
@@ -168,23 +199,6 @@ static void let_go(isgq_comm_t comm)
         iq_stream_let_go(comm);
 }
 
-static bool await_event(iq_gpu_t *gpu, iq_cuda_event_t event, uint64_t end_ns)
-{
-    const struct timespec pause = {.tv_nsec = 100000};
-    isgq_result_t result;
-    while ((result = gpu->device.cuda->event_poll(gpu->device.ordinal, event)) == ISGQ_IN_PROGRESS && iq_now_ns() < end_ns)
-        nanosleep(&pause, NULL);
-    return result != ISGQ_IN_PROGRESS;
-}
-
-/* What is launched on the communicator's own stream is done. */
-static bool drain(iq_gpu_t *gpu)
-{
-    if (gpu->launched == NULL || gpu->device.cuda->event_record(gpu->device.ordinal, gpu->launched, gpu->device.stream) != ISGQ_SUCCESS)
-        return true; /* the device is lost, and nothing runs on it */
-    return await_event(gpu, gpu->launched, iq_now_ns() + DEPARTURE_NS);
-}
-
 /* The pinned words must outlive every stream that still looks at them. */
 static bool streams_have_passed(iq_gpu_t *gpu)
 {
@@ -201,6 +215,8 @@ static void free_memory(isgq_comm_t comm, iq_gpu_t *gpu)
     iq_memory_release(comm);
     if (comm->scratch.base != NULL)
         gpu->device.cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
+    if (gpu->strata != NULL)
+        gpu->device.cuda->release(gpu->device.ordinal, gpu->device.stream, gpu->strata);
     iq_stream_close(comm);
     if (gpu->pinned == NULL)
         return;

@@ -10,6 +10,7 @@
 #include "base/status.h"
 #include "base/util.h"
 #include "codec/dense.h"
+#include "codec/strata.h"
 #include "kernels/kernels.h"
 
 #include <math.h>
@@ -51,15 +52,33 @@ static pair_t make_pair(const setup_t *setup)
     pair.host_call.call += (uint64_t)setup->replays << 32;
     text[0] = '\0';
     if (codec->bits != 0)
-        snprintf(text, sizeof(text), " bits %u bucket %zu %s %s exact %d", codec->bits, codec->bucket,
-                 codec->rounding == IQ_ROUND_NEAREST ? "nearest" : "stochastic", codec->shared ? "shared" : "local",
+        snprintf(text, sizeof(text), " bits %u levels %u bucket %zu %s %s exact %d", codec->bits, codec->levels, codec->bucket,
+                 (const char *[]){"nearest", "stochastic", "stratified"}[codec->rounding], codec->shared ? "shared" : "local",
                  codec->exact);
     snprintf(twin_what, sizeof(twin_what), "%s%s, %s %s of %d ranks, elements %zu+%zu", codec->ops->name, text,
              iq_red_op_name(setup->op), iq_datatype_name(setup->datatype), setup->nranks, setup->span.first, setup->span.count);
     return pair;
 }
 
-static void set_rank(pair_t *pair, int rank) { pair->host_call.rank = pair->device_call.rank = rank; }
+/* Offsets for stratified rounding, of one rank after the other. */
+static twin_t strata;
+
+static void strata_new(const pair_t *pair)
+{
+    strata = twin_new((size_t)pair->setup->nranks * IQ_STRATA * sizeof(uint32_t), 0, ON_DEVICE);
+    for (int rank = 0; rank < pair->setup->nranks; rank++)
+        iq_strata_fill(pair->host_call.seed, pair->setup->nranks, rank, (uint32_t *)strata.host + rank * IQ_STRATA);
+    twin_push(&strata);
+}
+
+static void set_rank(pair_t *pair, int rank)
+{
+    pair->host_call.rank = pair->device_call.rank = rank;
+    if (pair->host.rounding == IQ_ROUND_STRATIFIED) {
+        pair->host_call.strata = (const uint32_t *)strata.host + rank * IQ_STRATA;
+        twin_device.strata = (const uint32_t *)strata.device + rank * IQ_STRATA;
+    }
+}
 
 /* What a message of `parts` ranks, or a result (parts 1), is made of. */
 static isgq_data_type_t message_type(const setup_t *setup, int parts)
@@ -220,6 +239,8 @@ static void run_setup(const setup_t *setup)
     size_t acc_bytes = setup->span.count * setup->codec.ops->acc_bytes(&pair.host, &pair.host_call);
     twin_forget();
     scratch = scratch_new(setup);
+    if (setup->codec.rounding == IQ_ROUND_STRATIFIED)
+        strata_new(&pair);
     if (setup->replays != 0)
         replays_new(setup);
     for (int rank = 0; rank < setup->nranks; rank++)
@@ -329,6 +350,47 @@ START_TEST(uniform_local)
 }
 END_TEST
 
+/* Any number of levels, three of which are five to a byte; and random numbers that ranks have in common. */
+START_TEST(uniform_levels)
+{
+    static const unsigned levels[] = {1, 5, 127, 1};
+    static const size_t buckets[] = {0, 32, 1000};
+    static const int nranks[] = {2, 5, 1};
+    static const iq_span_t long_span = {637, 1927};
+    twin_start();
+    for (size_t i = 0; i < 42; i++) {
+        bool shared = i % 5 != 0;
+        iq_codec_t codec = {.ops = &iq_codec_uniform_ops,
+                            .levels = levels[i % 4],
+                            .bits = iq_bit_width(2 * levels[i % 4]),
+                            .bucket = buckets[i / 2 % 3],
+                            .rounding = shared && i % 3 == 0 ? IQ_ROUND_STRATIFIED : (iq_rounding_t)(i / 4 % 2),
+                            .shared = shared,
+                            .exact = shared && i % 7 < 4};
+        setup_t setup = {.codec = codec,
+                         .datatype = floats[(i + i / 3) % 3],
+                         .op = i / 4 % 2 ? ISGQ_AVG : ISGQ_SUM,
+                         .nranks = nranks[i / 4 % 3],
+                         .span = i % 6 == 5 ? long_span : spans[i % IQ_ARRAY_SIZE(spans)],
+                         .place = i / 2 % 2 ? PINNED : ON_DEVICE,
+                         .replays = i % 11 == 0 ? 3 : 0};
+        run_setup(&setup);
+    }
+    for (size_t i = 0; i < 8; i++) { /* all bits that there are, in their own kernels */
+        iq_codec_t codec = {.ops = &iq_codec_uniform_ops,
+                            .bits = (unsigned)i + 1,
+                            .bucket = i % 3 * 500,
+                            .rounding = IQ_ROUND_STRATIFIED,
+                            .shared = true,
+                            .exact = i % 2};
+        setup_t setup = {
+            .codec = codec, .datatype = floats[i % 3], .nranks = 3, .span = spans[(i + 1) % IQ_ARRAY_SIZE(spans)]};
+        run_setup(&setup);
+    }
+    twin_end();
+}
+END_TEST
+
 /* Random bits of every kernel that draws them: of quads, of single elements, of any run. */
 START_TEST(replays)
 {
@@ -414,6 +476,11 @@ START_TEST(damage_is_found_where_the_host_finds_it)
                              .span = {32, bits % 2 ? 35 : 17},
                              .place = kind % 2 ? PINNED : ON_DEVICE};
             flip_bits(&setup, parts[kind]);
+            if (bits > 3)
+                continue;
+            setup.codec.bits = 2;
+            setup.codec.levels = 1;
+            flip_bits(&setup, parts[kind]);
         }
     }
     twin_end();
@@ -434,6 +501,9 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("uniform_local");
     tcase_add_loop_test(tcase, uniform_local, 1, 9);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("uniform_levels");
+    tcase_add_test(tcase, uniform_levels);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("replays");
     tcase_add_test(tcase, replays);
