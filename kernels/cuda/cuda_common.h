@@ -175,6 +175,9 @@ isgq_result_t iq_cuda_clear(int device, isgq_stream_t stream, void *dst, size_t 
 isgq_result_t iq_cuda_warm_measure(int device);
 isgq_result_t iq_cuda_run_measure(int device, isgq_stream_t stream, const iq_cuda_source_t *source, uint64_t first, size_t bucket,
                               size_t count, float *scales);
+isgq_result_t iq_cuda_warm_moments(int device);
+isgq_result_t iq_cuda_run_moments(int device, isgq_stream_t stream, const iq_cuda_moments_t *moments);
+isgq_result_t iq_cuda_run_rescale(int device, isgq_stream_t stream, const iq_cuda_rescale_t *rescale);
 isgq_result_t iq_cuda_warm_map(int device);
 isgq_result_t iq_cuda_run_map(int device, isgq_stream_t stream, const iq_cuda_map_t *map);
 isgq_result_t iq_cuda_warm_combine(int device);

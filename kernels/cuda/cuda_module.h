@@ -215,6 +215,40 @@ typedef struct iq_cuda_convert {
     size_t count;
 } iq_cuda_convert_t;
 
+/*
+ * Moments of the elements of every bucket, added to what there is in planes of words (kernels/moment_math.h): sums of squares, or
+ * with `clips` largest magnitudes, sums of squares and sums. `first` begins a panel; the scratch is the stream's alone.
+ */
+typedef struct iq_cuda_moments {
+    isgq_data_type_t type;
+    const void *src;
+    uint64_t first;
+    size_t bucket, count;
+    bool clips;
+    float *room;   /* the first plane, from the word of the bucket of element `first` on */
+    size_t stride; /* words of a plane */
+    void *scratch; /* aligned to 8 bytes, at least IQ_CUDA_MOMENTS_LEAST bytes; with more, long tensors take fewer launches */
+    size_t scratch_bytes;
+} iq_cuda_moments_t;
+
+#define IQ_CUDA_MOMENTS_LEAST 48
+
+typedef enum iq_cuda_rescaling {
+    IQ_CUDA_CLOSE_NORM, /* iq_round_squares of moments */
+    IQ_CUDA_CLOSE_CLIP, /* iq_clipped_scale of moments */
+    IQ_CUDA_OPEN_NORM,  /* square roots */
+    IQ_CUDA_SHARE_STEP  /* iq_share_step of maxima */
+} iq_cuda_rescaling_t;
+
+/* What is made of scales where they lie: `buckets` of them, of `bucket` elements each but for the last; 0: all `count`. */
+typedef struct iq_cuda_rescale {
+    iq_cuda_rescaling_t kind;
+    float *scales;
+    size_t buckets, bucket, count;
+    float clip;
+    int32_t share;
+} iq_cuda_rescale_t;
+
 typedef struct iq_cuda_module {
     iq_module_t module;
 
@@ -292,6 +326,8 @@ typedef struct iq_cuda_module {
     isgq_result_t (*convert)(int device, isgq_stream_t stream, const iq_cuda_convert_t *convert);
     isgq_result_t (*combine)(int device, isgq_stream_t stream, const iq_cuda_combine_t *combine);
     const iq_cuda_factor_table_t *factor;
+    isgq_result_t (*moments)(int device, isgq_stream_t stream, const iq_cuda_moments_t *moments);
+    isgq_result_t (*rescale)(int device, isgq_stream_t stream, const iq_cuda_rescale_t *rescale);
 } iq_cuda_module_t;
 
 #endif

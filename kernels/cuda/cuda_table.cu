@@ -68,6 +68,7 @@ static isgq_result_t warm_up(int device)
     ON_DEVICE(device);
     IQ_TRY(iq_cuda_warm_between(device));
     IQ_TRY(iq_cuda_warm_measure(device));
+    IQ_TRY(iq_cuda_warm_moments(device));
     IQ_TRY(iq_cuda_warm_map(device));
     IQ_TRY(iq_cuda_warm_combine(device));
     IQ_TRY(iq_cuda_warm_product(device));
@@ -118,5 +119,7 @@ const iq_cuda_module_t iq_module_cuda = {
     iq_cuda_run_convert,
     iq_cuda_run_combine,
     &iq_cuda_factor_table,
+    iq_cuda_run_moments,
+    iq_cuda_run_rescale,
 };
 }

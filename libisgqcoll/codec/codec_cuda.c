@@ -23,6 +23,7 @@ static const row_t rows[] = {
     {&iq_codec_fp16_ops, &iq_codec_fp16_cuda_ops, iq_cast_combine},
     {&iq_codec_bf16_ops, &iq_codec_bf16_cuda_ops, iq_cast_combine},
     {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops, iq_uniform_combine},
+    {&iq_codec_uniform_norm_ops, &iq_codec_uniform_norm_cuda_ops, iq_uniform_combine},
 };
 
 static const row_t *row_of(const iq_codec_ops_t *ops)
@@ -143,4 +144,16 @@ void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_s
 {
     if (may_launch(device, span.count))
         keep(device, device->cuda->measure(device->ordinal, device->stream, source, span.first, bucket, span.count, scales));
+}
+
+void iq_device_moments(iq_device_t *device, const iq_cuda_moments_t *moments)
+{
+    if (may_launch(device, moments->count))
+        keep(device, device->cuda->moments(device->ordinal, device->stream, moments));
+}
+
+void iq_device_rescale(iq_device_t *device, const iq_cuda_rescale_t *rescale)
+{
+    if (may_launch(device, rescale->buckets))
+        keep(device, device->cuda->rescale(device->ordinal, device->stream, rescale));
 }

@@ -9,9 +9,9 @@ extern const iq_codec_ops_t iq_codec_none_ops, iq_codec_none_cuda_ops;
 extern const iq_codec_ops_t iq_codec_fp16_ops, iq_codec_fp16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_bf16_ops, iq_codec_bf16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
+extern const iq_codec_ops_t iq_codec_uniform_norm_ops, iq_codec_uniform_norm_cuda_ops; /* whose shared scales are not maxima */
 
 /* For host memory only. */
-extern const iq_codec_ops_t iq_codec_uniform_norm_ops; /* uniform whose shared scales are not maxima */
 extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_intsgd_ops, iq_codec_coded_ops;
 extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step follows from earlier results */
 

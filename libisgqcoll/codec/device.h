@@ -36,6 +36,7 @@ const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host);
 bool iq_codec_has_device(const iq_codec_t *codec);
 
 /* Bytes of device->scratch for spans of at most `count` elements: some codecs measure before they write. */
+#define IQ_DEVICE_MOMENTS_BYTES ((size_t)96 << 10) /* of it, whatever the count, for codecs that agree on moments */
 size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count);
 
 /*
@@ -69,6 +70,8 @@ void iq_device_map(iq_device_t *device, iq_cuda_map_t map); /* its faults go to 
 void iq_device_product(iq_device_t *device, const iq_cuda_product_t *product);
 void iq_device_combine(iq_device_t *device, iq_cuda_combine_t combine); /* faults as above */
 void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert);
+void iq_device_moments(iq_device_t *device, const iq_cuda_moments_t *moments);
+void iq_device_rescale(iq_device_t *device, const iq_cuda_rescale_t *rescale);
 void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_span_t span, size_t bucket, float *scales);
 
 /* Elements of a type as a map's source, divided by nothing, and as its target. */

@@ -80,7 +80,7 @@ static inline size_t iq_uniform_codes_at(const iq_codec_t *codec, iq_span_t span
     return iq_uniform_buckets(codec, span) * sizeof(float);
 }
 
-/* ---- what ranks agree on beyond maxima: uniform_scales.c ---- */
+/* ---- what ranks agree on beyond maxima: uniform_scales.c; calls have a count ---- */
 
 size_t iq_uniform_room_scales(const iq_codec_t *codec, size_t count);
 size_t iq_uniform_shared_scales(const iq_codec_t *codec, size_t count);

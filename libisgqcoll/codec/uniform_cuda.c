@@ -11,13 +11,24 @@
 #include "codec/uniform.h"
 #include "kernels/philox.h"
 
+static bool has_norm(const iq_codec_t *codec)
+{
+    return codec->ops == &iq_codec_uniform_norm_ops || codec->ops == &iq_codec_uniform_norm_cuda_ops;
+}
+
+static bool is_uniform(const iq_codec_t *codec)
+{
+    return codec->ops == &iq_codec_uniform_ops || codec->ops == &iq_codec_uniform_cuda_ops || has_norm(codec);
+}
+
 size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count)
 {
-    if ((codec->ops != &iq_codec_uniform_ops && codec->ops != &iq_codec_uniform_cuda_ops) || count == 0)
+    if (!is_uniform(codec) || count == 0)
         return 0;
     iq_span_t worst = {codec->bucket == 0 ? 0 : codec->bucket - 1, count}; /* starts with a bucket's last element */
     size_t kinds = codec->shared ? 1 : 2;                                  /* scales of the sum; and of own values beside them */
-    return kinds * iq_uniform_buckets(codec, worst) * sizeof(float);
+    size_t bytes = kinds * iq_uniform_buckets(codec, worst) * sizeof(float);
+    return has_norm(codec) ? iq_max(bytes, IQ_DEVICE_MOMENTS_BYTES) : bytes;
 }
 
 /* ---- sources ---- */
@@ -132,6 +143,45 @@ static isgq_result_t read_scaled(const iq_codec_t *codec, const iq_codec_call_t 
     source.foreign_scales = true;
     iq_device_map(call->device, map_of(codec, span, source, target));
     return call->device->result;
+}
+
+/* ---- what ranks agree on beyond maxima ---- */
+
+static void norm_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
+{
+    iq_cuda_moments_t moments = {.type = call->datatype,
+                                 .src = src,
+                                 .first = span.first,
+                                 .bucket = codec->bucket,
+                                 .count = span.count,
+                                 .clips = codec->norm != IQ_NORM_L2,
+                                 .room = scales + iq_uniform_scale_at(codec, call, span),
+                                 .stride = iq_uniform_shared_scales(codec, call->count),
+                                 .scratch = call->device->scratch,
+                                 .scratch_bytes = call->device->scratch_bytes};
+    iq_device_moments(call->device, &moments);
+}
+
+static void rescale(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales, iq_cuda_rescale_t rescale)
+{
+    rescale.scales = scales;
+    rescale.buckets = iq_uniform_shared_scales(codec, count);
+    rescale.bucket = codec->bucket;
+    rescale.count = count;
+    rescale.clip = codec->clip;
+    iq_device_rescale(call->device, &rescale);
+}
+
+static void close_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales)
+{
+    iq_cuda_rescale_t close = {.kind = codec->norm == IQ_NORM_L2 ? IQ_CUDA_CLOSE_NORM : IQ_CUDA_CLOSE_CLIP};
+    rescale(codec, call, count, scales, close);
+}
+
+static void open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales)
+{
+    if (codec->norm == IQ_NORM_L2)
+        rescale(codec, call, count, scales, (iq_cuda_rescale_t){.kind = IQ_CUDA_OPEN_NORM});
 }
 
 /* ---- the codec ---- */
@@ -291,8 +341,7 @@ bool iq_uniform_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq
 
 size_t iq_codec_lane_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
-    bool is_uniform = codec->ops == &iq_codec_uniform_ops || codec->ops == &iq_codec_uniform_cuda_ops;
-    if (!is_uniform || !iq_uniform_result_is_exact(codec, call))
+    if (!is_uniform(codec) || !iq_uniform_result_is_exact(codec, call))
         return 0;
     size_t lanes = 32 / iq_uniform_width(codec, call->nranks);
     return (span.count / lanes + (span.count % lanes != 0)) * sizeof(uint32_t);
@@ -315,15 +364,19 @@ void iq_codec_decode_lanes(const iq_codec_t *codec, const iq_codec_call_t *call,
     iq_device_map(call->device, map_of(codec, span, sums, iq_device_output(call->datatype, dst, call->accumulate)));
 }
 
-const iq_codec_ops_t iq_codec_uniform_cuda_ops = {
-    .name = "uniform",
-    IQ_CODEC_SHAPE(uniform),
-    .local_scales = local_scales,
-    .encode = encode,
-    .add_own = add_own,
-    .add = add,
-    .store = store,
-    .finish = finish,
-    .decode = decode,
-    .deliver = deliver,
+#define DEVICE_ROW                                                                                                \
+    .name = "uniform", IQ_CODEC_SHAPE(uniform), .encode = encode, .add_own = add_own, .add = add, .store = store, \
+    .finish = finish, .decode = decode, .deliver = deliver
+
+const iq_codec_ops_t iq_codec_uniform_cuda_ops = {DEVICE_ROW, .local_scales = local_scales};
+
+const iq_codec_ops_t iq_codec_uniform_norm_cuda_ops = {
+    DEVICE_ROW,
+    .room_scales = iq_uniform_room_scales,
+    .shared_scales = iq_uniform_shared_scales,
+    .scales_unit = iq_uniform_scales_unit,
+    .scales_op = iq_uniform_scales_op,
+    .local_scales = norm_scales,
+    .close_scales = close_scales,
+    .open_scales = open_scales,
 };

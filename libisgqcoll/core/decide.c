@@ -70,6 +70,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
 static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_t count, size_t other)
 {
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;
+    other += comm->devices ? iq_codec_device_scratch(&call->codec, 1) : 0;
     size_t kinds = iq_codec_predicts(&call->codec) ? 3 : 1; /* guessed, seen, agreed */
     size_t scales = call->codec.shared ? kinds * iq_codec_scales(&call->codec, count) * sizeof(float) : 0;
     if (other > limit || scales + 6 * IQ_CACHE_LINE > limit - other)

@@ -43,11 +43,13 @@ static float *measure(const codec_run_t *run, int rank)
     const iq_codec_ops_t *ops = run->codec.ops;
     size_t unit = ops->scales_unit == NULL ? 1 : ops->scales_unit(&run->codec);
     float *scales = calloc(iq_codec_scales(&run->codec, run->count) + 1, sizeof(*scales));
+    iq_codec_call_t call = run->call;
+    call.count = run->count;
     for (iq_span_t span = {0, 0}; span.first < run->count; span.first += span.count) {
         span.count = iq_align_up(1 + codec_random() % 3000, unit);
         if (span.count > run->count - span.first)
             span.count = run->count - span.first;
-        ops->local_scales(&run->codec, &run->call, span, input(run, rank, span), scales);
+        ops->local_scales(&run->codec, &call, span, input(run, rank, span), scales);
     }
     if (ops->close_scales != NULL)
         ops->close_scales(&run->codec, &run->call, run->count, scales);

@@ -9,7 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define ARENA_BYTES ((size_t)1 << 20)
+#define ARENA_BYTES ((size_t)1 << 22)
 #define GUARD 64
 
 typedef struct arena {

@@ -12,6 +12,7 @@
 #include "codec/dense.h"
 #include "codec/strata.h"
 #include "kernels/kernels.h"
+#include "kernels/moment_math.h"
 
 #include <math.h>
 #include <stdio.h>
@@ -80,10 +81,15 @@ static void set_rank(pair_t *pair, int rank)
     }
 }
 
+static bool is_uniform(const setup_t *setup)
+{
+    return setup->codec.ops == &iq_codec_uniform_ops || setup->codec.ops == &iq_codec_uniform_norm_ops;
+}
+
 /* What a message of `parts` ranks, or a result (parts 1), is made of. */
 static isgq_data_type_t message_type(const setup_t *setup, int parts)
 {
-    if (setup->codec.ops == &iq_codec_uniform_ops)
+    if (is_uniform(setup))
         return setup->codec.shared || parts == 1 ? BYTES : ISGQ_FLOAT32;
     if (setup->codec.ops == &iq_codec_none_ops)
         return parts == 1 || iq_datatype_bytes(setup->datatype) != 2 ? setup->datatype : ISGQ_FLOAT32;
@@ -92,7 +98,7 @@ static isgq_data_type_t message_type(const setup_t *setup, int parts)
 
 static isgq_data_type_t acc_type(const setup_t *setup)
 {
-    if (setup->codec.ops == &iq_codec_uniform_ops)
+    if (is_uniform(setup))
         return setup->codec.shared ? ISGQ_UINT32 : ISGQ_FLOAT32;
     return message_type(setup, 2);
 }
@@ -131,10 +137,74 @@ static twin_t message_new(const setup_t *setup, size_t bytes, twin_place_t place
     return twin_new(bytes, setup->codec.ops == &iq_codec_none_ops ? 8 : 4, place);
 }
 
+/* The device's words. */
+static const float *fetch(const twin_t *room)
+{
+    twin_t moved = twin_new(room->bytes, 0, PINNED);
+    ck_assert_int_eq(
+        twin_device.cuda->copy(twin_device.ordinal, twin_device.stream, moved.device, room->device, room->bytes), ISGQ_SUCCESS);
+    twin_settle();
+    return (const float *)moved.device;
+}
+
+/* Doubles in two planes of words, of which one may be another NaN than the host's. */
+static void compare_moments(const twin_t *room, size_t buckets, int planes)
+{
+    const float *found = fetch(room);
+    for (int plane = planes % 2; plane < planes; plane += 2) {
+        for (size_t b = 0; b < buckets; b++) {
+            double expected = iq_moment_load((const float *)room->host, buckets, plane, b);
+            double is = iq_moment_load(found, buckets, plane, b);
+            if (memcmp(&is, &expected, sizeof(is)) != 0 && !(isnan(is) && isnan(expected)))
+                ck_abort_msg("%s: moment %d of bucket %zu is %a, not %a", twin_what, plane, b, is, expected);
+        }
+    }
+}
+
+/* Moments of all inputs, in pieces, and what is agreed on in the end. Spans are whole tensors. */
+static twin_t agreed_new(pair_t *pair, const twin_t *inputs)
+{
+    const setup_t *setup = pair->setup;
+    const iq_codec_ops_t *host = pair->host.ops, *device = pair->device.ops;
+    size_t count = setup->span.count, unit = host->scales_unit(&pair->host), shared = host->shared_scales(&pair->host, count);
+    size_t room = iq_codec_scales(&pair->host, count), element_bytes = iq_datatype_bytes(setup->datatype);
+    twin_t scales = twin_new(room * sizeof(float), 4, ON_DEVICE);
+    ck_assert_uint_eq(setup->span.first, 0);
+    pair->host_call.count = pair->device_call.count = count;
+    memset(scales.host, 0, scales.bytes);
+    twin_push(&scales);
+    for (int rank = 0; rank < setup->nranks; rank++) {
+        set_rank(pair, rank);
+        for (iq_span_t span = {0, 0}; span.first < count; span.first += span.count) {
+            span.count = iq_min(count - span.first, unit * (1 + (size_t)rank));
+            host->local_scales(&pair->host, &pair->host_call, span, inputs[rank].host + span.first * element_bytes,
+                               (float *)scales.host);
+            device->local_scales(&pair->device, &pair->device_call, span, inputs[rank].device + span.first * element_bytes,
+                                 (float *)scales.device);
+        }
+        if (room > shared)
+            compare_moments(&scales, shared, (int)(room / shared));
+    }
+    host->close_scales(&pair->host, &pair->host_call, count, (float *)scales.host);
+    device->close_scales(&pair->device, &pair->device_call, count, (float *)scales.device);
+    host->open_scales(&pair->host, &pair->host_call, count, (float *)scales.host);
+    device->open_scales(&pair->device, &pair->device_call, count, (float *)scales.device);
+    const float *found = fetch(&scales);
+    for (size_t b = 0; b < shared; b++)
+        if (memcmp(&found[b], scales.host + b * sizeof(float), sizeof(float)) != 0)
+            ck_abort_msg("%s: scale %zu is %a", twin_what, b, (double)found[b]);
+    twin_check_ends(&scales, "scales");
+    pair->host_call.scales = (const float *)scales.host;
+    pair->device_call.scales = (const float *)scales.device;
+    return scales;
+}
+
 /* Shared scales of all inputs, of one bucket before the span's first too if there is one. */
 static twin_t scales_new(pair_t *pair, const twin_t *inputs)
 {
     const setup_t *setup = pair->setup;
+    if (pair->host.ops->room_scales != NULL)
+        return agreed_new(pair, inputs);
     size_t bucket = setup->codec.bucket, first = bucket == 0 ? 0 : setup->span.first / bucket;
     size_t last = bucket == 0 ? 0 : (setup->span.first + setup->span.count - 1) / bucket;
     first -= first > 0;
@@ -463,6 +533,35 @@ static void flip_bits(const setup_t *setup, int parts)
     twin_check_ends(&scratch, "scratch");
 }
 
+/* Norms and standard deviations: buckets of several blocks, panels and pieces, which begin anywhere in them. */
+START_TEST(uniform_norms)
+{
+    static const struct {
+        size_t bucket, count;
+    } cuts[] = {{0, 50001}, {1000, 17000}, {20000, 40003}, {32, 333}, {512, 2000}, {40000, 45000}, {16384, 16389}, {40, 700},
+                {0, 5},     {0, 16384},    {20000, 333},   {600, 999}};
+    twin_start();
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(cuts); i++) {
+        iq_codec_t codec = {.ops = &iq_codec_uniform_norm_ops,
+                            .levels = i % 4 < 2 ? 1 : 127,
+                            .bits = i % 4 < 2 ? 2 : 8,
+                            .bucket = cuts[i].bucket,
+                            .norm = i % 2 ? IQ_NORM_L2 : IQ_NORM_MAX,
+                            .clip = i % 2 ? 0.0f : 0.5f + (float)(i / 4),
+                            .rounding = (iq_rounding_t)(i / 3 % 3),
+                            .shared = i != 11,
+                            .exact = i % 3 == 0};
+        setup_t setup = {.codec = codec,
+                         .datatype = floats[(i + i / 3) % 3],
+                         .nranks = 1 + (int)(i / 2 % 2),
+                         .span = {0, cuts[i].count},
+                         .place = ON_DEVICE};
+        run_setup(&setup);
+    }
+    twin_end();
+}
+END_TEST
+
 START_TEST(damage_is_found_where_the_host_finds_it)
 {
     twin_start();
@@ -504,6 +603,9 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("uniform_levels");
     tcase_add_test(tcase, uniform_levels);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("uniform_norms");
+    tcase_add_test(tcase, uniform_norms);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("replays");
     tcase_add_test(tcase, replays);

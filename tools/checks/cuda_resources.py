@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 FILES = ["combine.cu", "combine_codes.cu", "combine_values.cu", "factor_choose.cu", "factor_decode.cu", "factor_measure.cu",
-         "factor_multiply.cu", "factor_write.cu", "lanes.cu", "map.cu", "map_quads.cu", "measure.cu", "ternary.cu"]
+         "factor_multiply.cu", "factor_write.cu", "lanes.cu", "map.cu", "map_quads.cu", "measure.cu", "moments.cu",
+         "ternary.cu"]
 WIDE_LOAD = re.compile(r"LDG\.E(\.[A-Z]+)*\.128|ld\.global(\.nc)?\.v4\.[a-z]32")
 WIDE_STORE = re.compile(r"STG\.E(\.[A-Z]+)*\.128|st\.global\.v4\.[a-z]32")
 WIDE_COPY = re.compile(r"LDGSTS\.E(\.[A-Z]+)*\.128|cp\.async\.cg\.shared\.global [^;]*, 16\b")
@@ -45,6 +46,8 @@ HOT = [
     (r"decode_lanesI9iq_as_f32Li4E", [WIDE_LOAD, WIDE_STORE]),
     (r"encode_ternaryI9iq_as_f32", [WIDE_LOAD]),
     (r"decode_ternaryI9iq_as_f32", [WIDE_LOAD, WIDE_STORE]),
+    (r"short_bucketsI9iq_as_f32Lb1E", [WIDE_LOAD]),
+    (r"long_cellsI9iq_as_f32Lb0E", [WIDE_LOAD]),
     (r"measure_rowsI9iq_as_f32", [WIDE_LOAD]),
     (r"spread_rowsI9iq_as_f32", [WIDE_LOAD]),
     (r"round_rowsI9iq_as_f32", [WIDE_LOAD]),
