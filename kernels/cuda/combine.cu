@@ -33,7 +33,7 @@ static __device__ __forceinline__ void take_part(const iq_combine_args_t &args, 
         take_own<integers>(args, at, code, value);
     } else if (integers || args.part_form == IQ_CUDA_CODES) {
         iq_load_packed(args.parts[part].data, args.part_width, stage, tile, left);
-        iq_unpack(args.part_width, args.part_most, args.fault, stage, at, code);
+        iq_unpack(args.part_width, 0, args.part_most, args.fault, stage, at, code);
         __syncwarp(); /* all have read the stage */
         if (!integers && at.live > 0)
             iq_codes_to_values(args.meaning, args.parts[part].scales, args.buckets, args.fault, at, code, value);

@@ -76,7 +76,7 @@ typedef struct iq_cuda_source {
     isgq_data_type_t type; /* VALUES */
     const void *data;
     unsigned width;        /* CODES and LANES: 1..32 */
-    uint32_t most;         /* CODES: a larger one, or bits set after the last one, is a fault; LANES: a larger one */
+    uint32_t least, most;  /* CODES: a smaller or larger one, or bits set after the last one, is a fault; LANES: a larger one */
     /* SUMS, CODES and LANES as values: (float)(2 * code - zero) * iq_half_step(top, scale of its bucket) */
     const float *scales;
     bool foreign_scales;   /* they came in a message: negative or NaN is a fault */
@@ -98,6 +98,7 @@ typedef struct iq_cuda_grid {
     bool used;
     bool stochastic;
     uint32_t top;
+    int32_t reach, base; /* reach > 0: codes are -reach..reach less `base`, whatever top says; not to LANES or TERNARY */
     const float *scales; /* f32, as for sources */
     uint32_t stream, rank; /* where the random bits are (iq_draw), 24 upper bits of word (element mod 4) */
     uint64_t seed, call;
@@ -125,6 +126,7 @@ typedef struct iq_cuda_map {
     uint64_t first;
     size_t bucket; /* elements per scale; 0: one scale for all */
     size_t count;
+    uint32_t offset; /* added to integers as they go from CODES to SUMS or back */
     uint32_t *fault; /* pinned or device memory */
 } iq_cuda_map_t;
 

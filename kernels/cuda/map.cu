@@ -74,7 +74,7 @@ template <int from, int to> static __global__ void __launch_bounds__(IQ_CUDA_THR
         float value[IQ_GROUP] = {0};
         if (from == IQ_CUDA_CODES) {
             iq_load_packed(args.src, args.src_width, stage, tile, left);
-            iq_unpack(args.src_width, args.most, args.fault, stage, at, code);
+            iq_unpack(args.src_width, args.least, args.most, args.fault, stage, at, code);
         }
         if (at.live > 0) {
             if (from == IQ_CUDA_SUMS)
@@ -86,6 +86,11 @@ template <int from, int to> static __global__ void __launch_bounds__(IQ_CUDA_THR
                     if (to == IQ_CUDA_VALUES)
                         iq_grid_values(args.grid, args.buckets, at, code, value);
                 }
+            }
+            if (from != IQ_CUDA_VALUES && to != IQ_CUDA_VALUES && !args.as_values) {
+#pragma unroll
+                for (int j = 0; j < IQ_GROUP; j++)
+                    code[j] += args.offset;
             }
             if (to == IQ_CUDA_SUMS)
                 store_sums(args, at, code);
@@ -122,7 +127,9 @@ static iq_map_args_t piece_of(const iq_cuda_map_t *map, size_t done, size_t coun
     args.dst_aligned = iq_is_aligned(args.dst);
     args.accumulate = target->accumulate;
     args.as_values = map->grid.used || target->form == IQ_CUDA_VALUES;
+    args.least = source->least;
     args.most = source->most;
+    args.offset = map->offset;
     args.meaning = iq_meaning_of(source, skipped);
     args.grid = iq_grid_args_of(&map->grid, first, count, skipped);
     args.fault = map->fault;

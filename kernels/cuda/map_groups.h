@@ -127,7 +127,7 @@ static __device__ __forceinline__ void iq_load_packed(const void *packed, unsign
     __syncwarp();
 }
 
-static __device__ __forceinline__ void iq_unpack(unsigned width, uint32_t most, uint32_t *fault, const uint32_t *stage,
+static __device__ __forceinline__ void iq_unpack(unsigned width, uint32_t least, uint32_t most, uint32_t *fault, const uint32_t *stage,
                                                  iq_group_t at, uint32_t code[IQ_GROUP])
 {
     uint32_t bit = threadIdx.x % 32 * IQ_GROUP * width, mask = 0xffffffffu >> (32 - width);
@@ -135,7 +135,7 @@ static __device__ __forceinline__ void iq_unpack(unsigned width, uint32_t most, 
 #pragma unroll
     for (uint32_t j = 0; j < IQ_GROUP; j++, bit += width) {
         code[j] = at.live == 0 ? 0 : __funnelshift_r(stage[bit / 32], stage[bit / 32 + 1], bit % 32) & mask;
-        too_large |= j < at.live && code[j] > most;
+        too_large |= j < at.live && code[j] - least > most - least;
         dirty |= j >= at.live && code[j] != 0;
     }
     if (dirty)
@@ -260,7 +260,7 @@ static __device__ __forceinline__ void iq_quantize_group(const iq_grid_args_t &g
             float y = value[j] * inverse + grid.shift;
             int32_t whole = grid.stochastic ? iq_round_stochastic(y, random[j] >> 8, grid.low, grid.high)
                                             : iq_round_nearest(y, grid.low, grid.high);
-            code[j] = (uint32_t)(whole - grid.low);
+            code[j] = (uint32_t)(whole - grid.base);
         });
 }
 

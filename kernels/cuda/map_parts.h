@@ -144,7 +144,7 @@ typedef struct iq_grid_args {
     bool used, stochastic;
     bool regular;                /* random bits of elements 4k to 4k + 3 are one block, with the counter below */
     uint32_t top;
-    int32_t low, high;
+    int32_t low, high, base;
     float shift;
     const float *scales;
     uint64_t first;              /* number of element 0 */
@@ -165,7 +165,13 @@ static inline iq_grid_args_t iq_grid_args_of(const iq_cuda_grid_t *grid, uint64_
     args.regular = first % 4 == 0 && (quad + count / 4 + 1) >> 32 == quad >> 32;
     args.top = grid->top;
     args.low = grid->top == 1 ? 0 : -half;
+    args.base = args.low;
     args.high = grid->top == 1 ? 1 : half;
+    if (grid->reach > 0) {
+        args.low = -grid->reach;
+        args.high = grid->reach;
+        args.base = grid->base;
+    }
     args.shift = grid->top == 1 ? 0.5f : 0.0f;
     args.scales = grid->scales == NULL ? NULL : grid->scales + skipped;
     args.first = first;
@@ -254,7 +260,7 @@ typedef struct iq_map_args {
     unsigned src_width, dst_width;
     bool src_aligned, dst_aligned;
     bool accumulate, as_values;
-    uint32_t most;
+    uint32_t least, most, offset;
     iq_meaning_t meaning;
     iq_grid_args_t grid;
     uint32_t *fault;

@@ -158,7 +158,7 @@ static __device__ __forceinline__ bool decode_quads_at(const iq_map_args_t &args
 #pragma unroll
         for (int j = 0; j < QUAD; j++) {
             if (width != SUMS)
-                too_large |= code.item[j] > args.most;
+                too_large |= code.item[j] - args.least > args.most - args.least;
             float value = iq_code_value(code.item[j], args.meaning.zero, unit);
             item_t fresh = as_t::narrow(divides ? value / args.meaning.divisor : value);
             item[u].item[j] = args.accumulate ? as_t::narrow(as_t::widen(item[u].item[j]) + as_t::widen(fresh)) : fresh;
@@ -185,7 +185,7 @@ template <int width> static __device__ __forceinline__ uint32_t ragged_code(cons
         uint32_t code = word >> (j % QUAD * width) & ((1u << width) - 1u);
         if (j >= args.count && code != 0)
             iq_report_fault(args.fault, IQ_CUDA_BAD_PADDING);
-        if (j < args.count && code > args.most)
+        if (j < args.count && code - args.least > args.most - args.least)
             iq_report_fault(args.fault, IQ_CUDA_BAD_CODE);
         return code;
     }
@@ -255,8 +255,8 @@ template <int width> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) s
                 iq_codes_t code = spread<width>(word[u]);
 #pragma unroll
                 for (int j = 0; j < QUAD; j++) {
-                    too_large |= code.item[j] > args.most;
-                    sum[u].item[j] += code.item[j];
+                    too_large |= code.item[j] - args.least > args.most - args.least;
+                    sum[u].item[j] += code.item[j] + args.offset;
                 }
                 iq_store(dst + i + (size_t)u * STRIDE, sum[u]);
             }
@@ -267,7 +267,7 @@ template <int width> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) s
                 for (uint32_t j = i; j < i + QUAD; j++) {
                     uint32_t code = ragged_code<width>(args, j);
                     if (j < args.count)
-                        dst[j] = code + (args.accumulate ? dst[j] : 0);
+                        dst[j] = code + args.offset + (args.accumulate ? dst[j] : 0);
                 }
             }
         }

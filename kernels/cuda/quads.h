@@ -77,7 +77,7 @@ static __device__ __forceinline__ iq_philox_block_t iq_draw_anywhere(const iq_gr
 /* What iq_encode_quad's codes have too much. */
 static __device__ __forceinline__ uint32_t iq_encode_base(const iq_grid_args_t &grid)
 {
-    return IQ_MAGIC_BITS + (uint32_t)grid.low;
+    return IQ_MAGIC_BITS + (uint32_t)grid.base;
 }
 
 /* y: values times the inverse steps of their buckets. */
@@ -99,10 +99,10 @@ static __device__ __forceinline__ uint32_t iq_encode_one(const iq_grid_args_t &g
 {
     float y = value * iq_inverse_at(grid, iq_bucket_at(buckets, i));
     if (!grid.stochastic)
-        return (uint32_t)(iq_round_nearest(y, grid.low, grid.high) - grid.low);
+        return (uint32_t)(iq_round_nearest(y, grid.low, grid.high) - grid.base);
     iq_philox_block_t block = iq_draw_quad(grid, call, i);
     uint32_t lower = i & 1 ? block.word[1] : block.word[0], upper = i & 1 ? block.word[3] : block.word[2];
-    return (uint32_t)(iq_round_stochastic(y, (i & 2 ? upper : lower) >> 8, grid.low, grid.high) - grid.low);
+    return (uint32_t)(iq_round_stochastic(y, (i & 2 ? upper : lower) >> 8, grid.low, grid.high) - grid.base);
 }
 
 /* Are elements up to `end` there, and all in this bucket? */

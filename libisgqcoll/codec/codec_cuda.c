@@ -24,6 +24,7 @@ static const row_t rows[] = {
     {&iq_codec_bf16_ops, &iq_codec_bf16_cuda_ops, iq_cast_combine},
     {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops, iq_uniform_combine},
     {&iq_codec_uniform_norm_ops, &iq_codec_uniform_norm_cuda_ops, iq_uniform_combine},
+    {&iq_codec_intsgd_ops, &iq_codec_intsgd_cuda_ops, iq_intsgd_combine},
 };
 
 static const row_t *row_of(const iq_codec_ops_t *ops)

@@ -10,9 +10,10 @@ extern const iq_codec_ops_t iq_codec_fp16_ops, iq_codec_fp16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_bf16_ops, iq_codec_bf16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_norm_ops, iq_codec_uniform_norm_cuda_ops; /* whose shared scales are not maxima */
+extern const iq_codec_ops_t iq_codec_intsgd_ops, iq_codec_intsgd_cuda_ops;
 
 /* For host memory only. */
-extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_intsgd_ops, iq_codec_coded_ops;
+extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_coded_ops;
 extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step follows from earlier results */
 
 /* What a codec's rows have in common: what is supported and how large it is does not depend on where data lies. */
@@ -32,6 +33,7 @@ extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step fo
 IQ_DECLARE_CODEC_SHAPE(none);
 IQ_DECLARE_CODEC_SHAPE(cast);
 IQ_DECLARE_CODEC_SHAPE(uniform);
+IQ_DECLARE_CODEC_SHAPE(intsgd);
 
 /* iq_codec_combine of the rows for device memory; 1 <= nparts <= IQ_CUDA_PARTS. */
 #define IQ_DECLARE_CODEC_COMBINE(codec_name)                                                                         \
@@ -41,6 +43,7 @@ IQ_DECLARE_CODEC_SHAPE(uniform);
 IQ_DECLARE_CODEC_COMBINE(none);
 IQ_DECLARE_CODEC_COMBINE(cast);
 IQ_DECLARE_CODEC_COMBINE(uniform);
+IQ_DECLARE_CODEC_COMBINE(intsgd);
 
 /* The types that sums of codec none have, and that codecs fp16 and bf16 send. */
 isgq_data_type_t iq_none_acc_type(const iq_codec_call_t *call);

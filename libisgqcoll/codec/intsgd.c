@@ -18,56 +18,42 @@
 #include "base/util.h"
 #include "codec/convert.h"
 #include "codec/dense.h"
+#include "codec/intsgd.h"
+#include "kernels/share_math.h"
 
 #include <float.h>
 #include <math.h>
 
-static int32_t top_of(const iq_codec_t *codec) { return (1 << (codec->bits - 1)) - 1; }
+int iq_intsgd_most_ranks(const iq_codec_t *codec) { return iq_intsgd_top(codec); }
 
-/* L */
-static int32_t share_of(const iq_codec_t *codec, const iq_codec_call_t *call) { return top_of(codec) / call->nranks; }
-
-static int most_ranks(const iq_codec_t *codec) { return top_of(codec); }
-
-static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+isgq_result_t iq_intsgd_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
+    (void)codec;
     if (!iq_is_small_float(datatype))
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", codec->ops->name,
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", "intsgd",
                        iq_datatype_name(datatype));
     if (op != ISGQ_SUM && op != ISGQ_AVG)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes sum and avg, not %s", codec->ops->name, iq_red_op_name(op));
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes sum and avg, not %s", "intsgd", iq_red_op_name(op));
     return ISGQ_SUCCESS;
 }
 
 /* ---- the step ---- */
 
-/* Not FLT_MAX: its steps, rounded, must not add up to more than that. */
-#define ALMOST_2_128 0x1.fffffcp127f
+bool iq_intsgd_needs_scales(const iq_codec_t *codec) { return codec->shared; }
 
-/* From the largest magnitude. 0 for zeros, +Inf for NaN and Inf. */
-static float step_of(float most, int32_t share)
-{
-    if (most == 0.0f || iq_not_finite(most))
-        return most;
-    float above = iq_bits_float((iq_float_bits(most < IQ_SMALLEST_SCALE ? IQ_SMALLEST_SCALE : most) & 0x7f800000u) + 0x00800000u);
-    return (iq_not_finite(above) ? ALMOST_2_128 : above) / (float)share;
-}
-
-static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
-
-static size_t one_scale(const iq_codec_t *codec, size_t count)
+size_t iq_intsgd_one_scale(const iq_codec_t *codec, size_t count)
 {
     (void)codec, (void)count;
     return 1;
 }
 
-static size_t scales_unit(const iq_codec_t *codec)
+size_t iq_intsgd_scales_unit(const iq_codec_t *codec)
 {
     (void)codec;
     return 1;
 }
 
-static isgq_red_op_t scales_op(const iq_codec_t *codec)
+isgq_red_op_t iq_intsgd_scales_op(const iq_codec_t *codec)
 {
     (void)codec;
     return ISGQ_MAX;
@@ -99,10 +85,10 @@ static void close_scales(const iq_codec_t *codec, const iq_codec_call_t *call, s
 static void open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales)
 {
     (void)count;
-    scales[0] = step_of(scales[0], share_of(codec, call));
+    scales[0] = iq_share_step(scales[0], iq_intsgd_share(codec, call));
 }
 
-static float limit(const iq_codec_t *codec, const iq_codec_call_t *call, float scale) { return scale * (float)share_of(codec, call); }
+static float limit(const iq_codec_t *codec, const iq_codec_call_t *call, float scale) { return scale * (float)iq_intsgd_share(codec, call); }
 
 /* ---- history: [calls, r, the square of the result that is being learned] ---- */
 
@@ -115,7 +101,7 @@ static bool history_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
         return false;
     double step = sqrt(2.0 * (double)call->nranks * call->history[AVERAGE_AT] / (double)call->count);
     scales[0] = (float)step;
-    return step * share_of(codec, call) <= (double)FLT_MAX && scales[0] >= IQ_SMALLEST_SCALE;
+    return step * iq_intsgd_share(codec, call) <= (double)FLT_MAX && scales[0] >= IQ_SMALLEST_SCALE;
 }
 
 static void learn(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *dst, double *history)
@@ -155,7 +141,7 @@ typedef struct values {
 static void quantize(const values_t *values, size_t offset, size_t count, uint8_t *codes)
 {
     float tile[IQ_CODEC_TILE];
-    int32_t share = share_of(values->codec, values->call);
+    int32_t share = iq_intsgd_share(values->codec, values->call);
     bool moves = values->step > 0.0f && !iq_not_finite(values->step);
     iq_grid_t grid = {.inverse = moves ? 1.0f / values->step : 0.0f,
                       .low = -share,
@@ -173,7 +159,7 @@ static void write_codes(const values_t *values, size_t count, unsigned char *pac
 {
     uint8_t codes[IQ_CODEC_TILE];
     unsigned bits = values->codec->bits;
-    int32_t up = top_of(values->codec) - share_of(values->codec, values->call);
+    int32_t up = iq_intsgd_top(values->codec) - iq_intsgd_share(values->codec, values->call);
     for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(count - i, IQ_CODEC_TILE);
         quantize(values, i, n, codes);
@@ -188,7 +174,7 @@ static void write_alone(values_t values, size_t count, void *message)
 {
     if (count == 0)
         return;
-    values.step = step_of(largest(values.datatype, values.data, count), share_of(values.codec, values.call));
+    values.step = iq_share_step(largest(values.datatype, values.data, count), iq_intsgd_share(values.codec, values.call));
     *(iq_f32_any_t *)message = values.step;
     write_codes(&values, count, (unsigned char *)message + sizeof(float));
 }
@@ -206,7 +192,7 @@ static isgq_result_t read_sums(const iq_codec_t *codec, const iq_codec_call_t *c
                                size_t offset, size_t count, int parts, int32_t *sums)
 {
     uint8_t codes[IQ_CODEC_TILE];
-    int32_t top = top_of(codec), most = parts * share_of(codec, call), worst = 0;
+    int32_t top = iq_intsgd_top(codec), most = parts * iq_intsgd_share(codec, call), worst = 0;
     iq_kernels()->unpack8(packed + offset / 8 * codec->bits, count, codec->bits, codes);
     for (size_t i = 0; i < count; i++) {
         sums[i] = (int32_t)codes[i] - top;
@@ -255,28 +241,28 @@ static isgq_result_t read_alone(const iq_codec_t *codec, const iq_codec_call_t *
 
 /* ---- the codec ---- */
 
-static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+bool iq_intsgd_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)call;
     return codec->shared;
 }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+size_t iq_intsgd_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return 4; /* int32_t sums, or the float of who is alone */
 }
 
-static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+size_t iq_intsgd_result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     (void)call;
     return (codec->shared || span.count == 0 ? 0 : sizeof(float)) + iq_packed_bytes(span.count, codec->bits);
 }
 
-static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+size_t iq_intsgd_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
 {
     (void)parts;
-    return result_bytes(codec, call, span);
+    return iq_intsgd_result_bytes(codec, call, span);
 }
 
 static float shared_step(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
@@ -303,7 +289,7 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     uint8_t codes[IQ_CODEC_TILE];
     float tile[IQ_CODEC_TILE];
     iq_u32_any_t *sums = acc;
-    uint32_t share = (uint32_t)share_of(codec, call);
+    uint32_t share = (uint32_t)iq_intsgd_share(codec, call);
     values_t values = own_values(codec, call, span, src);
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
@@ -345,7 +331,7 @@ static void store(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
         for (size_t j = 0; j < n; j++)
-            codes[j] = sums[i + j] + (uint32_t)top_of(codec);
+            codes[j] = sums[i + j] + (uint32_t)iq_intsgd_top(codec);
         iq_kernels()->pack32(codes, n, codec->bits, (unsigned char *)message + i / 8 * codec->bits);
     }
 }
@@ -381,12 +367,10 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 }
 
 #define ROW \
-    .name = "intsgd", .supports = supports, .most_ranks = most_ranks, .needs_scales = needs_scales, \
-    .room_scales = one_scale, .shared_scales = one_scale, .scales_unit = scales_unit, .scales_op = scales_op, \
+    .name = "intsgd", IQ_CODEC_SHAPE(intsgd), .most_ranks = iq_intsgd_most_ranks, .room_scales = iq_intsgd_one_scale, \
+    .shared_scales = iq_intsgd_one_scale, .scales_unit = iq_intsgd_scales_unit, .scales_op = iq_intsgd_scales_op, \
     .local_scales = local_scales, .close_scales = close_scales, .open_scales = open_scales, .limit = limit, \
-    .result_is_exact = result_is_exact, .acc_bytes = acc_bytes, .partial_bytes = partial_bytes, \
-    .result_bytes = result_bytes, .encode = encode, .add_own = add_own, .add = add, .store = store, \
-    .finish = finish, .decode = decode, .deliver = deliver
+    .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish, .decode = decode, .deliver = deliver
 
 const iq_codec_ops_t iq_codec_intsgd_ops = {ROW};
 

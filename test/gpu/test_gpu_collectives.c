@@ -124,12 +124,15 @@ static void quantized_body(iq_rank_t *rank)
 {
     static const char *const quantizers[] = {"none", "fp16", "bf16", "uniform:bits=1", "uniform:bits=3,bucket=64", "uniform:bits=4",
                                              "uniform:bits=8,rounding=nearest", "uniform:bits=4,scale=local", "uniform:bits=5,bucket=tensor",
-                                             "uniform:bits=4,sum=requantized", "isgq:bits=4,coding=none"};
+                                             "uniform:bits=4,sum=requantized", "isgq:bits=4,coding=none",
+                                             /* from here on a few jobs each */
+                                             "uniform:bits=4,rounding=stratified", "terngrad", "global-qsgd:norm=l2,levels=7", "intsgd"};
+    const size_t basic = sizeof(quantizers) / sizeof(quantizers[0]) - 4;
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_FLOAT16, ISGQ_BFLOAT16};
     static const size_t counts[] = {1, 33, 4097, MOST_COUNT};
     pair_t pair = open_pair(rank);
     for (size_t q = 0; q < sizeof(quantizers) / sizeof(quantizers[0]); q++)
-        for (size_t i = 0; i < 12; i++) {
+        for (size_t i = q < basic ? 0 : 8; i < 12; i++) {
             job_t job = {.collective = (collective_t)((q + i) % COLLECTIVES),
                          .type = types[i % 3],
                          .op = (q + i) % 2 == 0 ? ISGQ_SUM : ISGQ_AVG,

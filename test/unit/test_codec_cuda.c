@@ -89,6 +89,8 @@ static bool is_uniform(const setup_t *setup)
 /* What a message of `parts` ranks, or a result (parts 1), is made of. */
 static isgq_data_type_t message_type(const setup_t *setup, int parts)
 {
+    if (setup->codec.ops == &iq_codec_intsgd_ops)
+        return BYTES;
     if (is_uniform(setup))
         return setup->codec.shared || parts == 1 ? BYTES : ISGQ_FLOAT32;
     if (setup->codec.ops == &iq_codec_none_ops)
@@ -98,7 +100,7 @@ static isgq_data_type_t message_type(const setup_t *setup, int parts)
 
 static isgq_data_type_t acc_type(const setup_t *setup)
 {
-    if (is_uniform(setup))
+    if (is_uniform(setup) || setup->codec.ops == &iq_codec_intsgd_ops)
         return setup->codec.shared ? ISGQ_UINT32 : ISGQ_FLOAT32;
     return message_type(setup, 2);
 }
@@ -161,25 +163,26 @@ static void compare_moments(const twin_t *room, size_t buckets, int planes)
     }
 }
 
-/* Moments of all inputs, in pieces, and what is agreed on in the end. Spans are whole tensors. */
+/* What is measured of all inputs, in pieces, and what is agreed on in the end. The tensor ends with the span. */
 static twin_t agreed_new(pair_t *pair, const twin_t *inputs)
 {
     const setup_t *setup = pair->setup;
     const iq_codec_ops_t *host = pair->host.ops, *device = pair->device.ops;
-    size_t count = setup->span.count, unit = host->scales_unit(&pair->host), shared = host->shared_scales(&pair->host, count);
+    size_t count = setup->span.first + setup->span.count, unit = host->scales_unit(&pair->host), shared = host->shared_scales(&pair->host, count);
     size_t room = iq_codec_scales(&pair->host, count), element_bytes = iq_datatype_bytes(setup->datatype);
     twin_t scales = twin_new(room * sizeof(float), 4, ON_DEVICE);
-    ck_assert_uint_eq(setup->span.first, 0);
+    ck_assert_uint_eq(setup->span.first % unit, 0);
     pair->host_call.count = pair->device_call.count = count;
     memset(scales.host, 0, scales.bytes);
     twin_push(&scales);
     for (int rank = 0; rank < setup->nranks; rank++) {
         set_rank(pair, rank);
-        for (iq_span_t span = {0, 0}; span.first < count; span.first += span.count) {
-            span.count = iq_min(count - span.first, unit * (1 + (size_t)rank));
-            host->local_scales(&pair->host, &pair->host_call, span, inputs[rank].host + span.first * element_bytes,
+        for (iq_span_t span = setup->span; span.first < count; span.first += span.count) {
+            size_t offset = (span.first - setup->span.first) * element_bytes;
+            span.count = unit == 1 ? setup->span.count : iq_min(count - span.first, unit * (1 + (size_t)rank));
+            host->local_scales(&pair->host, &pair->host_call, span, inputs[rank].host + offset,
                                (float *)scales.host);
-            device->local_scales(&pair->device, &pair->device_call, span, inputs[rank].device + span.first * element_bytes,
+            device->local_scales(&pair->device, &pair->device_call, span, inputs[rank].device + offset,
                                  (float *)scales.device);
         }
         if (room > shared)
@@ -461,6 +464,25 @@ START_TEST(uniform_levels)
 }
 END_TEST
 
+START_TEST(intsgd)
+{
+    static const int nranks[] = {2, 5, 1};
+    twin_start();
+    for (size_t i = 0; i < 3 * IQ_ARRAY_SIZE(spans); i++) {
+        iq_codec_t codec = {.ops = &iq_codec_intsgd_ops, .bits = i % 2 ? 8 : 4 + (unsigned)i % 5, .shared = i % 4 != 3, .exact = 1};
+        setup_t setup = {.codec = codec,
+                         .datatype = floats[(i + i / 3) % 3],
+                         .op = i / 4 % 2 ? ISGQ_AVG : ISGQ_SUM,
+                         .nranks = codec.shared ? nranks[i % 3] : 1,
+                         .span = spans[i % IQ_ARRAY_SIZE(spans)],
+                         .place = i / 2 % 2 ? PINNED : ON_DEVICE,
+                         .replays = i % 5 == 0 ? 9 : 0};
+        run_setup(&setup);
+    }
+    twin_end();
+}
+END_TEST
+
 /* Random bits of every kernel that draws them: of quads, of single elements, of any run. */
 START_TEST(replays)
 {
@@ -575,6 +597,10 @@ START_TEST(damage_is_found_where_the_host_finds_it)
                              .span = {32, bits % 2 ? 35 : 17},
                              .place = kind % 2 ? PINNED : ON_DEVICE};
             flip_bits(&setup, parts[kind]);
+            if (bits > 3 && kind < 3) { /* not alone: what senders never write may decode to other bits */
+                setup.codec.ops = &iq_codec_intsgd_ops;
+                flip_bits(&setup, parts[kind]);
+            }
             if (bits > 3)
                 continue;
             setup.codec.bits = 2;
@@ -606,6 +632,9 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("uniform_norms");
     tcase_add_test(tcase, uniform_norms);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("intsgd");
+    tcase_add_test(tcase, intsgd);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("replays");
     tcase_add_test(tcase, replays);
