@@ -7,6 +7,7 @@
  * those that the step must read and write, each once, scales included.
  */
 #include "gpu/bench_gpu.h"
+#include "codec/device.h"
 #include "kernels/cuda/cuda_module.h"
 #include "kernels/philox.h"
 
@@ -15,7 +16,7 @@
 
 enum { MOST_SETS = 8, MOST_REPETITIONS = 64 };
 
-typedef enum work { COPY, MEASURE, REDUCE, MAP, COMBINE } work_t;
+typedef enum work { COPY, MEASURE, MOMENTS, REDUCE, MAP, COMBINE } work_t;
 
 typedef struct step {
     const char *name; /* of codec.h, where it has one */
@@ -24,7 +25,8 @@ typedef struct step {
     isgq_data_type_t type; /* of values */
     unsigned bits, width;  /* of a rank's codes, and of the packed run */
     size_t bucket;
-    bool quantize, stochastic, accumulate;
+    bool quantize, stochastic, stratified, accumulate;
+    bool clips;     /* MOMENTS */
     unsigned parts; /* COMBINE: own values, and codes of the others */
     bool result;    /* COMBINE: written beside the output */
 } step_t;
@@ -39,7 +41,8 @@ static isgq_stream_t stream;
 static set_t sets[MOST_SETS];
 static float *scales;   /* of the step's values */
 static float *measured; /* for each launch of `measure` scales of its own, zero before */
-static uint32_t *fault; /* pinned */
+static uint32_t *strata; /* what is in them costs nothing */
+static uint32_t *fault;  /* pinned */
 
 /* ---- memory ---- */
 
@@ -85,6 +88,8 @@ static void open_sets(const bench_t *bench)
         sets[s] = set;
     }
     scales = take(count * sizeof(float));
+    strata = take(256 * sizeof(*strata));
+    TRY(cuda->clear(0, stream, strata, 256 * sizeof(*strata)));
     measured = take(launches(bench) * scales_of(bench, 1024) * sizeof(float));
     settle();
     free(host);
@@ -98,6 +103,7 @@ static void close_sets(const bench_t *bench)
             cuda->release(0, stream, all[i]);
     }
     cuda->release(0, stream, scales);
+    cuda->release(0, stream, strata);
     cuda->release(0, stream, measured);
     TRY_CUDA(cudaStreamSynchronize(stream));
 }
@@ -109,6 +115,8 @@ static uint32_t top_of(const step_t *step) { return (1u << step->bits) - 2u; }
 /* Sums of so many ranks' codes fit the width. */
 static uint32_t parts_of(const step_t *step) { return step->parts > 0 ? step->parts : step->width > step->bits ? 2 : 1; }
 
+static bool is_packed(iq_cuda_form_t form) { return form == IQ_CUDA_CODES || form == IQ_CUDA_TERNARY; }
+
 static void *values_in(const step_t *step, const set_t *set) { return step->type == ISGQ_FLOAT32 ? set->values : set->halves; }
 
 static iq_cuda_source_t source_of(const step_t *step, const set_t *set)
@@ -117,7 +125,7 @@ static iq_cuda_source_t source_of(const step_t *step, const set_t *set)
     if (step->from == IQ_CUDA_VALUES)
         return source;
     uint32_t most = parts_of(step) * top_of(step);
-    source = (iq_cuda_source_t){.form = step->from, .data = step->from == IQ_CUDA_CODES ? set->codes : set->sums, .divisor = 1.0f};
+    source = (iq_cuda_source_t){.form = step->from, .data = is_packed(step->from) ? set->codes : set->sums, .divisor = 1.0f};
     source.width = step->width;
     source.most = most;
     if (step->to == IQ_CUDA_VALUES || step->quantize) {
@@ -130,7 +138,7 @@ static iq_cuda_source_t source_of(const step_t *step, const set_t *set)
 
 static iq_cuda_target_t target_of(const step_t *step, const set_t *set)
 {
-    void *data = step->to == IQ_CUDA_VALUES ? set->output : step->to == IQ_CUDA_CODES ? set->codes : set->sums;
+    void *data = step->to == IQ_CUDA_VALUES ? set->output : is_packed(step->to) ? set->codes : set->sums;
     return (iq_cuda_target_t){.form = step->to, .type = step->type, .data = data, .width = step->width, .accumulate = step->accumulate};
 }
 
@@ -142,7 +150,8 @@ static iq_cuda_grid_t grid_of(const step_t *step, uint64_t call)
                             .scales = scales,
                             .stream = IQ_STREAM_OWN,
                             .seed = 1,
-                            .call = call};
+                            .call = call,
+                            .strata = step->stratified ? strata : NULL};
 }
 
 static void map(const bench_t *bench, const step_t *step, iq_cuda_source_t source, iq_cuda_target_t target, uint64_t call)
@@ -179,6 +188,21 @@ static void combine(const bench_t *bench, const step_t *step, const set_t *set, 
     TRY(cuda->combine(0, stream, &run));
 }
 
+/* Long tensors are measured as a communicator does it, with as much scratch. */
+static void measure_moments(const bench_t *bench, const step_t *step, const set_t *set)
+{
+    iq_cuda_moments_t moments = {.type = step->type,
+                                 .src = values_in(step, set),
+                                 .bucket = step->bucket,
+                                 .count = bench->count,
+                                 .clips = step->clips,
+                                 .room = scales,
+                                 .stride = scales_of(bench, step->bucket),
+                                 .scratch = set->sums,
+                                 .scratch_bytes = IQ_DEVICE_MOMENTS_BYTES};
+    TRY(cuda->moments(0, stream, &moments));
+}
+
 static void launch(const bench_t *bench, const step_t *step, size_t number)
 {
     const set_t *set = &sets[number % bench->sets];
@@ -189,6 +213,8 @@ static void launch(const bench_t *bench, const step_t *step, size_t number)
         TRY(cuda->copy(0, stream, set->output, set->values, bench->count * sizeof(float)));
     else if (step->work == MEASURE)
         TRY(cuda->measure(0, stream, &source, 0, step->bucket, bench->count, measured + number * scales_of(bench, step->bucket)));
+    else if (step->work == MOMENTS)
+        measure_moments(bench, step, set);
     else if (step->work == REDUCE)
         TRY(cuda->reduce(0, stream, &reduce));
     else if (step->work == COMBINE)
@@ -223,7 +249,7 @@ static void prepare(const bench_t *bench, const step_t *step)
     pack.from = IQ_CUDA_SUMS, pack.to = IQ_CUDA_CODES, pack.quantize = false, pack.accumulate = false;
     size_t all = step->work == MEASURE ? launches(bench) : 0;
     TRY(cuda->clear(0, stream, measured, all * scales_of(bench, step->bucket) * sizeof(float)));
-    TRY(cuda->clear(0, stream, scales, scales_of(bench, step->bucket) * sizeof(float)));
+    TRY(cuda->clear(0, stream, scales, scales_of(bench, step->bucket) * (step->work == MOMENTS ? 5 : 1) * sizeof(float)));
     for (size_t s = 0; s < bench->sets; s++) {
         const set_t *set = &sets[s];
         iq_cuda_source_t values = values_of(step->type, values_in(step, set));
@@ -233,6 +259,11 @@ static void prepare(const bench_t *bench, const step_t *step)
         TRY(cuda->measure(0, stream, &values, 0, step->bucket, bench->count, scales));
         if (step->work == COMBINE || step->from == IQ_CUDA_LANES || step->to == IQ_CUDA_LANES) {
             prepare_sums(bench, step, set);
+            continue;
+        }
+        if (step->from == IQ_CUDA_TERNARY || step->to == IQ_CUDA_TERNARY) {
+            encode.to = IQ_CUDA_TERNARY;
+            map(bench, &encode, source_of(&encode, set), target_of(&encode, set), 0);
             continue;
         }
         map(bench, &encode, source_of(&encode, set), target_of(&encode, set), 0);
@@ -250,6 +281,8 @@ static size_t form_bytes(const bench_t *bench, const step_t *step, iq_cuda_form_
 {
     if (form == IQ_CUDA_CODES)
         return (bench->count * step->width + 7) / 8;
+    if (form == IQ_CUDA_TERNARY)
+        return (bench->count + 4) / 5;
     if (form == IQ_CUDA_LANES)
         return ((bench->count - 1) / (32 / step->width) + 1) * sizeof(uint32_t);
     return bench->count * (form == IQ_CUDA_VALUES && step->type != ISGQ_FLOAT32 ? 2 : 4);
@@ -266,6 +299,8 @@ static size_t step_bytes(const bench_t *bench, const step_t *step)
         return read + 2 * f32;
     if (step->work == MEASURE)
         return read + scale_bytes;
+    if (step->work == MOMENTS)
+        return read + scale_bytes * (step->clips ? 5 : 2);
     if (step->work == COMBINE)
         return 2 * form_bytes(bench, step, IQ_CUDA_VALUES) + (step->parts - 1) * (bench->count * step->bits / 8) + scale_bytes +
                (step->result ? form_bytes(bench, step, IQ_CUDA_CODES) : 0);
@@ -294,11 +329,11 @@ static void run(bench_t *bench, step_t step)
         TRY_CUDA(cudaEventElapsedTime(&microseconds[i], marks[bench->warm + i], marks[bench->warm + i + 1]));
         microseconds[i] *= 1e3f / (float)bench->sets;
     }
-    bool scaled = step.work == MEASURE || step.work == MAP || step.work == COMBINE;
+    bool scaled = step.work == MEASURE || step.work == MOMENTS || step.work == MAP || step.work == COMBINE;
     bench_row_t row = {.part = "kernel",
                        .name = step.name,
                        .type = step.type == ISGQ_FLOAT32 ? "f32" : "bf16",
-                       .rounding = step.quantize ? (step.stochastic ? "stochastic" : "nearest") : NULL,
+                       .rounding = step.quantize ? (step.stratified ? "stratified" : step.stochastic ? "stochastic" : "nearest") : NULL,
                        .bits = step.bits,
                        .width = step.width,
                        .bucket = scaled ? step.bucket : 0,
@@ -377,6 +412,21 @@ static void run_fused(bench_t *bench, unsigned bits)
     run(bench, decode);
 }
 
+/* What families beside uniform have of their own. */
+static void run_families(bench_t *bench)
+{
+    step_t stratified = map_step("encode", IQ_CUDA_VALUES, IQ_CUDA_CODES, ISGQ_FLOAT32, 4, 1024);
+    step_t encode = map_step("encode-three", IQ_CUDA_VALUES, IQ_CUDA_TERNARY, ISGQ_FLOAT32, 2, 0);
+    stratified.quantize = stratified.stochastic = stratified.stratified = encode.quantize = encode.stochastic = true;
+    run(bench, stratified);
+    run(bench, encode);
+    run(bench, map_step("decode-three", IQ_CUDA_TERNARY, IQ_CUDA_VALUES, ISGQ_FLOAT32, 2, 0));
+    for (size_t bucket = 0; bucket <= 1024; bucket += 1024) {
+        run(bench, (step_t){.name = "norms", .work = MOMENTS, .type = ISGQ_FLOAT32, .bucket = bucket});
+        run(bench, (step_t){.name = "deviations", .work = MOMENTS, .type = ISGQ_FLOAT32, .bucket = bucket, .clips = true});
+    }
+}
+
 void bench_kernels(bench_t *bench)
 {
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_BFLOAT16};
@@ -402,6 +452,7 @@ void bench_kernels(bench_t *bench)
         run_sums(bench, bits);
         run_fused(bench, bits);
     }
+    run_families(bench);
     run(bench, (step_t){.name = "copy again", .work = COPY, .type = ISGQ_FLOAT32});
     close_sets(bench);
     cuda->stream_destroy(0, stream);
