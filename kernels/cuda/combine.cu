@@ -24,6 +24,34 @@ static __device__ __forceinline__ void take_own(const iq_combine_args_t &args, i
     }
 }
 
+/* Codes of three levels, five to a byte: those of eight elements lie in two or three bytes, and a warp's side by side. */
+static __device__ __forceinline__ void take_ternary(const iq_combine_args_t &args, uint32_t part, iq_group_t at, uint32_t code[IQ_GROUP])
+{
+    enum { BYTES = 3, DIGITS = 5, GROUPS_OF_FIVE = 243 };
+    const unsigned char *src = (const unsigned char *)args.parts[part].data;
+    uint32_t byte = at.i / DIGITS, skip = at.i - byte * DIGITS, last = (args.count - 1) / DIGITS, digits = 0;
+    bool too_large = false;
+#pragma unroll
+    for (uint32_t b = 0; b < BYTES; b++) {
+        uint32_t group = byte + b <= last ? src[byte + b] : 0;
+        too_large |= group >= GROUPS_OF_FIVE;
+#pragma unroll
+        for (uint32_t d = 0; d < DIGITS; d++) {
+            uint32_t rest = group / 3;
+            digits |= (group - 3 * rest) << 2 * (b * DIGITS + d);
+            group = rest;
+        }
+    }
+    digits >>= 2 * skip;
+    if (too_large)
+        iq_report_fault(args.fault, IQ_CUDA_BAD_CODE);
+    if (at.i + at.live == args.count && digits >> 2 * at.live != 0)
+        iq_report_fault(args.fault, IQ_CUDA_BAD_PADDING);
+#pragma unroll
+    for (uint32_t j = 0; j < IQ_GROUP; j++)
+        code[j] = j < at.live ? digits >> 2 * j & 3u : 0;
+}
+
 /* All lanes of a warp together. */
 template <bool integers>
 static __device__ __forceinline__ void take_part(const iq_combine_args_t &args, uint32_t part, uint32_t *stage, uint32_t tile,
@@ -31,9 +59,17 @@ static __device__ __forceinline__ void take_part(const iq_combine_args_t &args, 
 {
     if (part == args.own) {
         take_own<integers>(args, at, code, value);
+    } else if (integers && args.part_form == IQ_CUDA_TERNARY) {
+        if (at.live > 0)
+            take_ternary(args, part, at, code);
     } else if (integers || args.part_form == IQ_CUDA_CODES) {
         iq_load_packed(args.parts[part].data, args.part_width, stage, tile, left);
-        iq_unpack(args.part_width, 0, args.part_most, args.fault, stage, at, code);
+        iq_unpack(args.part_width, args.part_least, args.part_most, args.fault, stage, at, code);
+        if (integers) {
+#pragma unroll
+            for (int j = 0; j < IQ_GROUP; j++)
+                code[j] += args.offset;
+        }
         __syncwarp(); /* all have read the stage */
         if (!integers && at.live > 0)
             iq_codes_to_values(args.meaning, args.parts[part].scales, args.buckets, args.fault, at, code, value);
@@ -116,6 +152,11 @@ template <bool integers> static __global__ void __launch_bounds__(IQ_CUDA_THREAD
             if (args.output != NULL)
                 iq_store_group(args.output_type, args.output, args.output_aligned, args.accumulate, at, value);
         }
+        if (integers && !args.result_grid.used) {
+#pragma unroll
+            for (int j = 0; j < IQ_GROUP; j++)
+                code[j] -= args.offset;
+        }
         if (args.result != NULL && args.result_form == IQ_CUDA_CODES)
             iq_store_packed(args.result, args.result_width, stage, tile, left, at, code);
     }
@@ -137,7 +178,9 @@ static void take_parts(const iq_cuda_combine_t *combine, size_t done, size_t ski
     args->part_form = part->form;
     args->part_type = part->type;
     args->part_width = part->width;
+    args->part_least = part->least;
     args->part_most = part->most;
+    args->offset = combine->offset;
     args->own_type = combine->own_type;
     args->through = combine->through;
     args->parts_aligned = true;
@@ -194,9 +237,10 @@ isgq_result_t iq_cuda_run_combine(int device, isgq_stream_t stream, const iq_cud
     if (combine->nparts < 1 || combine->nparts > IQ_CUDA_PARTS)
         return IQ_FAIL(ISGQ_ERR_INTERNAL, "combine: %u parts, but sums have 1 to %d", combine->nparts, IQ_CUDA_PARTS);
     ON_DEVICE(device);
+    const size_t piece = IQ_CUDA_PIECE / 1280 * 1280; /* whole tiles, and whole bytes of five codes */
     for (size_t done = 0, count; done < combine->count; done += count) {
         isgq_result_t result = ISGQ_SUCCESS;
-        count = combine->count - done < IQ_CUDA_PIECE ? combine->count - done : IQ_CUDA_PIECE;
+        count = combine->count - done < piece ? combine->count - done : piece;
         iq_combine_args_t args = piece_of(combine, done, count);
         size_t blocks = (count - 1) / (IQ_GROUPS_TILE * IQ_CUDA_WARPS) + 1;
         if (combine->integers && iq_cuda_combine_codes(device, stream, &args, &result))

@@ -306,7 +306,7 @@ static bool fits_result(const iq_combine_args_t *args)
 bool iq_cuda_combine_codes(int device, isgq_stream_t stream, const iq_combine_args_t *given, isgq_result_t *result)
 {
     iq_combine_args_t args = *given;
-    if ((args.part_width != 4 && args.part_width != 8) || args.part_most != (1u << args.part_width) - 2u || !fits_own(given) ||
+    if (args.part_form != IQ_CUDA_CODES || args.offset != 0 || (args.part_width != 4 && args.part_width != 8) || args.part_most != (1u << args.part_width) - 2u || !fits_own(given) ||
         !fits_result(given))
         return false;
     if (args.own != UINT32_MAX) {

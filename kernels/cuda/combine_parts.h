@@ -15,7 +15,7 @@ typedef struct iq_combine_args {
     iq_cuda_form_t part_form, result_form;
     isgq_data_type_t part_type, own_type, through, result_type, output_type;
     unsigned part_width, result_width;
-    uint32_t part_most;
+    uint32_t part_least, part_most, offset;
     bool parts_aligned, own_aligned, result_aligned, output_aligned;
     bool accumulate;
     void *result, *output;

@@ -151,7 +151,8 @@ typedef struct iq_cuda_combine {
     int own;               /* this one is VALUES of own_type instead, rounded `through`, then codes of `own_grid` if used; -1: none is */
     isgq_data_type_t own_type, through;
     iq_cuda_grid_t own_grid;
-    bool integers;        /* CODES are added as they are */
+    bool integers;        /* CODES or TERNARY are added as they are, plus `offset`, which the result's CODES have less */
+    uint32_t offset;
     iq_cuda_source_t sum; /* as values: integers by scales, top and zero; both are divided */
     float *measure;
     iq_cuda_grid_t result_grid;

@@ -196,12 +196,30 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     iq_device_map(call->device, map_of(span, source, iq_device_output(call->datatype, dst, call->accumulate)));
 }
 
-/* No kernel adds up codes that are not counted from 0. */
 bool iq_intsgd_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
                        const void *const messages[], int own, const void *src, void *dst, void *result)
 {
-    (void)codec, (void)call, (void)span, (void)nparts, (void)messages, (void)own, (void)src, (void)dst, (void)result;
-    return false;
+    if (!codec->shared)
+        return false;
+    iq_cuda_combine_t combine = {.nparts = (unsigned)nparts,
+                                 .part = codes_of(codec, call, NULL, 1),
+                                 .own = own,
+                                 .own_type = call->datatype,
+                                 .through = ISGQ_FLOAT32,
+                                 .integers = true,
+                                 .offset = 0u - (uint32_t)iq_intsgd_top(codec),
+                                 .sum = as_values(call, (iq_cuda_source_t){.form = IQ_CUDA_SUMS}, 0, call->scales),
+                                 .output = iq_device_output(call->datatype, dst, call->accumulate),
+                                 .first = span.first,
+                                 .count = span.count};
+    for (int i = 0; i < nparts; i++)
+        combine.parts[i].data = i == own ? src : messages[i];
+    if (own >= 0)
+        combine.own_grid = grid_of(codec, call, call->scales, 0, false);
+    if (result != NULL)
+        combine.result = codes_into(codec, result);
+    iq_device_combine(call->device, combine);
+    return true;
 }
 
 const iq_codec_ops_t iq_codec_intsgd_cuda_ops = {

@@ -321,12 +321,13 @@ bool iq_uniform_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq
                         const void *const messages[], int own, const void *src, void *dst, void *result)
 {
     size_t codes_at = iq_uniform_codes_at(codec, span);
-    if (codec->levels == 1) /* no kernel adds up fives of three levels */
+    bool exact = iq_uniform_result_is_exact(codec, call);
+    if (codec->levels == 1 && (!exact || call->nranks == 1)) /* no kernel adds up and writes fives of three levels */
         return false;
     if (span.count == 0)
         return true;
     iq_cuda_combine_t combine = parts_of(codec, call, span, nparts, messages, own, src);
-    if (result != NULL && iq_uniform_result_is_exact(codec, call)) {
+    if (result != NULL && exact) {
         combine.result = codes_into(codec, result, call->nranks);
     } else if (result != NULL) {
         float *scales = measure_sum(codec, call, span, combine);

@@ -86,6 +86,8 @@ static void share_scales(sum_t *sum)
     sum->call.first_bucket = first;
     for (int rank = 0; rank < setup->nparts; rank++)
         sum->codec.ops->local_scales(&sum->codec, &sum->call, setup->span, sum->inputs[rank].host, (float *)sum->scales.host);
+    if (sum->codec.ops->open_scales != NULL)
+        sum->codec.ops->open_scales(&sum->codec, &sum->call, setup->span.count, (float *)sum->scales.host);
     twin_push(&sum->scales);
     sum->call.scales = (const float *)sum->scales.host;
 }
@@ -196,7 +198,8 @@ static isgq_data_type_t result_type(const setup_t *setup)
 {
     if (setup->codec.ops == &iq_codec_none_ops)
         return setup->datatype;
-    return setup->codec.ops == &iq_codec_uniform_ops ? ISGQ_UINT8
+    bool packed = setup->codec.ops == &iq_codec_uniform_ops || setup->codec.ops == &iq_codec_intsgd_ops;
+    return packed ? ISGQ_UINT8
            : setup->codec.ops == &iq_codec_fp16_ops  ? ISGQ_FLOAT16
                                                      : ISGQ_BFLOAT16;
 }
@@ -280,6 +283,29 @@ END_TEST
 START_TEST(uniform_local)
 {
     run_uniform((unsigned)_i, false, 36);
+}
+END_TEST
+
+/* Three levels, five to a byte; other numbers of them; integers that are not counted from 0. */
+START_TEST(families)
+{
+    static const size_t buckets[] = {0, 32, 1000, 100};
+    twin_start();
+    for (size_t turn = 0; turn < 60; turn++) {
+        unsigned levels = turn % 3 == 1 ? 5 : 1;
+        iq_codec_t codec = {.ops = turn % 3 == 2 ? &iq_codec_intsgd_ops : &iq_codec_uniform_ops,
+                            .levels = turn % 3 == 2 ? 0 : levels,
+                            .bits = turn % 3 == 2 ? 6 + (unsigned)turn % 2 * 2 : iq_bit_width(2 * levels),
+                            .bucket = turn % 3 == 2 ? 0 : buckets[turn / 3 % 4],
+                            .rounding = IQ_ROUND_STOCHASTIC,
+                            .shared = true,
+                            .exact = 1};
+        setup_t setup = setup_of(codec, turn + turn / 3);
+        if (levels == 1 && setup.nparts == 1)
+            continue;
+        run_setup(&setup);
+    }
+    twin_end();
 }
 END_TEST
 
@@ -374,6 +400,14 @@ START_TEST(damage_is_found_where_the_host_finds_it)
                              .skew = bits % 2,
                              .wanted = OUTPUT};
             flip_bits(&setup);
+            if (!shared || bits > 4)
+                continue;
+            setup.codec.levels = 1; /* the last of five in a byte, and of eight in a lane */
+            setup.codec.bits = 2;
+            setup.span.count = (size_t[]){16, 20, 37}[bits - 2];
+            flip_bits(&setup);
+            setup.codec = (iq_codec_t){.ops = &iq_codec_intsgd_ops, .bits = bits + 4, .shared = true, .exact = 1};
+            flip_bits(&setup);
         }
     }
     twin_end();
@@ -391,6 +425,9 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("uniform_local");
     tcase_add_loop_test(tcase, uniform_local, 1, 9);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("families");
+    tcase_add_test(tcase, families);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("parts");
     tcase_add_test(tcase, parts);
