@@ -60,38 +60,67 @@ static void add_lanes(const iq_f32_any_t *values, size_t count, size_t lane, dou
     *sum = iq_moment_fold(sum_lanes, IQ_MOMENT_LANES);
 }
 
-/* Elements of a bucket in one panel, to that bucket's moments in the room. */
-static void add_cell(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, iq_uniform_run_t run, const void *src,
-                     float *room)
+/* What a bucket has of a block or a panel. */
+typedef struct moments {
+    double squares, sum;
+    float most;
+} moments_t;
+
+/* Of elements of one bucket in one block. */
+static moments_t moments_of_block(const iq_codec_t *codec, const iq_codec_call_t *call, size_t element, const void *src,
+                                  size_t offset, size_t count)
 {
-    float tile[IQ_MOMENT_BLOCK], most = 0.0f;
+    float tile[IQ_MOMENT_BLOCK];
+    moments_t found = {0};
+    const iq_f32_any_t *values = iq_load_f32(call->datatype, src, offset, count, tile);
+    add_lanes(values, count, element % IQ_MOMENT_LANES, &found.squares, &found.sum);
+    if (codec->norm != IQ_NORM_L2)
+        found.most = iq_kernels()->absmax(values, count);
+    return found;
+}
+
+/* Of elements of one bucket in one panel, the first of which is `element`. */
+static moments_t moments_of_cell(const iq_codec_t *codec, const iq_codec_call_t *call, size_t element, const void *src, size_t offset,
+                                 size_t count)
+{
+    if (element % IQ_MOMENT_BLOCK + count <= IQ_MOMENT_BLOCK) /* zeros in the other places change nothing */
+        return moments_of_block(codec, call, element, src, offset, count);
+    moments_t cell = {0};
     double squares[IQ_MOMENT_PLACES] = {0}, sum[IQ_MOMENT_PLACES] = {0};
-    size_t stride = iq_uniform_shared_scales(codec, call->count), bucket = iq_uniform_scale_at(codec, call, span) + run.bucket;
-    for (size_t i = run.offset, n; i < run.offset + run.count; i += n) {
-        size_t element = span.first + i, place = element / IQ_MOMENT_BLOCK % IQ_MOMENT_PLACES;
-        n = iq_min(run.offset + run.count - i, IQ_MOMENT_BLOCK - element % IQ_MOMENT_BLOCK);
-        const iq_f32_any_t *values = iq_load_f32(call->datatype, src, i, n, tile);
-        add_lanes(values, n, element % IQ_MOMENT_LANES, &squares[place], &sum[place]);
-        if (codec->norm != IQ_NORM_L2) {
-            float found = iq_kernels()->absmax(values, n);
-            most = found > most ? found : most;
-        }
+    for (size_t i = 0, n; i < count; i += n) {
+        size_t at = element + i, place = at / IQ_MOMENT_BLOCK % IQ_MOMENT_PLACES;
+        n = iq_min(count - i, IQ_MOMENT_BLOCK - at % IQ_MOMENT_BLOCK);
+        moments_t found = moments_of_block(codec, call, at, src, offset + i, n);
+        squares[place] = found.squares;
+        sum[place] = found.sum;
+        cell.most = found.most > cell.most ? found.most : cell.most;
     }
+    cell.squares = iq_moment_fold(squares, IQ_MOMENT_PLACES);
+    cell.sum = iq_moment_fold(sum, IQ_MOMENT_PLACES);
+    return cell;
+}
+
+/* To a bucket's words in the room. */
+static void add_to_room(const iq_codec_t *codec, const moments_t *cell, size_t stride, size_t bucket, float *room)
+{
     if (codec->norm == IQ_NORM_L2) {
-        iq_moment_add(room, stride, IQ_NORM_SQUARES, bucket, iq_moment_fold(squares, IQ_MOMENT_PLACES));
+        iq_moment_add(room, stride, IQ_NORM_SQUARES, bucket, cell->squares);
         return;
     }
-    iq_moment_add(room, stride, IQ_CLIP_SQUARES, bucket, iq_moment_fold(squares, IQ_MOMENT_PLACES));
-    iq_moment_add(room, stride, IQ_CLIP_SUM, bucket, iq_moment_fold(sum, IQ_MOMENT_PLACES));
-    room[bucket] = most > room[bucket] ? most : room[bucket];
+    iq_moment_add(room, stride, IQ_CLIP_SQUARES, bucket, cell->squares);
+    iq_moment_add(room, stride, IQ_CLIP_SUM, bucket, cell->sum);
+    room[bucket] = cell->most > room[bucket] ? cell->most : room[bucket];
 }
 
 void iq_uniform_norm_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
 {
+    size_t stride = iq_uniform_shared_scales(codec, call->count), first = iq_uniform_scale_at(codec, call, span);
     for (size_t i = 0; i < span.count; i += IQ_MOMENT_PANEL) {
         iq_uniform_run_t run = {.offset = i};
-        while (iq_uniform_next_run(codec, span, iq_min(i + IQ_MOMENT_PANEL, span.count), &run))
-            add_cell(codec, call, span, run, src, scales);
+        while (iq_uniform_next_run(codec, span, iq_min(i + IQ_MOMENT_PANEL, span.count), &run)) {
+            moments_t cell = moments_of_cell(codec, call, span.first + run.offset, src, run.offset, run.count);
+            add_to_room(codec, &cell, stride, first + run.bucket, scales);
+        }
     }
 }
 

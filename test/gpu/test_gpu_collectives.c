@@ -192,7 +192,7 @@ static void hosts(void)
 /* Even ranks compute on the CPU, odd ones on the GPU; all must hold what a communicator on host memory gives. */
 static void mixed_body(iq_rank_t *rank)
 {
-    static const char *const quantizers[] = {"none", "uniform:bits=4", "uniform:bits=4,scale=local", "bf16"};
+    static const char *const quantizers[] = {"none", "uniform:bits=4", "uniform:bits=4,scale=local", "bf16", "terngrad", "global-qsgd:norm=l2", "intsgd"};
     bool on_gpu = rank->rank % 2 == 1;
     const size_t count = 20011, bytes = count * sizeof(float);
     float *input = malloc(bytes), *expected = malloc(bytes), *output = malloc(bytes), *device = NULL;
