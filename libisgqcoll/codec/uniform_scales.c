@@ -12,6 +12,8 @@
 #include "codec/uniform.h"
 #include "kernels/moment_math.h"
 
+#include <string.h>
+
 _Static_assert(IQ_CODEC_TILE % IQ_MOMENT_BLOCK == 0, "a tile has room for a block");
 
 static size_t words_of_bucket(const iq_codec_t *codec) { return codec->norm == IQ_NORM_L2 ? IQ_NORM_WORDS : IQ_CLIP_WORDS; }
@@ -36,28 +38,33 @@ isgq_red_op_t iq_uniform_scales_op(const iq_codec_t *codec) { return codec->norm
 
 /* ---- moments ---- */
 
-/* Of one block's elements in one bucket, the first of which is in lane `lane`. */
-static void add_lanes(const iq_f32_any_t *values, size_t count, size_t lane, double *squares, double *sum)
+/* Whole rows of lanes. Lanes of its own: nobody indexes them by what compilers do not know, so they stay in registers. */
+static inline void add_rows(const iq_f32_any_t *values, size_t count, bool squares, double lanes[IQ_MOMENT_LANES])
 {
-    double square_lanes[IQ_MOMENT_LANES] = {0}, sum_lanes[IQ_MOMENT_LANES] = {0};
-    size_t i = 0;
-    for (; lane % IQ_MOMENT_LANES != 0 && i < count; i++, lane++) {
-        square_lanes[lane] += (double)values[i] * (double)values[i];
-        sum_lanes[lane] += (double)values[i];
-    }
-    for (; i + IQ_MOMENT_LANES <= count; i += IQ_MOMENT_LANES) {
+    double sum[IQ_MOMENT_LANES];
+    memcpy(sum, lanes, sizeof(sum));
+    for (size_t i = 0; i < count; i += IQ_MOMENT_LANES) {
         for (size_t j = 0; j < IQ_MOMENT_LANES; j++) {
             double x = (double)values[i + j];
-            square_lanes[j] += x * x;
-            sum_lanes[j] += x;
+            sum[j] += squares ? x * x : x;
         }
     }
-    for (size_t j = 0; i < count; i++, j++) {
-        square_lanes[j] += (double)values[i] * (double)values[i];
-        sum_lanes[j] += (double)values[i];
-    }
-    *squares = iq_moment_fold(square_lanes, IQ_MOMENT_LANES);
-    *sum = iq_moment_fold(sum_lanes, IQ_MOMENT_LANES);
+    memcpy(lanes, sum, sizeof(sum));
+}
+
+/* Values of one block's elements in one bucket, or their squares, the first of which is in lane `lane`. */
+static inline double sum_of(const iq_f32_any_t *values, size_t count, size_t lane, bool squares)
+{
+    double lanes[IQ_MOMENT_LANES] = {0};
+    size_t i = 0;
+    for (; lane % IQ_MOMENT_LANES != 0 && i < count; i++, lane++)
+        lanes[lane] += squares ? (double)values[i] * (double)values[i] : (double)values[i];
+    size_t whole = (count - i) / IQ_MOMENT_LANES * IQ_MOMENT_LANES;
+    add_rows(values + i, whole, squares, lanes);
+    i += whole;
+    for (size_t j = 0; i < count; i++, j++)
+        lanes[j] += squares ? (double)values[i] * (double)values[i] : (double)values[i];
+    return iq_moment_fold(lanes, IQ_MOMENT_LANES);
 }
 
 /* What a bucket has of a block or a panel. */
@@ -73,9 +80,11 @@ static moments_t moments_of_block(const iq_codec_t *codec, const iq_codec_call_t
     float tile[IQ_MOMENT_BLOCK];
     moments_t found = {0};
     const iq_f32_any_t *values = iq_load_f32(call->datatype, src, offset, count, tile);
-    add_lanes(values, count, element % IQ_MOMENT_LANES, &found.squares, &found.sum);
-    if (codec->norm != IQ_NORM_L2)
+    found.squares = sum_of(values, count, element % IQ_MOMENT_LANES, true);
+    if (codec->norm != IQ_NORM_L2) {
+        found.sum = sum_of(values, count, element % IQ_MOMENT_LANES, false);
         found.most = iq_kernels()->absmax(values, count);
+    }
     return found;
 }
 
