@@ -51,7 +51,7 @@ IQ_DEVICE uint32_t iq_rotation_layers(size_t count)
 }
 
 /* What a layer works on: values start .. start + count - 1. */
-typedef struct iq_rotation_layer {
+typedef struct iq_layer {
     int folds; /* else it transforms */
     size_t start, count;
     float factor; /* what makes it orthogonal */

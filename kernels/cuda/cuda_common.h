@@ -189,4 +189,7 @@ isgq_result_t iq_cuda_warm_product(int device);
 isgq_result_t iq_cuda_run_product(int device, isgq_stream_t stream, const iq_cuda_product_t *product);
 isgq_result_t iq_cuda_run_convert(int device, isgq_stream_t stream, const iq_cuda_convert_t *convert);
 
+extern const iq_cuda_level_table_t iq_cuda_level_table;
+isgq_result_t iq_cuda_warm_level(int device);
+
 #endif

@@ -20,6 +20,7 @@
 #include "base/module.h"
 #include "isgqcoll.h"
 #include "kernels/cuda/factor_module.h"
+#include "kernels/cuda/level_module.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -107,7 +108,7 @@ typedef struct iq_cuda_grid {
 } iq_cuda_grid_t;
 
 /* Faults that kernels write to the fault word; the last one written stays. */
-typedef enum iq_cuda_fault { IQ_CUDA_NO_FAULT, IQ_CUDA_BAD_CODE, IQ_CUDA_BAD_PADDING, IQ_CUDA_BAD_SCALE, IQ_CUDA_BAD_BLOB } iq_cuda_fault_t;
+typedef enum iq_cuda_fault { IQ_CUDA_NO_FAULT, IQ_CUDA_BAD_CODE, IQ_CUDA_BAD_PADDING, IQ_CUDA_BAD_SCALE, IQ_CUDA_BAD_BLOB, IQ_CUDA_BAD_HEADER } iq_cuda_fault_t;
 
 /*
  * One run of elements from one form to another:
@@ -331,6 +332,7 @@ typedef struct iq_cuda_module {
     const iq_cuda_factor_table_t *factor;
     isgq_result_t (*moments)(int device, isgq_stream_t stream, const iq_cuda_moments_t *moments);
     isgq_result_t (*rescale)(int device, isgq_stream_t stream, const iq_cuda_rescale_t *rescale);
+    const iq_cuda_level_table_t *level;
 } iq_cuda_module_t;
 
 #endif

@@ -73,6 +73,7 @@ static isgq_result_t warm_up(int device)
     IQ_TRY(iq_cuda_warm_combine(device));
     IQ_TRY(iq_cuda_warm_product(device));
     IQ_TRY(iq_cuda_warm_factor(device));
+    IQ_TRY(iq_cuda_warm_level(device));
     return iq_cuda_warm_native(device);
 }
 
@@ -121,5 +122,6 @@ const iq_cuda_module_t iq_module_cuda = {
     &iq_cuda_factor_table,
     iq_cuda_run_moments,
     iq_cuda_run_rescale,
+    &iq_cuda_level_table,
 };
 }

@@ -25,6 +25,7 @@ static const row_t rows[] = {
     {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops, iq_uniform_combine},
     {&iq_codec_uniform_norm_ops, &iq_codec_uniform_norm_cuda_ops, iq_uniform_combine},
     {&iq_codec_intsgd_ops, &iq_codec_intsgd_cuda_ops, iq_intsgd_combine},
+    {&iq_codec_levels_ops, &iq_codec_levels_cuda_ops, NULL},
 };
 
 static const row_t *row_of(const iq_codec_ops_t *ops)
@@ -44,6 +45,8 @@ const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host)
 
 bool iq_codec_has_device(const iq_codec_t *codec)
 {
+    if (codec->ops == &iq_codec_levels_ops || codec->ops == &iq_codec_levels_cuda_ops)
+        return iq_levels_on_device(codec);
     return row_of(codec->ops) != NULL;
 }
 
@@ -51,7 +54,7 @@ bool iq_codec_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_s
                       const void *const messages[], int own, const void *src, void *dst, void *result)
 {
     const row_t *row = row_of(codec->ops);
-    if (row == NULL || nparts < 1 || nparts > IQ_CUDA_PARTS)
+    if (row == NULL || row->combine == NULL || nparts < 1 || nparts > IQ_CUDA_PARTS)
         return false;
     return row->combine(codec, call, span, nparts, messages, own, src, dst, result);
 }
@@ -64,6 +67,7 @@ static const char *fault_text(uint32_t fault)
     case IQ_CUDA_BAD_CODE: return "a code of a message is above the largest one";
     case IQ_CUDA_BAD_PADDING: return "bits set after the last code of a message";
     case IQ_CUDA_BAD_BLOB: return "a factored blob or the table of its rows is damaged";
+    case IQ_CUDA_BAD_HEADER: return "a header of a message is none that a sender writes";
     case IQ_CUDA_BAD_SCALE: return "a scale of a message is negative or NaN";
     default: return "a fault that this version does not know";
     }
@@ -132,6 +136,21 @@ void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert)
 {
     if (may_launch(device, convert->count))
         keep(device, device->cuda->convert(device->ordinal, device->stream, convert));
+}
+
+void iq_device_encode_levels(iq_device_t *device, iq_cuda_levels_t levels)
+{
+    levels.replays = device->replays;
+    if (may_launch(device, levels.count))
+        keep(device, device->cuda->level->encode(device->ordinal, device->stream, &levels));
+}
+
+void iq_device_decode_levels(iq_device_t *device, iq_cuda_levels_t levels)
+{
+    levels.fault = device->fault;
+    levels.replays = device->replays;
+    if (may_launch(device, levels.count))
+        keep(device, device->cuda->level->decode(device->ordinal, device->stream, &levels));
 }
 
 void iq_device_combine(iq_device_t *device, iq_cuda_combine_t combine)

@@ -11,9 +11,10 @@ extern const iq_codec_ops_t iq_codec_bf16_ops, iq_codec_bf16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_norm_ops, iq_codec_uniform_norm_cuda_ops; /* whose shared scales are not maxima */
 extern const iq_codec_ops_t iq_codec_intsgd_ops, iq_codec_intsgd_cuda_ops;
+extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_levels_cuda_ops; /* the latter for all models but some, iq_levels_on_device */
 
 /* For host memory only. */
-extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_exponential_ops, iq_codec_coded_ops;
+extern const iq_codec_ops_t iq_codec_exponential_ops, iq_codec_coded_ops;
 extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step follows from earlier results */
 
 /* What a codec's rows have in common: what is supported and how large it is does not depend on where data lies. */
@@ -34,6 +35,7 @@ IQ_DECLARE_CODEC_SHAPE(none);
 IQ_DECLARE_CODEC_SHAPE(cast);
 IQ_DECLARE_CODEC_SHAPE(uniform);
 IQ_DECLARE_CODEC_SHAPE(intsgd);
+IQ_DECLARE_CODEC_SHAPE(levels);
 
 /* iq_codec_combine of the rows for device memory; 1 <= nparts <= IQ_CUDA_PARTS. */
 #define IQ_DECLARE_CODEC_COMBINE(codec_name)                                                                         \
@@ -44,6 +46,10 @@ IQ_DECLARE_CODEC_COMBINE(none);
 IQ_DECLARE_CODEC_COMBINE(cast);
 IQ_DECLARE_CODEC_COMBINE(uniform);
 IQ_DECLARE_CODEC_COMBINE(intsgd);
+
+/* Is the model there for device memory, and iq_codec_device_scratch of it. */
+bool iq_levels_on_device(const iq_codec_t *codec);
+size_t iq_levels_device_scratch(const iq_codec_t *codec, size_t count);
 
 /* The types that sums of codec none have, and that codecs fp16 and bf16 send. */
 isgq_data_type_t iq_none_acc_type(const iq_codec_call_t *call);

@@ -69,6 +69,8 @@ void iq_device_divide(iq_device_t *device, const iq_cuda_divide_t *divide);
 void iq_device_map(iq_device_t *device, iq_cuda_map_t map); /* its faults go to device->fault */
 void iq_device_product(iq_device_t *device, const iq_cuda_product_t *product);
 void iq_device_combine(iq_device_t *device, iq_cuda_combine_t combine); /* faults as above */
+void iq_device_encode_levels(iq_device_t *device, iq_cuda_levels_t levels); /* with the device's replays, and faults as above */
+void iq_device_decode_levels(iq_device_t *device, iq_cuda_levels_t levels);
 void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert);
 void iq_device_moments(iq_device_t *device, const iq_cuda_moments_t *moments);
 void iq_device_rescale(iq_device_t *device, const iq_cuda_rescale_t *rescale);

@@ -15,34 +15,19 @@
 #include "codec/levels.h"
 #include "kernels/hadamard.h"
 #include "kernels/kernels.h"
-#include "kernels/level_math.h"
+#include "kernels/level_fit.h"
 
-#include <float.h>
-#include <math.h>
 #include <string.h>
 
 enum { HEADER_BYTES = sizeof(float) + sizeof(uint16_t) };
-
-#define LEVELS_MOST 16
-
-/* The levels above zero; those below are the same. */
-static const float upper_levels[][LEVELS_MOST / 2] = {
-    {0.7978845608f},
-    {0.4527800346f, 1.5104176085f},
-    {0.2450941789f, 0.7560052812f, 1.3439092785f, 2.1519457045f},
-    {0.1283950299f, 0.3880482995f, 0.6567591185f, 0.9423404565f, 1.2562311973f, 1.6180463860f, 2.0690172265f, 2.7325895710f},
-};
 
 static unsigned symbols(const iq_codec_t *codec) { return 1u << codec->bits; }
 
 /* All levels in ascending order: codes name them. */
 static void list_levels(const iq_codec_t *codec, float *levels)
 {
-    size_t half = symbols(codec) / 2;
-    for (size_t i = 0; i < half; i++) {
-        levels[half + i] = upper_levels[codec->bits - 1][i];
-        levels[half - 1 - i] = -upper_levels[codec->bits - 1][i];
-    }
+    for (uint32_t code = 0; code < symbols(codec); code++)
+        levels[code] = iq_eden_level(codec->bits, code);
 }
 
 static iq_rotation_t rotation_of(const iq_level_draw_t *draw, uint32_t rank)
@@ -52,14 +37,6 @@ static iq_rotation_t rotation_of(const iq_level_draw_t *draw, uint32_t rank)
                            .rank = rank,
                            .is_result = draw->stream == IQ_STREAM_RESULT,
                            .first = draw->first};
-}
-
-/* A power of two near the largest magnitude, with a finite inverse: sums of any values divided by it stay small. */
-static float unit_of(const float *values, size_t count)
-{
-    uint32_t exponent = iq_float_bits(iq_kernels()->absmax(values, count)) >> 23;
-    exponent = exponent < 1 ? 1 : exponent > 253 ? 253 : exponent;
-    return iq_bits_float(exponent << 23);
 }
 
 static double sum_of_squares(const float *values, size_t count)
@@ -76,7 +53,7 @@ static void choose(const float *levels, size_t nlevels, const float *values, siz
     for (size_t i = 0; i < count; i++)
         codes[i] = 0;
     for (size_t k = 1; k < nlevels; k++) {
-        float border = 0.5f * (levels[k - 1] + levels[k]);
+        float border = iq_eden_border(levels[k - 1], levels[k]);
         for (size_t i = 0; i < count; i++)
             codes[i] = (uint16_t)(codes[i] + (values[i] * scale > border));
     }
@@ -94,8 +71,8 @@ static double product(const float *levels, const uint16_t *codes, const float *v
 static void encode(const iq_codec_t *codec, const iq_level_draw_t *draw, const float *values, size_t count, void *header,
                    uint16_t *codes)
 {
-    float rotated[IQ_LEVELS_BUCKET_MOST], room[IQ_LEVELS_BUCKET_MOST], levels[LEVELS_MOST];
-    float multiplier = 0.0f, unit = unit_of(values, count), inverse = 1.0f / unit;
+    float rotated[IQ_LEVELS_BUCKET_MOST], room[IQ_LEVELS_BUCKET_MOST], levels[IQ_EDEN_SYMBOLS_MOST];
+    float multiplier = 0.0f, unit = iq_eden_unit(iq_kernels()->absmax(values, count)), inverse = 1.0f / unit;
     uint16_t rank = (uint16_t)draw->rank;
     iq_rotation_t rotation = rotation_of(draw, rank);
     for (size_t i = 0; i < count; i++)
@@ -104,9 +81,8 @@ static void encode(const iq_codec_t *codec, const iq_level_draw_t *draw, const f
     if (square > 0.0) {
         list_levels(codec, levels);
         iq_rotate(&rotation, rotated, count, room);
-        choose(levels, symbols(codec), rotated, count, (float)sqrt((double)count / square), codes);
-        double exact = square / product(levels, codes, rotated, count) * (double)unit;
-        multiplier = (float)fmin(exact, (double)FLT_MAX);
+        choose(levels, symbols(codec), rotated, count, iq_eden_scale((uint32_t)count, square), codes);
+        multiplier = iq_eden_multiplier(square, product(levels, codes, rotated, count), unit);
     } else {
         memset(codes, 0, count * sizeof(*codes));
     }
@@ -117,7 +93,7 @@ static void encode(const iq_codec_t *codec, const iq_level_draw_t *draw, const f
 static isgq_result_t decode(const iq_codec_t *codec, const iq_level_draw_t *draw, const void *header, const uint16_t *codes,
                             size_t count, float *values)
 {
-    float room[IQ_LEVELS_BUCKET_MOST], levels[LEVELS_MOST], multiplier;
+    float room[IQ_LEVELS_BUCKET_MOST], levels[IQ_EDEN_SYMBOLS_MOST], multiplier;
     uint16_t rank;
     memcpy(&multiplier, header, sizeof(multiplier));
     memcpy(&rank, (const unsigned char *)header + sizeof(multiplier), sizeof(rank));
@@ -132,11 +108,8 @@ static isgq_result_t decode(const iq_codec_t *codec, const iq_level_draw_t *draw
     for (size_t i = 0; i < count; i++)
         values[i] = levels[codes[i]];
     iq_rotate_back(&rotation, values, count, room);
-    for (size_t i = 0; i < count; i++) {
-        float value = values[i] * multiplier;
-        value = value < FLT_MAX ? value : FLT_MAX;
-        values[i] = value > -FLT_MAX ? value : -FLT_MAX;
-    }
+    for (size_t i = 0; i < count; i++)
+        values[i] = iq_eden_value(values[i], multiplier);
     return ISGQ_SUCCESS;
 }
 

@@ -1,24 +1,15 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A radix sort by bytes, least significant first. Floats order as the integers that their bits become when the sign bit of positive
- * ones and all bits of negative ones are flipped.
+ * A radix sort by bytes, least significant first, of the integers that order as floats do.
  */
 #include "codec/float_sort.h"
 
 #include "codec/levels.h"
-#include "kernels/kernels.h"
+#include "kernels/level_fit.h"
 
 #include <string.h>
 
 enum { PASSES = 4, BINS = 256 };
-
-static uint32_t key_of(float value)
-{
-    uint32_t bits = iq_float_bits(value);
-    return bits ^ (bits >> 31 != 0 ? 0xffffffffu : 0x80000000u);
-}
-
-static float value_of(uint32_t key) { return iq_bits_float(key ^ (key >> 31 != 0 ? 0x80000000u : 0xffffffffu)); }
 
 /* By one byte of the keys, those with equal bytes in their order. `bins` counts the keys and becomes where the next of a bin goes. */
 static void sort_by_byte(const uint32_t *from, size_t count, unsigned shift, uint32_t bins[BINS], uint32_t *to)
@@ -39,7 +30,7 @@ void iq_sort_floats(float *values, size_t count)
     uint32_t keys[2][IQ_LEVELS_BUCKET_MOST];
     uint32_t *from = keys[0], *to = keys[1];
     for (size_t i = 0; i < count; i++) {
-        from[i] = key_of(values[i]);
+        from[i] = iq_float_key(values[i]);
         for (int pass = 0; pass < PASSES; pass++)
             bins[pass][from[i] >> 8 * pass & 0xff]++;
     }
@@ -52,5 +43,5 @@ void iq_sort_floats(float *values, size_t count)
         to = other;
     }
     for (size_t i = 0; i < count; i++)
-        values[i] = value_of(from[i]);
+        values[i] = iq_key_float(from[i]);
 }

@@ -22,12 +22,12 @@
 /* Room for the codes of one bucket behind those that the last one left. */
 enum { CODES_MOST = IQ_LEVELS_BUCKET_MOST + IQ_DIGITS_UNIT_MOST };
 
-static size_t header_bytes(const iq_codec_t *codec)
+size_t iq_levels_header_bytes(const iq_codec_t *codec)
 {
     return codec->model->header != NULL ? codec->model->header(codec) : codec->model->header_bytes;
 }
 
-static iq_digits_t digits_of(const iq_codec_t *codec) { return iq_digits_of(codec->model->symbols(codec)); }
+iq_digits_t iq_levels_digits(const iq_codec_t *codec) { return iq_digits_of(codec->model->symbols(codec)); }
 
 /* Headers are aligned here, which they are not in messages. */
 typedef union header {
@@ -81,7 +81,7 @@ static bool next_run(const iq_codec_t *codec, iq_span_t span, run_t *run)
 }
 
 /* Buckets that a span touches: the headers of its message. */
-static size_t buckets_of(const iq_codec_t *codec, iq_span_t span)
+size_t iq_levels_buckets(const iq_codec_t *codec, iq_span_t span)
 {
     return span.count == 0 ? 0 : (span.first + span.count - 1) / codec->bucket - span.first / codec->bucket + 1;
 }
@@ -90,8 +90,8 @@ static size_t message_bytes(const iq_codec_t *codec, iq_span_t span)
 {
     if (span.count == 0)
         return 0;
-    iq_digits_t digits = digits_of(codec);
-    return buckets_of(codec, span) * header_bytes(codec) + iq_digits_bytes(&digits, span.count);
+    iq_digits_t digits = iq_levels_digits(codec);
+    return iq_levels_buckets(codec, span) * iq_levels_header_bytes(codec) + iq_digits_bytes(&digits, span.count);
 }
 
 /* ---- values of a span: a rank's input, or a finished sum ---- */
@@ -134,7 +134,7 @@ static void encode_run(const values_t *values, const run_t *run, header_t *heade
     };
     load(values, run->offset, run->count, bucket);
     if (iq_not_finite(iq_kernels()->absmax(bucket, run->count))) {
-        memset(header->bytes, 0xff, header_bytes(codec));
+        memset(header->bytes, 0xff, iq_levels_header_bytes(codec));
         memset(codes, 0, run->count * sizeof(*codes));
     } else {
         codec->model->encode(codec, &draw, bucket, run->count, header->bytes, codes);
@@ -148,9 +148,9 @@ static void write_message(const values_t *values, void *message)
     const iq_codec_t *codec = values->codec;
     if (values->span.count == 0)
         return;
-    iq_digits_t digits = digits_of(codec);
-    size_t each = header_bytes(codec), unit = iq_digits_unit(&digits), held = 0;
-    unsigned char *headers = message, *packed = headers + buckets_of(codec, values->span) * each;
+    iq_digits_t digits = iq_levels_digits(codec);
+    size_t each = iq_levels_header_bytes(codec), unit = iq_digits_unit(&digits), held = 0;
+    unsigned char *headers = message, *packed = headers + iq_levels_buckets(codec, values->span) * each;
     run_t run = {0};
     while (next_run(codec, values->span, &run)) {
         encode_run(values, &run, &header, codes + held);
@@ -178,7 +178,7 @@ static bool is_not_finite(const header_t *header, size_t bytes)
 static isgq_result_t decode_run(const iq_codec_t *codec, const iq_level_draw_t *draw, const header_t *header,
                                 const uint16_t *codes, size_t count, float *bucket)
 {
-    if (!is_not_finite(header, header_bytes(codec)))
+    if (!is_not_finite(header, iq_levels_header_bytes(codec)))
         return codec->model->decode(codec, draw, header->bytes, codes, count, bucket);
     for (size_t i = 0; i < count; i++) {
         if (codes[i] != 0)
@@ -203,9 +203,9 @@ static isgq_result_t read_message(const iq_codec_t *codec, const iq_level_draw_t
     float bucket[IQ_LEVELS_BUCKET_MOST];
     if (span.count == 0)
         return ISGQ_SUCCESS;
-    iq_digits_t digits = digits_of(codec);
-    size_t each = header_bytes(codec), unit = iq_digits_unit(&digits), held = 0, left = span.count;
-    const unsigned char *headers = message, *packed = headers + buckets_of(codec, span) * each;
+    iq_digits_t digits = iq_levels_digits(codec);
+    size_t each = iq_levels_header_bytes(codec), unit = iq_digits_unit(&digits), held = 0, left = span.count;
+    const unsigned char *headers = message, *packed = headers + iq_levels_buckets(codec, span) * each;
     run_t run = {0};
     while (next_run(codec, span, &run)) {
         iq_level_draw_t place = *draw;
@@ -229,7 +229,7 @@ static isgq_result_t read_message(const iq_codec_t *codec, const iq_level_draw_t
 
 /* ---- the codec ---- */
 
-static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+isgq_result_t iq_levels_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     if (!iq_is_small_float(datatype))
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' takes f32, f16 and bf16, not %s", name_of(codec),
@@ -239,31 +239,31 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
     return ISGQ_SUCCESS;
 }
 
-static bool needs_scales(const iq_codec_t *codec)
+bool iq_levels_needs_scales(const iq_codec_t *codec)
 {
     (void)codec;
     return false;
 }
 
-static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+bool iq_levels_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return false;
 }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+size_t iq_levels_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return sizeof(float);
 }
 
-static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+size_t iq_levels_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
 {
     (void)call;
     return parts == 1 ? message_bytes(codec, span) : span.count * sizeof(float);
 }
 
-static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+size_t iq_levels_result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     (void)call;
     return message_bytes(codec, span);
@@ -342,12 +342,7 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 
 const iq_codec_ops_t iq_codec_levels_ops = {
     .name = "levels",
-    .supports = supports,
-    .needs_scales = needs_scales,
-    .result_is_exact = result_is_exact,
-    .acc_bytes = acc_bytes,
-    .partial_bytes = partial_bytes,
-    .result_bytes = result_bytes,
+    IQ_CODEC_SHAPE(levels),
     .encode = encode,
     .add_own = add_own,
     .add = add,

@@ -12,6 +12,7 @@
 #define ISGQ_CODEC_LEVELS_H
 
 #include "codec/codec.h"
+#include "codec/digits.h"
 
 #define IQ_LEVELS_BUCKET_MOST 8192
 #define IQ_LEVELS_HEADER_MOST 64
@@ -42,6 +43,11 @@ typedef struct iq_level_model {
     isgq_result_t (*decode)(const iq_codec_t *codec, const iq_level_draw_t *draw, const void *header, const uint16_t *codes,
                             size_t count, float *values);
 } iq_level_model_t;
+
+/* What messages are made of, on hosts and on devices. */
+size_t iq_levels_header_bytes(const iq_codec_t *codec); /* of one bucket */
+iq_digits_t iq_levels_digits(const iq_codec_t *codec);
+size_t iq_levels_buckets(const iq_codec_t *codec, iq_span_t span); /* that it touches: the headers of its message */
 
 /* The 24 random bits of elements draw->first + offset and on. */
 void iq_level_random(const iq_level_draw_t *draw, size_t offset, size_t count, uint32_t *random24);

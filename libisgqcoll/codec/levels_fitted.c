@@ -16,7 +16,7 @@
 #include "codec/convert.h"
 #include "codec/float_sort.h"
 #include "codec/levels.h"
-#include "kernels/level_math.h"
+#include "kernels/level_fit.h"
 
 #include <math.h>
 #include <string.h>
@@ -33,7 +33,7 @@ static unsigned two_symbols(const iq_codec_t *codec)
 static void split_at(double threshold, bool is_upper, const float *values, size_t count, float levels[2], uint16_t *codes)
 {
     iq_level_sum_t sums[2] = {{{0}}};
-    size_t counts[2] = {0, 0};
+    uint32_t counts[2] = {0, 0};
     for (size_t i = 0; i < count; i++) {
         unsigned code = (double)values[i] > threshold || (is_upper && (double)values[i] == threshold);
         codes[i] = (uint16_t)code;
@@ -41,7 +41,7 @@ static void split_at(double threshold, bool is_upper, const float *values, size_
         counts[code]++;
     }
     for (int code = 0; code <= 1; code++)
-        levels[code] = counts[code] == 0 ? 0.0f : (float)(iq_level_fold(&sums[code]) / (double)counts[code]);
+        levels[code] = iq_level_mean(iq_level_fold(&sums[code]), counts[code]);
 }
 
 static void onebit_encode(const iq_codec_t *codec, const iq_level_draw_t *draw, const float *values, size_t count, void *header,
@@ -102,27 +102,50 @@ static void ef_sign_encode(const iq_codec_t *codec, const iq_level_draw_t *draw,
         sum.lane[i % IQ_LEVEL_LANES] += fabs((double)values[i]);
         codes[i] = values[i] >= 0.0f;
     }
-    *(float *)header = (float)(iq_level_fold(&sum) / (double)count);
+    *(float *)header = iq_level_mean(iq_level_fold(&sum), (uint32_t)count);
 }
 
-/*
- * The squared error of magnitude b is convex in b, and its slope b - mean of |v| [|v| > b] jumps up where b passes a magnitude. With
- * the magnitudes in descending order, the least error is where the sum of the first few, divided by all, reaches the next one; or
- * at the last of the few, where the slope jumps over zero.
- */
+/* Magnitudes that are above `at`: they come first then. Returns how many, and adds their sum. */
+static size_t part_above(float *sizes, size_t count, float at, double grain, double *sum)
+{
+    size_t above = 0;
+    for (size_t i = 0; i < count; i++) {
+        float size = sizes[i];
+        sizes[i] = sizes[above];
+        sizes[above] = size;
+        if (size > at) {
+            *sum += iq_level_grained(size, grain);
+            above++;
+        }
+    }
+    return above;
+}
+
+/* The least float that is balanced, by halving what lies between one that is not and one that is; only magnitudes in between are
+ * gone over again. */
 static float balanced_magnitude(const float *values, size_t count)
 {
-    float sorted[IQ_LEVELS_BUCKET_MOST];
-    double sum = 0.0, mean = 0.0, last = INFINITY;
+    float room[IQ_LEVELS_BUCKET_MOST], *sizes = room;
+    double beyond = 0.0, grain = iq_level_grain(iq_kernels()->absmax(values, count)); /* beyond: the sum of those above `high` */
+    size_t left = count;
+    int64_t low = -1, high = (int64_t)iq_float_bits(iq_kernels()->absmax(values, count));
     for (size_t i = 0; i < count; i++)
-        sorted[i] = fabsf(values[i]);
-    iq_sort_floats(sorted, count);
-    for (size_t i = count; i-- > 0 && mean < (double)sorted[i];) {
-        last = (double)sorted[i];
-        sum += last;
-        mean = sum / (double)count;
+        sizes[i] = fabsf(values[i]);
+    while (high - low > 1) {
+        int64_t middle = low + (high - low) / 2;
+        double sum = beyond;
+        size_t above = part_above(sizes, left, iq_bits_float((uint32_t)middle), grain, &sum);
+        if (iq_is_balanced(sum, (uint32_t)count, iq_bits_float((uint32_t)middle))) {
+            high = middle;
+            beyond = sum;
+            sizes += above;
+            left -= above;
+        } else {
+            low = middle;
+            left = above;
+        }
     }
-    return (float)fmin(mean, last);
+    return iq_balanced_magnitude((uint32_t)high, beyond, (uint32_t)count);
 }
 
 static void bingrad_pb_encode(const iq_codec_t *codec, const iq_level_draw_t *draw, const float *values, size_t count, void *header,
@@ -203,8 +226,7 @@ static float level_between(const float *sorted, size_t count, float low, float h
         return low;
     for (size_t i = first; i < end; i++)
         sum.lane[(i - first) % IQ_LEVEL_LANES] += (double)sorted[i] - (double)low;
-    double place = floor((double)end - iq_level_fold(&sum) / width);
-    return sorted[(size_t)fmin(fmax(place, (double)first), (double)(end - 1))];
+    return sorted[iq_orq_place((uint32_t)first, (uint32_t)end, iq_level_fold(&sum), width)];
 }
 
 /* Intervals are halved until there are enough: 3, 5, 9 levels. */

@@ -11,28 +11,22 @@
 #include "base/util.h"
 #include "codec/convert.h"
 #include "codec/levels.h"
-#include "kernels/level_math.h"
+#include "kernels/level_fit.h"
 
-#include <math.h>
 #include <string.h>
 
 /* ---- qsgd ---- */
 
-/* Larger norms count as this, so that no level is beyond f32 when the step has been rounded. */
-#define LARGEST_NORM 0x1.ffffep127f
-
-/* Codes are 0..top. */
-static uint32_t qsgd_top(const iq_codec_t *codec) { return (1u << codec->bits) - 2u; }
+static uint32_t qsgd_top(const iq_codec_t *codec) { return iq_qsgd_top(codec->bits); }
 
 static unsigned qsgd_symbols(const iq_codec_t *codec) { return qsgd_top(codec) + 1; }
 
-/* At least the largest magnitude, also when rounded: square root and rounding are monotonic. */
 static float euclidean_norm(const float *values, size_t count)
 {
     iq_level_sum_t sum = {{0}};
     for (size_t i = 0; i < count; i++)
         sum.lane[i % IQ_LEVEL_LANES] += (double)values[i] * (double)values[i];
-    return (float)fmin(sqrt(iq_level_fold(&sum)), (double)LARGEST_NORM);
+    return iq_euclidean_norm(iq_level_fold(&sum));
 }
 
 static void qsgd_encode(const iq_codec_t *codec, const iq_level_draw_t *draw, const float *values, size_t count, void *header,
@@ -41,7 +35,7 @@ static void qsgd_encode(const iq_codec_t *codec, const iq_level_draw_t *draw, co
     uint8_t narrow[IQ_CODEC_TILE];
     int32_t half = (int32_t)(qsgd_top(codec) / 2);
     float norm = codec->norm == IQ_NORM_L2 ? euclidean_norm(values, count) : iq_kernels()->absmax(values, count);
-    norm = norm < LARGEST_NORM ? norm : LARGEST_NORM;
+    norm = norm < IQ_LARGEST_NORM ? norm : IQ_LARGEST_NORM;
     iq_grid_t grid = {
         .inverse = iq_inverse_step(qsgd_top(codec), norm),
         .low = -half,
@@ -67,7 +61,7 @@ static isgq_result_t qsgd_decode(const iq_codec_t *codec, const iq_level_draw_t 
     float norm;
     (void)draw;
     memcpy(&norm, header, sizeof(norm));
-    if (iq_float_bits(norm) > iq_float_bits(LARGEST_NORM))
+    if (iq_float_bits(norm) > iq_float_bits(IQ_LARGEST_NORM))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "quantizer 'qsgd': a norm of %g in a message", (double)norm);
     int32_t top = (int32_t)qsgd_top(codec);
     float unit = iq_half_step((uint32_t)top, norm);

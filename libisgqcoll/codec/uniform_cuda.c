@@ -23,6 +23,8 @@ static bool is_uniform(const iq_codec_t *codec)
 
 size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count)
 {
+    if (codec->ops == &iq_codec_levels_ops || codec->ops == &iq_codec_levels_cuda_ops)
+        return iq_levels_device_scratch(codec, count);
     if (codec->ops == &iq_codec_intsgd_ops || codec->ops == &iq_codec_intsgd_cuda_ops)
         return sizeof(float); /* the step of who is alone */
     if (!is_uniform(codec) || count == 0)

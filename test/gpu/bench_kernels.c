@@ -8,15 +8,17 @@
  */
 #include "gpu/bench_gpu.h"
 #include "codec/device.h"
+#include "codec/families.h"
 #include "kernels/cuda/cuda_module.h"
 #include "kernels/philox.h"
 
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 enum { MOST_SETS = 8, MOST_REPETITIONS = 64 };
 
-typedef enum work { COPY, MEASURE, MOMENTS, REDUCE, MAP, COMBINE } work_t;
+typedef enum work { COPY, MEASURE, MOMENTS, REDUCE, MAP, COMBINE, ENCODE_LEVELS, DECODE_LEVELS } work_t;
 
 typedef struct step {
     const char *name; /* of codec.h, where it has one */
@@ -29,9 +31,10 @@ typedef struct step {
     bool clips;     /* MOMENTS */
     unsigned parts; /* COMBINE: own values, and codes of the others */
     bool result;    /* COMBINE: written beside the output */
+    const iq_codec_t *codec; /* of levels */
 } step_t;
 
-/* Device memory; elements of all forms describe the same values. Messages that are combined lie in `sums`, and lanes. */
+/* Device memory; elements of all forms describe the same values. Messages that are combined lie in `sums`, as do lanes and messages of levels. */
 typedef struct set {
     void *values, *halves, *codes, *sums, *output;
 } set_t;
@@ -203,6 +206,18 @@ static void measure_moments(const bench_t *bench, const step_t *step, const set_
     TRY(cuda->moments(0, stream, &moments));
 }
 
+static void run_levels(const bench_t *bench, const step_t *step, const set_t *set, uint64_t number, bool encode)
+{
+    iq_device_t device = {.cuda = cuda, .stream = stream, .fault = fault, .scratch = scales, .scratch_bytes = bench->count * sizeof(float)};
+    iq_codec_call_t call = {.datatype = step->type, .op = ISGQ_SUM, .nranks = 2, .seed = 1, .call = number, .device = &device};
+    const iq_codec_ops_t *ops = iq_codec_on_device(step->codec->ops);
+    if (encode)
+        ops->encode(step->codec, &call, (iq_span_t){0, bench->count}, values_in(step, set), set->sums);
+    else
+        TRY(ops->decode(step->codec, &call, (iq_span_t){0, bench->count}, set->sums, set->output));
+    TRY(device.result);
+}
+
 static void launch(const bench_t *bench, const step_t *step, size_t number)
 {
     const set_t *set = &sets[number % bench->sets];
@@ -219,6 +234,8 @@ static void launch(const bench_t *bench, const step_t *step, size_t number)
         TRY(cuda->reduce(0, stream, &reduce));
     else if (step->work == COMBINE)
         combine(bench, step, set, number);
+    else if (step->codec != NULL)
+        run_levels(bench, step, set, number, step->work == ENCODE_LEVELS);
     else
         map(bench, step, source, target_of(step, set), number);
 }
@@ -254,6 +271,8 @@ static void prepare(const bench_t *bench, const step_t *step)
         const set_t *set = &sets[s];
         iq_cuda_source_t values = values_of(step->type, values_in(step, set));
         TRY(cuda->clear(0, stream, set->output, bench->count * sizeof(float)));
+        if (step->work == DECODE_LEVELS)
+            run_levels(bench, step, set, s, true);
         if (step->work != MAP && step->work != COMBINE)
             continue;
         TRY(cuda->measure(0, stream, &values, 0, step->bucket, bench->count, scales));
@@ -295,6 +314,8 @@ static size_t step_bytes(const bench_t *bench, const step_t *step)
     size_t scale_bytes = scales_of(bench, step->bucket) * sizeof(float);
     if (step->work == COPY)
         return 2 * f32;
+    if (step->codec != NULL)
+        return form_bytes(bench, step, IQ_CUDA_VALUES) + step->codec->ops->partial_bytes(step->codec, NULL, (iq_span_t){0, bench->count}, 1);
     if (step->work == REDUCE)
         return read + 2 * f32;
     if (step->work == MEASURE)
@@ -329,7 +350,7 @@ static void run(bench_t *bench, step_t step)
         TRY_CUDA(cudaEventElapsedTime(&microseconds[i], marks[bench->warm + i], marks[bench->warm + i + 1]));
         microseconds[i] *= 1e3f / (float)bench->sets;
     }
-    bool scaled = step.work == MEASURE || step.work == MOMENTS || step.work == MAP || step.work == COMBINE;
+    bool scaled = step.work != COPY && step.work != REDUCE;
     bench_row_t row = {.part = "kernel",
                        .name = step.name,
                        .type = step.type == ISGQ_FLOAT32 ? "f32" : "bf16",
@@ -427,6 +448,24 @@ static void run_families(bench_t *bench)
     }
 }
 
+/* A message and back, with each family's own settings. */
+static void run_levels_of_families(bench_t *bench)
+{
+    static const char *const names[] = {"qsgd", "natural", "onebit", "ef-sign", "bingrad-b", "bingrad-pb", "orq-3", "orq-5", "orq-9", "drive", "eden"};
+    for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+        char name[32];
+        const iq_family_t *family = iq_families;
+        while (strcmp(family->name, names[i]) != 0)
+            family++;
+        const iq_codec_t *codec = &family->codec;
+        step_t step = {.name = name, .type = ISGQ_FLOAT32, .bits = codec->bits, .width = codec->bits, .bucket = codec->bucket, .codec = codec};
+        for (step.work = ENCODE_LEVELS; step.work <= DECODE_LEVELS; step.work++) {
+            snprintf(name, sizeof(name), "%s %s", step.work == ENCODE_LEVELS ? "encode" : "decode", names[i]);
+            run(bench, step);
+        }
+    }
+}
+
 void bench_kernels(bench_t *bench)
 {
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_BFLOAT16};
@@ -453,6 +492,7 @@ void bench_kernels(bench_t *bench)
         run_fused(bench, bits);
     }
     run_families(bench);
+    run_levels_of_families(bench);
     run(bench, (step_t){.name = "copy again", .work = COPY, .type = ISGQ_FLOAT32});
     close_sets(bench);
     cuda->stream_destroy(0, stream);

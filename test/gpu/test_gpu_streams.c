@@ -85,7 +85,7 @@ static void one_thread_two_devices(void)
 
 /* Where messages part a bucket, a wire's large chunks must not show in the bits. */
 static const char *const parted[] = {"uniform:bits=4,sum=requantized,bucket=tensor", "uniform:bits=5,scale=local,bucket=104", "uniform:bits=4,sum=requantized",
-                                     NULL};
+                                     "onebit:bucket=8160", "drive:bucket=2048", NULL};
 
 static void cuts_body(iq_rank_t *rank)
 {

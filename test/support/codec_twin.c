@@ -5,6 +5,7 @@
 #include "base/status.h"
 #include "base/util.h"
 #include "codec/dense.h"
+#include "codec/levels.h"
 #include "codec/strata.h"
 #include "kernels/kernels.h"
 #include "kernels/moment_math.h"
@@ -40,7 +41,8 @@ static pair_t make_pair(const codec_twin_t *setup)
         snprintf(text, sizeof(text), " bits %u levels %u bucket %zu %s %s exact %d", codec->bits, codec->levels, codec->bucket,
                  (const char *[]){"nearest", "stochastic", "stratified"}[codec->rounding], codec->shared ? "shared" : "local",
                  codec->exact);
-    snprintf(twin_what, sizeof(twin_what), "%s%s, %s %s of %d ranks, elements %zu+%zu", codec->ops->name, text,
+    snprintf(twin_what, sizeof(twin_what), "%s%s, %s %s of %d ranks, elements %zu+%zu",
+             codec->model == NULL ? codec->ops->name : codec->model->name, text,
              iq_red_op_name(setup->op), iq_datatype_name(setup->datatype), setup->nranks, setup->span.first, setup->span.count);
     return pair;
 }
@@ -75,6 +77,8 @@ static isgq_data_type_t message_type(const codec_twin_t *setup, int parts)
 {
     if (setup->codec.ops == &iq_codec_intsgd_ops)
         return BYTES;
+    if (setup->codec.ops == &iq_codec_levels_ops)
+        return parts == 1 ? BYTES : ISGQ_FLOAT32;
     if (is_uniform(setup))
         return setup->codec.shared || parts == 1 ? BYTES : ISGQ_FLOAT32;
     if (setup->codec.ops == &iq_codec_none_ops)

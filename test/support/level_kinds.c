@@ -30,3 +30,15 @@ iq_codec_t level_kind_codec(int kind)
         codec.bucket = level_kinds[kind].bucket;
     return codec;
 }
+
+iq_codec_t rotated_kind_codec(int kind)
+{
+    static const level_kind_t rotated[ROTATED_KINDS] = {{.family = "drive", .bits = 1, .bucket = 32},
+                                                        {.family = "eden", .bits = 4, .bucket = 1024},
+                                                        {.family = "drive", .bits = 1, .bucket = 1056},
+                                                        {.family = "eden", .bits = 3, .bucket = 96}};
+    iq_codec_t codec = codec_of_family(rotated[kind].family);
+    codec.bits = rotated[kind].bits;
+    codec.bucket = rotated[kind].bucket;
+    return codec;
+}

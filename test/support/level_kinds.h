@@ -19,4 +19,9 @@ extern const level_kind_t level_kinds[LEVEL_KINDS];
 
 iq_codec_t level_kind_codec(int kind);
 
+/* Those that rotate: buckets that are powers of two, and others. */
+enum { ROTATED_KINDS = 4 };
+
+iq_codec_t rotated_kind_codec(int kind);
+
 #endif

@@ -12,7 +12,7 @@ import test_programs
 from test_programs import Case, main, write_data_set
 
 QUANTIZERS = ("none;fp16;bf16;uniform:bits=1;uniform:bits=3,rounding=nearest;uniform:bits=4;uniform:bits=8,scale=local;"
-              "isgq:bits=2.5,coding=none;isgq:bits=4,coding=none")
+              "isgq:bits=2.5,coding=none;isgq:bits=4,coding=none;qsgd:bits=2;orq-9:bucket=96;eden:bits=3")
 COLLECTIVES = "allreduce,reduce_scatter,allgather,broadcast"
 
 

@@ -7,6 +7,7 @@
 #include "base/util.h"
 #include "codec/dense.h"
 #include "codec/device.h"
+#include "codec/levels.h"
 
 #include <stdio.h>
 
@@ -74,6 +75,14 @@ static isgq_result_t fake_rescale(int ordinal, isgq_stream_t stream, const iq_cu
     return launch();
 }
 
+static isgq_result_t fake_levels(int ordinal, isgq_stream_t stream, const iq_cuda_levels_t *levels)
+{
+    (void)ordinal, (void)stream, (void)levels;
+    return launch();
+}
+
+static const iq_cuda_level_table_t fake_level_table = {.encode = fake_levels, .decode = fake_levels};
+
 static const iq_cuda_module_t fake_module = {.moments = fake_moments,
                                              .rescale = fake_rescale,
                                              .copy = fake_copy,
@@ -82,7 +91,16 @@ static const iq_cuda_module_t fake_module = {.moments = fake_moments,
                                              .map = fake_map,
                                              .reduce = fake_reduce,
                                              .divide = fake_divide,
-                                             .combine = fake_combine};
+                                             .combine = fake_combine,
+                                             .level = &fake_level_table};
+
+/* Levels have models, and are added up message by message. */
+static iq_codec_t device_codec(const iq_codec_ops_t *host, bool shared)
+{
+    bool levels = host == &iq_codec_levels_ops;
+    return (iq_codec_t){
+        .ops = iq_codec_on_device(host), .model = levels ? &iq_level_qsgd : NULL, .bits = 3, .bucket = 32, .shared = shared};
+}
 
 /* Every step once; the last result. */
 static isgq_result_t all_steps(const iq_codec_t *codec, iq_device_t *fake, iq_span_t span)
@@ -114,13 +132,13 @@ enum { LAUNCHES_MOST = 40 };
 
 START_TEST(the_first_failure_stays)
 {
-    float scratch[2];
+    float scratch[32];
     uint32_t word = IQ_CUDA_NO_FAULT;
     for (int i = 0; iq_codecs[i] != NULL; i++) {
         if (iq_codec_on_device(iq_codecs[i]) == NULL)
             continue;
         for (int works = 0; works < LAUNCHES_MOST; works++) {
-            iq_codec_t codec = {.ops = iq_codec_on_device(iq_codecs[i]), .bits = 3, .bucket = 32, .shared = works % 2};
+            iq_codec_t codec = device_codec(iq_codecs[i], works % 2);
             iq_device_t fake = {.cuda = &fake_module, .fault = &word, .scratch = scratch, .scratch_bytes = sizeof(scratch)};
             char text[64];
             launches = 0;
@@ -151,7 +169,7 @@ START_TEST(empty_spans_launch_nothing)
         if (iq_codec_on_device(iq_codecs[i]) == NULL)
             continue;
         for (int shared = 0; shared <= 1; shared++) {
-            iq_codec_t codec = {.ops = iq_codec_on_device(iq_codecs[i]), .bits = 3, .bucket = 32, .shared = shared};
+            iq_codec_t codec = device_codec(iq_codecs[i], shared);
             iq_device_t fake = {.cuda = &fake_module};
             ck_assert_int_eq(all_steps(&codec, &fake, (iq_span_t){32, 0}), ISGQ_SUCCESS);
         }
@@ -168,6 +186,7 @@ START_TEST(faults_are_told_apart)
     } faults[] = {{IQ_CUDA_BAD_CODE, "codec uniform: a code of a message is above the largest one"},
                   {IQ_CUDA_BAD_PADDING, "codec uniform: bits set after the last code of a message"},
                   {IQ_CUDA_BAD_SCALE, "codec uniform: a scale of a message is negative or NaN"},
+                  {IQ_CUDA_BAD_HEADER, "codec uniform: a header of a message is none that a sender writes"},
                   {77, "codec uniform: a fault that this version does not know"}};
     uint32_t word = IQ_CUDA_NO_FAULT;
     iq_device_t unused = {.fault = &word};
@@ -185,14 +204,15 @@ END_TEST
 
 /* The others are for host memory only until they have a row. */
 static const iq_codec_ops_t *const with_devices[] = {&iq_codec_none_ops, &iq_codec_fp16_ops, &iq_codec_bf16_ops,
-                                                     &iq_codec_uniform_ops, &iq_codec_uniform_norm_ops, &iq_codec_intsgd_ops};
+                                                     &iq_codec_uniform_ops, &iq_codec_uniform_norm_ops, &iq_codec_intsgd_ops,
+                                                     &iq_codec_levels_ops};
 
 START_TEST(device_rows_have_their_codecs_shape)
 {
     iq_codec_ops_t stranger = {.name = "stranger"};
     for (int i = 0; iq_codecs[i] != NULL; i++) {
         const iq_codec_ops_t *host = iq_codecs[i], *row = iq_codec_on_device(host);
-        ck_assert(iq_codec_has_device(&(iq_codec_t){.ops = host}) == (row != NULL) && row != host);
+        ck_assert(iq_codec_has_device(&(iq_codec_t){.ops = host, .model = &iq_level_qsgd}) == (row != NULL) && row != host);
         if (row == NULL)
             continue;
         ck_assert_ptr_eq(iq_codec_on_device(row), row);
@@ -205,6 +225,7 @@ START_TEST(device_rows_have_their_codecs_shape)
     for (size_t i = 0; i < IQ_ARRAY_SIZE(with_devices); i++)
         ck_assert_msg(iq_codec_on_device(with_devices[i]) != NULL, "codec %s has no device row", with_devices[i]->name);
     ck_assert_ptr_null(iq_codec_on_device(&stranger));
+    ck_assert(!iq_codec_has_device(&(iq_codec_t){.ops = &iq_codec_levels_ops, .model = &iq_level_mx}));
 }
 END_TEST
 
@@ -226,6 +247,9 @@ START_TEST(scratch_has_room_for_any_span)
     }
     codec.ops = &iq_codec_none_ops;
     ck_assert_uint_eq(iq_codec_device_scratch(&codec, 5000), 0);
+    /* edges of units of 24 codes, 16 bytes at a time, and a message: a header of five levels each, and 3 codes in 7 bits */
+    codec = (iq_codec_t){.ops = &iq_codec_levels_ops, .model = &iq_level_orq, .levels = 5, .bucket = 32};
+    ck_assert_uint_eq(iq_codec_device_scratch(&codec, 34), 3 * 24 * 2 + 3 * 20 + 14);
 }
 END_TEST
 

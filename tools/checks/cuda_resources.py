@@ -14,7 +14,8 @@ import sys
 import tempfile
 
 FILES = ["combine.cu", "combine_codes.cu", "combine_values.cu", "factor_choose.cu", "factor_decode.cu", "factor_measure.cu",
-         "factor_multiply.cu", "factor_write.cu", "lanes.cu", "map.cu", "map_quads.cu", "measure.cu", "moments.cu",
+         "factor_multiply.cu", "factor_write.cu", "lanes.cu", "level_decode.cu", "level_eden.cu", "level_fitted.cu",
+         "level_plain.cu", "level_sorted.cu", "level_table.cu", "map.cu", "map_quads.cu", "measure.cu", "moments.cu",
          "ternary.cu"]
 WIDE_LOAD = re.compile(r"LDG\.E(\.[A-Z]+)*\.128|ld\.global(\.nc)?\.v4\.[a-z]32")
 WIDE_STORE = re.compile(r"STG\.E(\.[A-Z]+)*\.128|st\.global\.v4\.[a-z]32")
@@ -51,6 +52,19 @@ HOT = [
     (r"measure_rowsI9iq_as_f32", [WIDE_LOAD]),
     (r"spread_rowsI9iq_as_f32", [WIDE_LOAD]),
     (r"round_rowsI9iq_as_f32", [WIDE_LOAD]),
+    (r"iq_level_encodeI4qsgdLi32E", [WIDE_LOAD]),
+    (r"iq_level_encodeI7naturalLi256E", [WIDE_LOAD]),
+    (r"iq_level_encodeI6onebitLi256E", [WIDE_LOAD]),
+    (r"iq_level_encodeI7ef_signLi256E", [WIDE_LOAD]),
+    (r"iq_level_encodeI9bingrad_bLi256E", [WIDE_LOAD]),
+    (r"iq_level_encodeI10bingrad_pbLi256E", [WIDE_LOAD]),
+    (r"iq_level_encodeI3orqLi256E", [WIDE_LOAD]),
+    (r"iq_level_encodeI4edenLi32E", [WIDE_LOAD]),
+    (r"decode_levelsI4qsgd9iq_as_f32Li32E", [WIDE_STORE]),
+    (r"decode_levelsI7natural9iq_as_f32Li256E", [WIDE_STORE]),
+    (r"decode_levelsI6listed9iq_as_f32Li256E", [WIDE_STORE]),
+    (r"decode_levelsI8mirrored9iq_as_f32Li256E", [WIDE_STORE]),
+    (r"decode_edenI9iq_as_f32Li32E", [WIDE_STORE]),
     (r"multiply_bandsILi4ELi4E12iq_to_valuesI9iq_as_f32E", [WIDE_COPY, TENSOR]),
     (r"multiply_bandsILi2ELi2E12iq_to_valuesI9iq_as_f32E", [WIDE_COPY, TENSOR]),
 ]
