@@ -3,6 +3,7 @@
 
 option(ISGQ_WERROR "Warnings are errors" OFF)
 option(ISGQ_ASSERT "Check the library's own assumptions at run time" OFF)
+option(ISGQ_SIMULATED_CUDA "Tests of the code for GPUs on a simulated one" ON)
 set(ISGQ_SANITIZE "" CACHE STRING "Sanitizers, separated by commas: address,undefined or thread")
 
 if(NOT CMAKE_BUILD_TYPE AND NOT CMAKE_CONFIGURATION_TYPES)
