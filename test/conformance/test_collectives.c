@@ -153,6 +153,24 @@ static bool algorithm_at(const char *collective, int index, const char **name)
     return true;
 }
 
+/* Some algorithms are for some placements of ranks alone. Nothing but those may be refused, and all ranks are told the same at once. */
+static bool is_for_these_ranks(iq_rank_t *rank, const char *algorithm)
+{
+    static const char *const placed[] = {"board", "levels"};
+    isgq_call_options_t options = {.size = sizeof(options), .algorithm = algorithm};
+    float value = 1;
+    for (size_t i = 0; algorithm != NULL && i < sizeof(placed) / sizeof(placed[0]); i++) {
+        if (strcmp(algorithm, placed[i]) != 0)
+            continue;
+        isgq_result_t result = isgq_allreduce(&value, &value, 1, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, &options);
+        if (result == ISGQ_ERR_UNSUPPORTED)
+            return false;
+        RANK_OK(rank, result);
+        RANK_OK(rank, isgq_comm_synchronize(rank->comm));
+    }
+    return true;
+}
+
 static void check_record(iq_rank_t *rank, const shape_t *shape)
 {
     isgqx_call_record_t record = {.size = sizeof(record)};
@@ -190,7 +208,8 @@ static void sweep(iq_rank_t *rank)
         for (int op = ISGQ_SUM; op <= (collective->reduces ? ISGQ_AVG : ISGQ_SUM); op++) {
             shape_t shape = {.collective = collective, .type = (isgq_data_type_t)type, .op = (isgq_red_op_t)op};
             for (int a = 0; algorithm_at(collective->name, a, &shape.algorithm); a++)
-                sweep_counts(rank, shape, &turn);
+                if (is_for_these_ranks(rank, shape.algorithm))
+                    sweep_counts(rank, shape, &turn);
         }
     }
 }
