@@ -217,7 +217,7 @@ typedef struct isgqx_layer {
 } isgqx_layer_t;
 
 /** What isgqx_cost says. */
-typedef struct isgqx_cost {
+typedef struct isgqx_cost_parts {
     size_t size;    /**< sizeof(isgqx_cost_t), set by the caller */
     double sent;    /**< bytes that leave a rank */
     double latency; /**< seconds of waiting for rounds of messages */

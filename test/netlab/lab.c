@@ -87,3 +87,15 @@ bool iq_lab_skips(const char *name, const char *why)
         printf("skipped between hosts: %s: %s\n", name, why);
     return iq_lab_hosts() > 0;
 }
+
+const char *iq_lab_algorithm(const char *algorithm, int nranks)
+{
+    int hosts = iq_lab_hosts();
+    if (algorithm == NULL || hosts == 0 || nranks == 1)
+        return algorithm;
+    if (strcmp(algorithm, "board") == 0 && hosts > 1)
+        return "direct";
+    if (strcmp(algorithm, "share") == 0 && nranks > hosts && nranks % hosts != 0)
+        return "gather";
+    return algorithm;
+}

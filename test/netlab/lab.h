@@ -23,4 +23,8 @@ int iq_lab_port(void);
 /* For what cannot run in a lab by its nature: true there, after a line with the name and the reason. */
 bool iq_lab_skips(const char *name, const char *why);
 
+/* The algorithm of that name, or where the ranks of a lab are placed so that it does not exist, the one whose bits it has: boards need one host, sharing
+ * as many ranks on every host. */
+const char *iq_lab_algorithm(const char *algorithm, int nranks);
+
 #endif

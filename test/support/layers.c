@@ -2,6 +2,8 @@
 /* Layers for tests of factored calls: see layers.h. */
 #include "support/layers.h"
 
+#include "netlab/lab.h"
+
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -54,7 +56,7 @@ iq_layer_call_t iq_layer_call_new(const iq_layer_t *layer, int place, int nranks
 void iq_layer_call_run(iq_rank_t *rank, iq_layer_call_t *call, isgq_quantizer_t quantizer, const char *algorithm, bool accumulate)
 {
     const iq_layer_t *layer = call->layer;
-    isgq_call_options_t options = {.size = sizeof(options), .algorithm = algorithm, .accumulate = accumulate};
+    isgq_call_options_t options = {.size = sizeof(options), .algorithm = iq_lab_algorithm(algorithm, rank->nranks), .accumulate = accumulate};
     isgq_factors_t factors = {.size = sizeof(factors),
                               .x = call->x.data,
                               .delta = call->delta.data,

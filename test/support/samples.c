@@ -2,6 +2,8 @@
 /* Inputs for lossy calls: see samples.h. */
 #include "support/samples.h"
 
+#include "netlab/lab.h"
+
 #include <math.h>
 #include <stdlib.h>
 
@@ -48,7 +50,7 @@ isgq_quantizer_t iq_quantizer(iq_rank_t *rank, const char *text)
 void iq_allreduce_samples(iq_rank_t *rank, isgq_quantizer_t quantizer, isgq_data_type_t type, isgq_red_op_t op, uint64_t salt,
                           size_t count, const char *algorithm, void *out)
 {
-    isgq_call_options_t options = {.size = sizeof(options), .algorithm = algorithm};
+    isgq_call_options_t options = {.size = sizeof(options), .algorithm = iq_lab_algorithm(algorithm, rank->nranks)};
     iq_buffer_t in = iq_buffer_new(count * iq_types[type].bytes, iq_types[type].bytes);
     iq_samples_fill(type, salt, rank->rank, 0, count, in.data);
     RANK_OK(rank, isgq_allreduce(in.data, out, count, type, op, quantizer, rank->comm, NULL, &options));
