@@ -88,7 +88,8 @@ PART __m512i codes_of(const iq_grid_t *grid, __m512 values, const __m512i *words
     const __m512 low = _mm512_set1_ps((float)grid->low), high = _mm512_set1_ps((float)grid->high);
     __m512 y = _mm512_add_ps(_mm512_mul_ps(values, _mm512_set1_ps(grid->inverse)), _mm512_set1_ps(grid->shift));
     y = _mm512_min_ps(_mm512_max_ps(y, low), high); /* max(NaN, low) is low */
-    __m512 fraction = _mm512_reduce_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    /* Not reduce_ps: that would round the difference down too, and quant_math.h rounds it to nearest. */
+    __m512 fraction = _mm512_sub_ps(y, _mm512_roundscale_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
     __m512i whole = _mm512_cvt_roundps_epi32(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
     __m512i code = _mm512_sub_epi32(whole, _mm512_set1_epi32(grid->low));
     return _mm512_mask_sub_epi32(code, goes_up(grid, fraction, words), code, _mm512_set1_epi32(-1));

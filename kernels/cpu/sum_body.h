@@ -5,10 +5,14 @@
  */
 #define SUM sum_of_vectors
 
+/* Of two NaN an addition keeps the first operand's bits, and compilers think that it has no first: they must not see what was loaded. */
+#define KEEP_FIRST(vector) __asm__("" : "+v"(vector))
+
 TARGET static inline __attribute__((always_inline)) VECTOR sum_at(const iq_f32_any_t *const *terms, int nterms, size_t i, VECTOR divisor,
                                                                   bool divides)
 {
     VECTOR total = LOAD(terms[0] + i);
+    KEEP_FIRST(total);
     for (int term = 1; term < nterms; term++)
         total = ADD(total, LOAD(terms[term] + i));
     return divides ? DIVIDE(total, divisor) : total;
@@ -23,6 +27,7 @@ TARGET static void sum_few(const iq_f32_any_t *const *terms, int nterms, size_t 
         memset(padded, 0, sizeof(padded));
         memcpy(padded, terms[term] + first, count * sizeof(float));
         total = term == 0 ? LOAD(padded) : ADD(total, LOAD(padded));
+        KEEP_FIRST(total);
     }
     STORE(result, by != 1 ? DIVIDE(total, SPREAD_FLOAT(by)) : total);
     memcpy(dst + first, result, count * sizeof(float));

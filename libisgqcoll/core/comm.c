@@ -103,7 +103,7 @@ void iq_comm_release(isgq_comm_t comm)
         iq_memory_release(comm);
     iq_gpu_close(comm);
     iq_plan_cache_fini(&comm->plans);
-    if (comm->run != NULL && comm->run->call != NULL && (comm->run->call->corrects || comm->run->call->power_rank != 0))
+    if (comm->run != NULL && comm->run->call != NULL && comm->run->call->tensor != NULL)
         iq_tensor_forget(comm->run->call->tensor);
     for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++) {
         isgq_quantizer_destroy(comm->calls[i].quantizer);

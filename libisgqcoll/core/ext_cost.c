@@ -9,7 +9,6 @@
 
 #include <limits.h>
 #include <math.h>
-#include <stdio.h>
 #include <string.h>
 
 static isgq_result_t check_number(const char *what, double value, double least)
@@ -58,6 +57,8 @@ static isgq_result_t take_machine(const isgqx_machine_t *machine, iq_cost_machin
     return ISGQ_SUCCESS;
 }
 
+#define MOST_COLUMNS 1e9
+
 /* ---- what a quantizer makes of a layer ---- */
 
 static isgq_result_t take_dense(isgq_quantizer_t quantizer, const isgqx_layer_t *layer, int contributions, bool passes_sums,
@@ -65,6 +66,8 @@ static isgq_result_t take_dense(isgq_quantizer_t quantizer, const isgqx_layer_t 
 {
     iq_codec_t codec;
     IQ_TRY(iq_quantizer_dense(quantizer, contributions, false, &codec));
+    if (codec.power_rank != 0)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "cost: '%s' goes the way \"powersgd\"", quantizer->text);
     if (passes_sums && codec.ops->passes_sums != NULL && !codec.ops->passes_sums(&codec))
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "cost: sums of '%s' cannot be passed on in a ring", quantizer->text);
     if (codec.ops->most_ranks != NULL && codec.ops->most_ranks(&codec) < contributions)
@@ -98,17 +101,6 @@ static isgq_result_t take_factors(isgq_quantizer_t quantizer, const isgqx_layer_
     return ISGQ_SUCCESS;
 }
 
-/* The number after "powersgd:rank=". */
-static isgq_result_t take_rank(const char *text, double *rank)
-{
-    unsigned number;
-    char rest;
-    if (sscanf(text, "powersgd:rank=%u%c", &number, &rest) != 1 || number == 0)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "cost: the way \"powersgd\" wants powersgd:rank=r, not '%s'", text);
-    *rank = number;
-    return ISGQ_SUCCESS;
-}
-
 /* ---- ways ---- */
 
 #define WAYS (IQ_COST_WAY_COUNT + IQ_COST_FACTORED_WAY_COUNT + 1)
@@ -131,8 +123,9 @@ static isgq_result_t cost_of(const iq_cost_machine_t *machine, const isgqx_layer
 {
     int ranks = (int)iq_cost_ranks(machine);
     if (way + 1 == WAYS) {
-        double rank = 0;
-        IQ_TRY(take_rank(quantizer->text, &rank));
+        unsigned rank = quantizer->has_dense ? quantizer->dense.codec.power_rank : 0;
+        if (rank == 0)
+            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "cost: the way \"powersgd\" wants powersgd:rank=r, not '%s'", quantizer->text);
         *cost = iq_cost_powersgd(machine, layer->m, layer->n, rank);
     } else if (way < IQ_COST_WAY_COUNT) {
         iq_cost_dense_t dense = {0};
@@ -170,6 +163,9 @@ isgq_result_t isgqx_cost(const isgqx_machine_t *machine, const isgqx_layer_t *la
     IQ_TRY(check_number("rows of a layer", layer->rows, 0));
     IQ_TRY(check_number("m of a layer", layer->m, 1));
     IQ_TRY(check_number("n of a layer", layer->n, 1));
+    if (!(layer->m <= MOST_COLUMNS && layer->n <= MOST_COLUMNS && layer->rows <= MOST_COLUMNS))
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "cost: a layer of %g x %g and %g rows; %g is the most of each", layer->m, layer->n, layer->rows,
+                       MOST_COLUMNS);
     IQ_TRY(find_way(way, &row));
     IQ_TRY(isgq_quantizer_create(&parsed, quantizer));
     isgq_result_t result = cost_of(&taken, layer, row, parsed, &found);

@@ -29,7 +29,7 @@ bool iq_prediction_due(iq_prediction_t *prediction)
     return false;
 }
 
-void iq_prediction_guess(const iq_prediction_t *prediction, size_t buckets, float *guess)
+void iq_prediction_guess(const iq_prediction_t *prediction, size_t buckets, float most, float *guess)
 {
     double squares = 0.0;
     for (size_t b = 0; b < buckets; b++)
@@ -37,7 +37,7 @@ void iq_prediction_guess(const iq_prediction_t *prediction, size_t buckets, floa
     float least = (float)(FLOOR * sqrt(squares / (double)iq_max(buckets, 1)));
     for (size_t b = 0; b < buckets; b++) {
         float level = prediction->levels[b] > least ? prediction->levels[b] : least, value = MARGIN * level;
-        guess[b] = value <= FLT_MAX ? value : FLT_MAX;
+        guess[b] = value <= most ? value : most;
     }
 }
 

@@ -31,7 +31,8 @@ void iq_prediction_forget(iq_prediction_t *prediction);
 /* A call is about to begin: is it predicted? Asked once for each. */
 bool iq_prediction_due(iq_prediction_t *prediction);
 
-void iq_prediction_guess(const iq_prediction_t *prediction, size_t buckets, float *guess);
+/* No guess is above `most`. */
+void iq_prediction_guess(const iq_prediction_t *prediction, size_t buckets, float most, float *guess);
 
 /* A bucket after the other: what was guessed, what was there, what would have been agreed on. Start with zeros. */
 typedef struct iq_verdict_sums {

@@ -115,10 +115,10 @@ static isgq_result_t work_deliver(isgq_comm_t comm, iq_run_t *run, size_t trip)
 
 /* ---- stages ---- */
 
-/* The caller's gradient serves if bands fill it, it is f32 and nothing is to be added to it. */
+/* The caller's gradient serves if bands fill it, it is f32 and nothing is to be added to it. A call that is only printed has none. */
 static bool values_fit(isgq_comm_t comm, const iq_call_t *call)
 {
-    return call->datatype == ISGQ_FLOAT32 && !call->accumulate && call->factors.m % (size_t)comm->host_size == 0 &&
+    return call->recv != NULL && call->datatype == ISGQ_FLOAT32 && !call->accumulate && call->factors.m % (size_t)comm->host_size == 0 &&
            (uintptr_t)call->recv % sizeof(float) == 0;
 }
 

@@ -419,7 +419,9 @@ static isgq_result_t step_post(step_t *step)
     if (payload == NULL)
         return ISGQ_SUCCESS;
     iq_step_encode(&step->data, payload);
-    return end_send(step, board, payload, iq_step_message_bytes(&step->data, payload, iq_step_partial_bytes(&step->data, 1)));
+    size_t bytes = iq_step_message_bytes(&step->data, payload, iq_step_partial_bytes(&step->data, 1));
+    step->run->own_bytes += bytes;
+    return end_send(step, board, payload, bytes);
 }
 
 /* What lies on all boards, into comm->posted. *there: all has come. */
@@ -449,8 +451,9 @@ static isgq_result_t step_sum(step_t *step)
     IQ_TRY(look_at_boards(step, &there));
     if (!there)
         return ISGQ_SUCCESS;
+    if (comm->nranks == 1) /* nothing was posted; in place the sum takes the input's room */
+        step->run->own_bytes += unsent_bytes(step, iq_step_partial_bytes(&step->data, 1));
     IQ_TRY(iq_step_sum(&step->data, comm->posted, comm->nranks));
-    step->run->own_bytes += unsent_bytes(step, iq_step_partial_bytes(&step->data, 1));
     for (int rank = 0; rank < comm->nranks; rank++)
         if (rank != comm->rank)
             IQ_TRY(end_receive(comm->boards[rank]));

@@ -14,6 +14,7 @@
 #include "core/run.h"
 #include "core/tensor.h"
 
+#include <float.h>
 #include <string.h>
 
 #define PIECE_ELEMENTS 16384 /* of one trip, so that hosts look at the network in between */
@@ -50,6 +51,12 @@ const char *iq_run_prediction_text(const iq_run_t *run)
 
 /* ---- calls that guess ---- */
 
+/* The largest finite value: what the outermost code means has to be one too. */
+static float most_of(isgq_data_type_t datatype)
+{
+    return datatype == ISGQ_FLOAT16 ? 65504.0f : datatype == ISGQ_BFLOAT16 ? 0x1.fep127f : FLT_MAX;
+}
+
 /* Scales that the tensor's history gives, or the rule. */
 static bool guess(iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
 {
@@ -59,7 +66,7 @@ static bool guess(iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t 
         return false;
     if (ops->history_scales != NULL)
         return ops->history_scales(codec, codec_call, run->scales);
-    iq_prediction_guess(memory, run->prediction.scales, run->scales);
+    iq_prediction_guess(memory, run->prediction.scales, most_of(codec_call->datatype), run->scales);
     if (ops->open_scales != NULL)
         ops->open_scales(codec, codec_call, codec_call->count, run->scales);
     return true;
@@ -71,8 +78,10 @@ isgq_result_t iq_run_predict(iq_run_t *run, const iq_codec_t *codec, const iq_co
     iq_prediction_run_t *prediction = &run->prediction;
     if (run->call->history == 0 || !iq_codec_predicts(codec))
         return ISGQ_SUCCESS;
-    if (run->call->history == 1)
+    if (run->call->history == 1) {
         iq_prediction_forget(&run->call->tensor->prediction);
+        memset(run->call->tensor->prediction.levels, 0, iq_tensor_levels(run->call->tensor) * sizeof(float)); /* all of it is saved */
+    }
     prediction->scales = ops->shared_scales == NULL ? iq_codec_scales(codec, codec_call->count) : ops->shared_scales(codec, codec_call->count);
     prediction->guards = guess(run, codec, codec_call);
     prediction->learns = !prediction->guards;

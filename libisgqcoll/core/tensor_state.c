@@ -42,13 +42,14 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_save: %s is NULL", tensor == NULL ? "tensor" : "bytes");
     size_t residual_bytes = tensor->residual != NULL ? tensor->count * sizeof(float) : 0;
     size_t directions_bytes = tensor->power_rank * tensor->columns * sizeof(float);
-    size_t levels_bytes = tensor->prediction.known ? iq_tensor_levels(tensor) * sizeof(float) : 0;
-    size_t needed = sizeof(state_t) + residual_bytes + directions_bytes + levels_bytes;
-    if (buffer == NULL) {
-        *bytes = needed;
+    size_t levels_bytes = tensor->prediction.levels != NULL ? iq_tensor_levels(tensor) * sizeof(float) : 0;
+    if (buffer == NULL) { /* calls in flight may be about to fill the levels */
+        *bytes = sizeof(state_t) + residual_bytes + directions_bytes + levels_bytes;
         return ISGQ_SUCCESS;
     }
     IQ_TRY(check_idle(tensor, "tensor_save"));
+    levels_bytes = tensor->prediction.known ? levels_bytes : 0;
+    size_t needed = sizeof(state_t) + residual_bytes + directions_bytes + levels_bytes;
     if (*bytes < needed)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "tensor_save: %zu bytes of room, %zu are needed", *bytes, needed);
     state_t state;

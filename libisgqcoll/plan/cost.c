@@ -196,9 +196,14 @@ static void factors_shared(const iq_cost_machine_t *machine, const iq_cost_facto
 static double grid_columns(const iq_cost_factors_t *factors, double ranks)
 {
     double least = INFINITY;
-    for (double parts = 1; parts <= ranks && parts <= factors->m; parts++)
-        if (fmod(ranks, parts) == 0 && ranks / parts <= factors->n)
-            least = fmin(least, factors->m / parts + factors->n * parts / ranks);
+    for (double divisor = 1; divisor * divisor <= ranks; divisor++) {
+        if (fmod(ranks, divisor) != 0)
+            continue;
+        if (divisor <= factors->m && ranks / divisor <= factors->n)
+            least = fmin(least, factors->m / divisor + factors->n * divisor / ranks);
+        if (ranks / divisor <= factors->m && divisor <= factors->n)
+            least = fmin(least, factors->m * divisor / ranks + factors->n / divisor);
+    }
     return least < INFINITY ? least : factors->m + factors->n;
 }
 

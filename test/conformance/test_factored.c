@@ -49,7 +49,8 @@ static void answer_body(iq_rank_t *rank)
             iq_layer_call_t call = iq_layer_call_new(&layers[l], rank->rank, rank->nranks);
             iq_layer_call_run(rank, &call, quantizer, algorithm, false);
             RANK_OK(rank, isgqx_last_call(rank->comm, &record));
-            RANK_CHECK(rank, strcmp(record.algorithm, algorithm) == 0, "ran %s instead of %s", record.algorithm, algorithm);
+            RANK_CHECK(rank, strcmp(record.algorithm, iq_lab_algorithm(algorithm, rank->nranks)) == 0, "ran %s instead of %s", record.algorithm,
+                       algorithm);
             rank->values[q * LAYERS + l] = iq_layer_call_hash(&call);
             iq_rank_agree(rank, iq_layer_call_hash(&call), factor_texts[q]);
             iq_layer_call_free(&call);

@@ -48,6 +48,7 @@ class Plan(Case):
             "reduce": begin + ["decode", "integer product", "sum of integers", "deliver"],
             "dense": ["local gradient", "scales", "maximum of scales", "allreduce", "copy out"],
         }
+        self.plan(4, "-c", "factored", "--m", "40", "-q", "isgq:bits=4", "-a", "share")  # bands of equal height go straight to the output
         for nranks in (1, 3):
             for way, names in stages.items():
                 for rank, lines in enumerate(self.plan(nranks, *self.shape, "-q", "isgq:bits=4", "-a", way)):
@@ -81,9 +82,9 @@ class Plan(Case):
                 for row in self.rows("isgq_perf", "-n", "3", "-w", "0", "-i", "1", "-q", quantizers, *common, *size):
                     where = (*common, row["quantizer"])
                     planned = self.sent(3, "-q", row["quantizer"], *common, *count)
-                    if row["algorithm"] in ("gather", "share"):
+                    if row["algorithm"] in ("gather", "share"):  # blobs are as long as the data makes them
                         self.assertLessEqual(row["wire_bytes"], planned, where)
-                        self.assertGreater(row["wire_bytes"], planned / 2, where)
+                        self.assertGreater(row["wire_bytes"], planned / 3, where)
                     else:
                         self.assertEqual(row["wire_bytes"], planned, where)
 

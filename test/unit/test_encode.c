@@ -92,12 +92,42 @@ START_TEST(encode_is_quantize_and_pack)
 }
 END_TEST
 
+/* A value just below a code is that code but for less than 2^-24, which rounds to nothing: the largest random number too takes it up. Offsets of
+ * stratified rounding make every random number the largest. */
+START_TEST(just_below_a_code)
+{
+    enum { JUST = 256 };
+    static float values[JUST];
+    static uint8_t codes[JUST];
+    uint32_t strata[256] = {0}, largest = 0;
+    iq_grid_t grid = {.inverse = 7.0f, .low = -7, .high = 7, .stochastic = true, .stream = 1, .seed = 5, .call = 9, .strata = strata};
+    for (uint32_t i = 0; i < JUST; i++) {
+        uint32_t word = iq_draw(grid.seed, grid.call, grid.stream, grid.rank, i).word[i % 4];
+        strata[word & 0xff] = (0xffffffu - (word >> 8)) & 0xffffffu;
+        values[i] = i % 2 ? -1e-9f : -0x1p-28f;
+    }
+    for (uint32_t i = 0; i < JUST; i++) {
+        uint32_t word = iq_draw(grid.seed, grid.call, grid.stream, grid.rank, i).word[i % 4];
+        largest += (((word >> 8) + strata[word & 0xff]) & 0xffffffu) == 0xffffffu;
+    }
+    ck_assert_uint_gt(largest, 100);
+    for (const iq_kernels_t *const *row = iq_kernel_rows; *row != NULL; row++) {
+        if (!(*row)->usable())
+            continue;
+        (*row)->quantize(&grid, 0, (const iq_f32_any_t *)values, JUST, codes);
+        for (int i = 0; i < JUST; i++)
+            ck_assert_msg(codes[i] == 7, "%s: value %d has code %d", (*row)->name, i, codes[i] - 7);
+    }
+}
+END_TEST
+
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("encode");
     TCase *tcase = tcase_create("encode");
     tcase_set_timeout(tcase, 60);
     tcase_add_test(tcase, encode_is_quantize_and_pack);
+    tcase_add_test(tcase, just_below_a_code);
     suite_add_tcase(suite, tcase);
     return suite;
 }

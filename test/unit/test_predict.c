@@ -6,6 +6,7 @@
 #include "codec/guarded.h"
 #include "core/predict.h"
 
+#include <float.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -20,7 +21,7 @@ START_TEST(levels_follow)
     ck_assert(!iq_prediction_due(&prediction)); /* nothing is known */
     iq_prediction_learn(&prediction, 4, first);
     ck_assert(iq_prediction_due(&prediction));
-    iq_prediction_guess(&prediction, 4, guess); /* a quarter above, and half of the root mean square for who had nothing */
+    iq_prediction_guess(&prediction, 4, FLT_MAX, guess); /* a quarter above, and half of the root mean square for who had nothing */
     float least = 1.25f * (float)(0.5 * sqrt(48.0 / 4.0));
     ck_assert(guess[0] == 5.0f && guess[1] == 5.0f && guess[2] == 5.0f && guess[3] == least);
     iq_prediction_learn(&prediction, 4, second); /* up at once, down slowly, NaN and Inf not at all */
@@ -28,8 +29,11 @@ START_TEST(levels_follow)
     iq_prediction_learn(&prediction, 4, small); /* what was is over */
     ck_assert(memcmp(levels, small, sizeof(levels)) == 0);
     levels[0] = 3e38f;
-    iq_prediction_guess(&prediction, 1, guess);
+    iq_prediction_guess(&prediction, 1, FLT_MAX, guess);
     ck_assert(isfinite(guess[0]));
+    levels[0] = 60000.0f; /* of f16, whose largest value is 65504 */
+    iq_prediction_guess(&prediction, 1, 65504.0f, guess);
+    ck_assert(guess[0] == 65504.0f);
 }
 END_TEST
 
