@@ -369,7 +369,7 @@ static void order_body(iq_rank_t *rank)
     const size_t count = 5003;
     size_t bytes = count * iq_types[order->type].bytes;
     void *inputs[IQ_RANKS_MOST], *out = malloc(bytes);
-    isgq_call_options_t options = {.size = sizeof(options), .algorithm = order->algorithm};
+    isgq_call_options_t options = {.size = sizeof(options), .algorithm = iq_lab_algorithm(order->algorithm, rank->nranks)};
     for (int r = 0; r < rank->nranks; r++) {
         inputs[r] = malloc(bytes);
         for (size_t i = 0; i < count; i++)
@@ -409,7 +409,7 @@ static void check_special(iq_rank_t *rank, isgq_data_type_t type, isgq_red_op_t 
 {
     const size_t count = 301;
     size_t bytes = count * iq_types[type].bytes;
-    isgq_call_options_t options = {.size = sizeof(options), .algorithm = algorithm};
+    isgq_call_options_t options = {.size = sizeof(options), .algorithm = iq_lab_algorithm(algorithm, rank->nranks)};
     void *buffer = malloc(bytes), *due = malloc(bytes);
     iq_numbers_fill(type, op, 3, rank->rank, 0, count, buffer);
     iq_numbers_reduce(type, op, 3, rank->nranks, 0, count, due);
