@@ -119,6 +119,7 @@ void iq_comm_release(isgq_comm_t comm)
     free(comm->posted);
     free(comm->peers);
     free(comm->host_ranks);
+    free(comm->lane_ranks);
     pthread_cond_destroy(&comm->queue_changed);
     pthread_mutex_destroy(&comm->queue_lock);
     pthread_mutex_destroy(&comm->progress_lock);

@@ -114,6 +114,8 @@ struct isgq_comm {
     int *host_ranks;                  /* the ranks of this host, ascending */
     int host_size, host_index;        /* how many, and which of them this rank is */
     bool hosts_alike;                 /* all hosts have as many */
+    int lanes;                        /* ranks of the smallest host: rank number l of every host is in lane l */
+    int *lane_ranks, lane_index;      /* [nhosts] the ranks of this rank's lane, host by host; lane 0 where it is in none. And which is of this host */
     pid_t pid;
     uint64_t seed;                    /* as the user gave it: what ranks compare */
     uint64_t lineage;                 /* 0, or by which splits it came from a communicator that was joined by itself */

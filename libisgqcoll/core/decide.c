@@ -120,6 +120,8 @@ static isgq_result_t decide_power(isgq_comm_t comm, iq_call_t *call, const char 
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' is for allreduce alone", iq_call_kind_name(call->kind), text);
     if (call->op != ISGQ_SUM && call->op != ISGQ_AVG)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce: quantizer '%s' takes sum and avg, not %s", text, iq_red_op_name(call->op));
+    if (algorithm != NULL && strcmp(algorithm, "levels") == 0)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "allreduce: algorithm \"levels\" does not do quantizer '%s', whose factors are summed exactly", text);
     if (!call->names_tensor)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "allreduce: quantizer '%s' needs options->tensor, which keeps its directions", text);
     call->codec = iq_codec_none;
@@ -160,7 +162,10 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
         return decide_power(comm, call, algorithm);
     IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, comm->has_boards, &call->codec, call->datatype, call->op,
                                call->count, algorithm, &call->algorithm, call->why, sizeof(call->why)));
-    IQ_TRY(check_scales(comm, call, call->count, 0));
+    bool levels = call->algorithm->needs & IQ_IN_LEVELS;
+    if (levels)
+        IQ_TRY(iq_levels_check(comm, call));
+    IQ_TRY(check_scales(comm, call, call->count, levels ? iq_levels_scratch(call) : 0));
     if (call->fallback)
         snprintf(call->why, sizeof(call->why), "%s is never quantized", iq_datatype_name(call->datatype));
     return ISGQ_SUCCESS;

@@ -67,7 +67,7 @@ static void print_steps(printer_t *printer, const iq_stage_t *stage)
         if (out > 0)
             snprintf(text + used, sizeof(text) - (size_t)used, "  %s%zu B out", most, out);
         printer->line(printer->context, text);
-        if (sends(&action) && stage->members == NULL) { /* what stays in the host is not counted */
+        if (sends(&action) && !stage->shares_work) {
             printer->at_most |= stage->lengths != NULL;
             printer->messages++;
             printer->bytes += sizeof(iq_frame_t) + out;
@@ -136,9 +136,11 @@ static isgq_result_t make_stand_in(int nranks, int rank, const char *quantizer, 
     (*comm)->host_ranks = calloc((size_t)nranks, sizeof(int));
     (*comm)->host_size = nranks;
     (*comm)->host_index = rank;
+    (*comm)->lanes = nranks;
+    (*comm)->lane_ranks = calloc(1, sizeof(int));
     for (int r = 0; (*comm)->host_ranks != NULL && r < nranks; r++)
         (*comm)->host_ranks[r] = r;
-    return (*comm)->host_ranks != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "plan: %d ranks", nranks);
+    return (*comm)->host_ranks != NULL && (*comm)->lane_ranks != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "plan: %d ranks", nranks);
 }
 
 static isgq_result_t explain(iq_call_t *call, const char *sizes, const char *algorithm, const char *quantizer, int nranks,

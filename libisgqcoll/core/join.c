@@ -198,11 +198,39 @@ static int count_hosts(isgq_comm_t comm)
     return hosts;
 }
 
+/* The rank that is number `index` on the host of rank `r`, or -1. */
+static int rank_on_host_of(isgq_comm_t comm, int r, int index)
+{
+    for (int other = 0; other < comm->nranks; other++)
+        if (comm->peers[other].host == comm->peers[r].host && index-- == 0)
+            return other;
+    return -1;
+}
+
+/* Hosts are counted by their first ranks. */
+static void find_lanes(isgq_comm_t comm)
+{
+    int host = 0, lane;
+    comm->lanes = comm->host_size;
+    for (int r = 0; r < comm->nranks; r++)
+        while (rank_on_host_of(comm, r, comm->lanes - 1) < 0)
+            comm->lanes--;
+    lane = comm->host_index < comm->lanes ? comm->host_index : 0;
+    for (int r = 0; r < comm->nranks; r++) {
+        if (rank_on_host_of(comm, r, 0) != r)
+            continue;
+        if (r == comm->host_ranks[0])
+            comm->lane_index = host;
+        comm->lane_ranks[host++] = rank_on_host_of(comm, r, lane);
+    }
+}
+
 /* The ranks of this host, and whether the other hosts have as many. */
 static isgq_result_t find_neighbours(isgq_comm_t comm)
 {
     comm->host_ranks = calloc((size_t)comm->nranks, sizeof(*comm->host_ranks));
-    if (comm->host_ranks == NULL)
+    comm->lane_ranks = calloc((size_t)comm->nhosts, sizeof(*comm->lane_ranks));
+    if (comm->host_ranks == NULL || comm->lane_ranks == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "neighbours among %d ranks", comm->nranks);
     comm->hosts_alike = true;
     for (int r = 0; r < comm->nranks; r++) {
@@ -216,6 +244,7 @@ static isgq_result_t find_neighbours(isgq_comm_t comm)
             comm->host_index = comm->host_size;
         comm->host_ranks[comm->host_size++] = r;
     }
+    find_lanes(comm);
     return ISGQ_SUCCESS;
 }
 

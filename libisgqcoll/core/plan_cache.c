@@ -26,7 +26,8 @@ void iq_plan_cache_fini(iq_plan_cache_t *cache)
 static bool same_request(const iq_plan_request_t *a, const iq_plan_request_t *b)
 {
     return a->collective == b->collective && a->count == b->count && a->chunk == b->chunk && a->block_unit == b->block_unit &&
-           a->root == b->root && a->rank == b->rank && a->nranks == b->nranks && a->slots == b->slots && a->dealt == b->dealt && a->rounds == b->rounds;
+           a->root == b->root && a->rank == b->rank && a->nranks == b->nranks && a->slots == b->slots && a->dealt == b->dealt &&
+           a->lanes == b->lanes && a->rounds == b->rounds;
 }
 
 isgq_result_t iq_plan_cache_get(iq_plan_cache_t *cache, const iq_algorithm_t *algorithm, const iq_plan_request_t *request, const iq_plan_t **plan)

@@ -49,8 +49,7 @@ iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, si
     return stage;
 }
 
-/* Elements per chunk: the same on every rank, whole groups of 32. */
-static size_t chunk_elements(size_t chunk_bytes, size_t element_bytes)
+size_t iq_chunk_elements(size_t chunk_bytes, size_t element_bytes)
 {
     size_t elements = chunk_bytes / element_bytes / 32 * 32;
     return iq_max(elements, 32);
@@ -66,7 +65,7 @@ static size_t block_unit(const iq_codec_t *codec, size_t count, int nranks)
 static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
-    size_t ours = chunk_elements(run->site->chunk_bytes, element_bytes), hosts = chunk_elements(comm->chunk_bytes, element_bytes);
+    size_t ours = iq_chunk_elements(run->site->chunk_bytes, element_bytes), hosts = iq_chunk_elements(comm->chunk_bytes, element_bytes);
     bool has_scales = codec->bits != 0 && !codec->ops->result_is_exact(codec, codec_call);
     bool parted = codec->bucket == 0 || ours % codec->bucket != 0 || hosts % codec->bucket != 0;
     return has_scales && parted ? hosts : ours;
@@ -76,20 +75,25 @@ static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t
 static size_t board_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
 {
     size_t chunk = plan_chunk(comm, run, codec, codec_call);
-    size_t cached = chunk_elements(BOARD_CHUNK_BYTES, iq_datatype_bytes(codec_call->datatype));
+    size_t cached = iq_chunk_elements(BOARD_CHUNK_BYTES, iq_datatype_bytes(codec_call->datatype));
     return codec->ops == iq_codec_none.ops ? iq_min(chunk, cached) : chunk;
 }
 
-static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
-                              const iq_codec_call_t *codec_call, size_t count, bool on_device, bool in_host, iq_stage_t **stage)
+iq_members_t iq_run_everybody(isgq_comm_t comm) { return (iq_members_t){.size = comm->nranks, .index = comm->rank}; }
+
+iq_members_t iq_run_in_host(isgq_comm_t comm) { return (iq_members_t){comm->host_ranks, comm->host_size, comm->host_index, 0}; }
+
+isgq_result_t iq_run_add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
+                              const iq_codec_call_t *codec_call, size_t count, bool on_device, iq_members_t among, iq_stage_t **stage)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
     iq_plan_request_t request = {.collective = algorithm->collective,
-                                 .rank = in_host ? comm->host_index : comm->rank,
-                                 .nranks = in_host ? comm->host_size : comm->nranks,
+                                 .rank = among.index,
+                                 .nranks = among.size,
                                  .root = run->call->root,
                                  .count = count,
-                                 .block_unit = block_unit(codec, count, comm->nranks),
+                                 .lanes = among.lanes,
+                                 .block_unit = block_unit(codec, count, among.size),
                                  .chunk = algorithm->needs & IQ_NEEDS_BOARDS ? board_chunk(comm, run, codec, codec_call)
                                                                              : plan_chunk(comm, run, codec, codec_call),
                                  .slots = run->site->slots,
@@ -99,7 +103,7 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     IQ_TRY(iq_plan_cache_get(run->site->plans, algorithm, &request, &plan));
     *stage = add_stage(run, name);
     (*stage)->plan = plan;
-    (*stage)->members = in_host ? comm->host_ranks : NULL;
+    (*stage)->members = among.ranks;
     (*stage)->codec = *codec;
     (*stage)->codec_call = *codec_call;
     (*stage)->element_bytes = (*stage)->own_bytes = element_bytes;
@@ -115,28 +119,29 @@ static isgq_result_t add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
     return ISGQ_SUCCESS;
 }
 
-/* The algorithm for a stage that moves values as they are. */
-static isgq_result_t exact_algorithm(isgq_comm_t comm, iq_collective_t collective, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
-                                     const iq_algorithm_t **algorithm)
+isgq_result_t iq_run_exact_algorithm(isgq_comm_t comm, const iq_members_t *among, iq_collective_t collective, isgq_data_type_t datatype,
+                                     isgq_red_op_t op, size_t count, const iq_algorithm_t **algorithm)
 {
     char why[64];
-    return iq_decide_algorithm(collective, comm->nranks, comm->nhosts, comm->has_boards, &iq_codec_none, datatype, op, count, NULL, algorithm, why, sizeof(why));
+    return iq_decide_algorithm(collective, among->size, comm->nhosts, comm->has_boards && among->ranks == NULL, &iq_codec_none, datatype, op,
+                               count, NULL, algorithm, why, sizeof(why));
 }
 
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
                                void *data, bool on_device)
 {
     const iq_algorithm_t *algorithm;
-    IQ_TRY(exact_algorithm(comm, IQ_ALLREDUCE, datatype, op, count, &algorithm));
-    return iq_run_add_sum(comm, run, name, algorithm, datatype, op, count, data, on_device);
+    iq_members_t all = iq_run_everybody(comm);
+    IQ_TRY(iq_run_exact_algorithm(comm, &all, IQ_ALLREDUCE, datatype, op, count, &algorithm));
+    return iq_run_add_sum(comm, run, all, name, algorithm, datatype, op, count, data, on_device);
 }
 
-isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, isgq_data_type_t datatype,
+isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, iq_members_t among, const char *name, const iq_algorithm_t *algorithm, isgq_data_type_t datatype,
                              isgq_red_op_t op, size_t count, void *data, bool on_device)
 {
     iq_stage_t *stage;
-    iq_codec_call_t codec_call = {.datatype = datatype, .op = op, .nranks = comm->nranks, .rank = comm->rank};
-    IQ_TRY(add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, on_device, false, &stage));
+    iq_codec_call_t codec_call = {.datatype = datatype, .op = op, .nranks = among.size, .rank = comm->rank};
+    IQ_TRY(iq_run_add_plan(comm, run, name, algorithm, &iq_codec_none, &codec_call, count, on_device, among, &stage));
     stage->src = data;
     stage->dst = data;
     return ISGQ_SUCCESS;
@@ -147,12 +152,13 @@ isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather
     const iq_algorithm_t *algorithm;
     iq_stage_t *stage;
     char why[64];
-    int nranks = gather->in_host ? comm->host_size : comm->nranks;
-    size_t count = gather->stride * (size_t)nranks;
+    iq_members_t among = gather->in_host ? iq_run_in_host(comm) : iq_run_everybody(comm);
+    size_t count = gather->stride * (size_t)among.size;
     iq_codec_call_t codec_call = {.datatype = ISGQ_UINT8, .op = ISGQ_SUM, .nranks = 1, .rank = comm->rank};
-    IQ_TRY(iq_decide_algorithm(IQ_ALLGATHER, nranks, gather->in_host ? 1 : comm->nhosts, false, &iq_codec_none, ISGQ_UINT8, ISGQ_SUM, count, NULL,
+    IQ_TRY(iq_decide_algorithm(IQ_ALLGATHER, among.size, gather->in_host ? 1 : comm->nhosts, false, &iq_codec_none, ISGQ_UINT8, ISGQ_SUM, count, NULL,
                                &algorithm, why, sizeof(why)));
-    IQ_TRY(add_plan(comm, run, gather->name, algorithm, &iq_codec_none, &codec_call, count, gather->on_device, gather->in_host, &stage));
+    IQ_TRY(iq_run_add_plan(comm, run, gather->name, algorithm, &iq_codec_none, &codec_call, count, gather->on_device, among, &stage));
+    stage->shares_work = gather->in_host;
     stage->src = gather->blobs;
     stage->dst = gather->blobs;
     stage->lengths = gather->lengths;
@@ -160,83 +166,12 @@ isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather
     return ISGQ_SUCCESS;
 }
 
-/* How much of a tensor is measured in one trip: a chunk, so that hosts look at the network in between; a stream takes all of it. */
-static size_t measured_piece(const iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
-{
-    size_t piece = chunk_elements(run->site->chunk_bytes, element_bytes);
-    size_t unit = codec->ops->scales_unit == NULL ? 1 : codec->ops->scales_unit(codec);
-    return run->site->streams || unit >= count ? count : iq_align_up(piece, unit);
-}
-
-/* The stage whose data these are: scales, agreement, opening, then the data. */
-static const iq_stage_t *stage_of_scales(const iq_run_t *run)
-{
-    const iq_stage_t *stage = &run->stages[run->stage];
-    while (stage->codec_call.scales != run->scales)
-        stage++;
-    return stage;
-}
-
-static isgq_result_t work_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
-{
-    const iq_stage_t *data = stage_of_scales(run);
-    size_t count = data->plan->count;
-    size_t piece = measured_piece(run, &data->codec, data->element_bytes, count);
-    iq_span_t span = {trip * piece, iq_min(piece, count - trip * piece)};
-    (void)comm;
-    data->codec.ops->local_scales(&data->codec, &data->own_call, span, data->src + span.first * data->own_bytes, run->scales);
-    if (data->codec.ops->close_scales != NULL && span.first + span.count == count)
-        data->codec.ops->close_scales(&data->codec, &data->codec_call, count, run->scales);
-    return ISGQ_SUCCESS;
-}
-
-static isgq_result_t work_open_scales(isgq_comm_t comm, iq_run_t *run, size_t trip)
-{
-    const iq_stage_t *data = stage_of_scales(run);
-    (void)comm, (void)trip;
-    data->codec.ops->open_scales(&data->codec, &data->codec_call, data->plan->count, run->scales);
-    return ISGQ_SUCCESS;
-}
-
-/* A budget counts the bytes of what ranks sum up, so these take two rounds where one costs N times as many; both add in rank order. */
-static isgq_result_t scales_algorithm(isgq_comm_t comm, isgq_red_op_t op, size_t shared, const iq_algorithm_t **algorithm)
-{
-    if (op == ISGQ_MAX || shared <= IQ_SCALES_IN_ONE_ROUND)
-        return exact_algorithm(comm, IQ_ALLREDUCE, ISGQ_FLOAT32, op, shared, algorithm);
-    *algorithm = iq_algorithm_find(IQ_ALLREDUCE, "direct");
-    return ISGQ_SUCCESS;
-}
-
-/* What ranks agree on before they encode: measured by each, then reduced over all. */
-static isgq_result_t add_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, size_t element_bytes, size_t count)
-{
-    const iq_codec_ops_t *ops = codec->ops;
-    size_t room = iq_codec_scales(codec, count), shared = ops->shared_scales == NULL ? room : ops->shared_scales(codec, count);
-    isgq_red_op_t op = ops->scales_op == NULL ? ISGQ_MAX : ops->scales_op(codec);
-    const iq_algorithm_t *algorithm;
-    if (run->site->device != NULL)
-        iq_device_clear(run->site->device, run->scales, room * sizeof(float));
-    else
-        memset(run->scales, 0, room * sizeof(float));
-    iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, codec, element_bytes, count)));
-    IQ_TRY(scales_algorithm(comm, op, shared, &algorithm));
-    IQ_TRY(iq_run_add_sum(comm, run, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", algorithm, ISGQ_FLOAT32, op, shared, run->scales,
-                          run->site->device != NULL));
-    iq_run_add_learning(run);
-    if (ops->open_scales != NULL)
-        iq_run_add_work(run, "agreed scales", work_open_scales, 1);
-    return ISGQ_SUCCESS;
-}
-
 /* Scales before the data: agreed on, or guessed. */
 static isgq_result_t prepare_scales(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
 {
-    run->scales = iq_scratch_take(run, iq_codec_scales(codec, codec_call->count) * sizeof(float));
-    if (run->scales == NULL)
-        return ISGQ_ERR_NO_MEMORY;
+    IQ_TRY(iq_run_take_scales(run, codec, codec_call->count));
     IQ_TRY(iq_run_predict(run, codec, codec_call));
-    return run->prediction.guards ? ISGQ_SUCCESS
-                                  : add_scales(comm, run, codec, iq_datatype_bytes(codec_call->datatype), codec_call->count);
+    return run->prediction.guards ? ISGQ_SUCCESS : iq_run_add_scales(comm, run, iq_run_everybody(comm), codec, codec_call);
 }
 
 /* The data of a dense call, from own input of type `own_type`. */
@@ -244,8 +179,8 @@ static isgq_result_t add_data(isgq_comm_t comm, iq_run_t *run, const iq_algorith
                               const iq_codec_call_t *codec_call, isgq_data_type_t own_type, const void *src, void *dst)
 {
     iq_stage_t *stage;
-    IQ_TRY(add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, codec, codec_call, codec_call->count,
-                    run->site->device != NULL, false, &stage));
+    IQ_TRY(iq_run_add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, codec, codec_call, codec_call->count,
+                    run->site->device != NULL, iq_run_everybody(comm), &stage));
     stage->src = src;
     stage->dst = dst;
     stage->own_call.datatype = own_type;
@@ -301,6 +236,8 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
     void *dst = call->recv;
     if (call->power_rank != 0)
         return iq_run_begin_powersgd(comm, run);
+    if (call->algorithm->needs & IQ_IN_LEVELS)
+        return iq_run_begin_levels(comm, run);
     bool moves = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST;
     if (moves && call->codec.ops == iq_codec_none.ops && !call->accumulate) { /* bytes as they are, NaN payloads and all */
         count *= iq_datatype_bytes(datatype);
@@ -327,7 +264,7 @@ static bool take_device_memory(iq_run_t *run)
 {
     const iq_call_t *call = run->call;
     iq_device_t *device = run->site->device;
-    size_t chunk = chunk_elements(run->site->chunk_bytes, iq_datatype_bytes(call->datatype));
+    size_t chunk = iq_chunk_elements(run->site->chunk_bytes, iq_datatype_bytes(call->datatype));
     device->scratch_bytes = iq_codec_device_scratch(&call->codec, chunk);
     device->scratch = iq_scratch_take(run, device->scratch_bytes);
     return device->scratch != NULL && (run->site->streams || take_room(run, &run->host_room, iq_host_take));
@@ -386,8 +323,9 @@ static isgq_result_t begin_streamed(isgq_comm_t comm, iq_run_t *run)
     run->arrived = run->drained = true; /* nothing of the call is driven from here */
     if (!run->call->captured)
         iq_run_add_work(run, "arrival", work_arrival, 1);
-    IQ_TRY(exact_algorithm(comm, IQ_BARRIER, ISGQ_UINT8, ISGQ_SUM, 0, &barrier));
-    IQ_TRY(add_plan(comm, run, "agreement", barrier, &iq_codec_none, &codec_call, 0, false, false, &stage));
+    iq_members_t all = iq_run_everybody(comm);
+    IQ_TRY(iq_run_exact_algorithm(comm, &all, IQ_BARRIER, ISGQ_UINT8, ISGQ_SUM, 0, &barrier));
+    IQ_TRY(iq_run_add_plan(comm, run, "agreement", barrier, &iq_codec_none, &codec_call, 0, false, all, &stage));
     if (!run->call->captured)
         iq_run_add_work(run, "stream", work_departure, 1);
     return ISGQ_SUCCESS;

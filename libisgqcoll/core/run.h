@@ -10,6 +10,8 @@
  *                         plan in the host: gather the gradient, copy out
  *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
  *   factored, dense       local gradient x tiles, the dense stages, copy out
+ *   levels                [widen,] plan in the host: sums of lanes, [scales, plan: max of scales, [agreed scales,]] plan between hosts,
+ *                         plan in the host: gather lanes, [copy out]
  *   every k-th of them    copy for the shadow, the stages above, shadow, plan: exact sum, comparison
  *
  * All ranks have the same stages, also where some work on devices: messages name them. A stage's data lie where the rank works, but those of factored calls
@@ -35,6 +37,13 @@ typedef struct iq_room {
     unsigned char *result; /* result message */
 } iq_room_t;
 
+/* Among whom a plan is: it counts them from 0. */
+typedef struct iq_members {
+    const int *ranks; /* NULL: all ranks of the communicator, as they are numbered */
+    int size, index;  /* how many, and which of them this rank is */
+    int lanes;        /* see iq_plan_request_t */
+} iq_members_t;
+
 typedef struct iq_stage {
     const char *name;
     iq_work_fn work; /* local work, or NULL: a plan */
@@ -53,7 +62,8 @@ typedef struct iq_stage {
     bool on_device;           /* where these lie: src, dst, room */
     iq_room_t room;
     bool sums_in_place;       /* values as they are: the output serves as accumulator, and its bytes are the result message */
-    const int *members;       /* ranks of this host, among which the plan is; NULL: all ranks. What it sends is counted in run->shared_bytes */
+    const int *members;       /* ranks among which the plan is; NULL: all */
+    bool shares_work;         /* computing is shared inside a host: what it sends is counted in run->shared_bytes */
     size_t *lengths;          /* byte blobs of so many bytes each: messages are cut to what is there; NULL: they are not */
     size_t stride;            /* from one blob to the next */
     size_t length_at;         /* byte blobs on a device: where in a blob the 32-bit length of what lies behind `length_from` is; 0: they have full length */
@@ -134,6 +144,7 @@ typedef struct iq_run {
     iq_prediction_run_t prediction;
     double history[IQ_HISTORY];  /* of the tensor when the call began */
     iq_shadow_t shadow;
+    unsigned char *level_sums; /* of a call in levels: sums of hosts, then of all; the output, or in scratch */
     iq_power_run_t power;
     iq_factored_run_t factored;
     uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
@@ -170,6 +181,20 @@ void iq_run_keep_estimates(iq_run_t *run);
 /* ---- run_powersgd.c ---- */
 
 isgq_result_t iq_run_begin_powersgd(isgq_comm_t comm, iq_run_t *run);
+
+/* ---- run_levels.c: exact inside hosts, the codec between them ---- */
+
+isgq_result_t iq_run_begin_levels(isgq_comm_t comm, iq_run_t *run);
+
+/* Refuses what cannot be done that way; equal on all ranks. Scratch that it needs beside scales. */
+isgq_result_t iq_levels_check(isgq_comm_t comm, const iq_call_t *call);
+size_t iq_levels_scratch(const iq_call_t *call);
+
+/* ---- run_scales.c ---- */
+
+/* Room for shared scales, in run->scales; and the stages that fill them: what ranks agree on before they encode. */
+isgq_result_t iq_run_take_scales(iq_run_t *run, const iq_codec_t *codec, size_t count);
+isgq_result_t iq_run_add_scales(isgq_comm_t comm, iq_run_t *run, iq_members_t among, const iq_codec_t *codec, const iq_codec_call_t *codec_call);
 
 /* ---- run_predicted.c: shared scales that are guessed ---- */
 
@@ -249,9 +274,23 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
 isgq_result_t iq_run_add_exact(isgq_comm_t comm, iq_run_t *run, const char *name, isgq_data_type_t datatype, isgq_red_op_t op, size_t count,
                                void *data, bool on_device);
 
-/* The same with an algorithm that was decided on. */
-isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, isgq_data_type_t datatype,
-                             isgq_red_op_t op, size_t count, void *data, bool on_device);
+/* The same among some, with an algorithm that was decided on. */
+isgq_result_t iq_run_add_sum(isgq_comm_t comm, iq_run_t *run, iq_members_t among, const char *name, const iq_algorithm_t *algorithm,
+                             isgq_data_type_t datatype, isgq_red_op_t op, size_t count, void *data, bool on_device);
+
+/* The algorithm for a stage that moves values as they are. */
+isgq_result_t iq_run_exact_algorithm(isgq_comm_t comm, const iq_members_t *among, iq_collective_t collective, isgq_data_type_t datatype,
+                                     isgq_red_op_t op, size_t count, const iq_algorithm_t **algorithm);
+
+iq_members_t iq_run_everybody(isgq_comm_t comm);
+iq_members_t iq_run_in_host(isgq_comm_t comm);
+
+/* A stage that is a plan; src and dst are still to be set. */
+isgq_result_t iq_run_add_plan(isgq_comm_t comm, iq_run_t *run, const char *name, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
+                              const iq_codec_call_t *codec_call, size_t count, bool on_device, iq_members_t among, iq_stage_t **stage);
+
+/* Elements per chunk: the same on every rank, whole groups of 32. */
+size_t iq_chunk_elements(size_t chunk_bytes, size_t element_bytes);
 
 /* A gather of byte blobs, in place: blob r at blobs + r * stride. With `lengths` no more of them travels than is there. */
 typedef struct iq_gather {

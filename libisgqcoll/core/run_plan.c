@@ -80,7 +80,7 @@ static isgq_result_t end_send(step_t *step, iq_link_t *link, unsigned char *payl
     if (slot + sizeof(frame) != payload)
         memcpy(slot + sizeof(frame), payload, bytes);
     memcpy(slot, &frame, sizeof(frame));
-    *(step->stage->members != NULL ? &run->shared_bytes : &run->wire_bytes) += sizeof(frame) + bytes;
+    *(step->stage->shares_work ? &run->shared_bytes : &run->wire_bytes) += sizeof(frame) + bytes;
     return link->ops->commit(link, sizeof(frame) + bytes);
 }
 

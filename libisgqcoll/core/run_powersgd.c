@@ -182,10 +182,12 @@ isgq_result_t iq_run_begin_powersgd(isgq_comm_t comm, iq_run_t *run)
         return ISGQ_ERR_NO_MEMORY;
     iq_run_add_work(run, "directions", work_directions, call->power_rank);
     iq_run_add_work(run, "product P", work_left, pieces);
-    IQ_TRY(iq_run_add_sum(comm, run, "sum of P", call->algorithm, ISGQ_FLOAT32, ISGQ_SUM, p_count, run->power.p, false));
+    IQ_TRY(iq_run_add_sum(comm, run, iq_run_everybody(comm), "sum of P", call->algorithm, ISGQ_FLOAT32, ISGQ_SUM, p_count,
+                          run->power.p, false));
     iq_run_add_work(run, "basis", work_basis, call->power_rank);
     iq_run_add_work(run, "product Q", work_right, pieces);
-    IQ_TRY(iq_run_add_sum(comm, run, "sum of Q", call->algorithm, ISGQ_FLOAT32, ISGQ_SUM, q_count, run->power.q, false));
+    IQ_TRY(iq_run_add_sum(comm, run, iq_run_everybody(comm), "sum of Q", call->algorithm, ISGQ_FLOAT32, ISGQ_SUM, q_count,
+                          run->power.q, false));
     iq_run_add_work(run, "result", work_result, pieces);
     return ISGQ_SUCCESS;
 }

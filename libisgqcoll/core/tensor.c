@@ -167,7 +167,8 @@ static isgq_result_t prepare_prediction(isgq_tensor_t tensor, const iq_call_t *c
 static bool has_history(isgq_comm_t comm, const iq_call_t *call)
 {
     bool predicts = iq_codec_predicts(&call->codec) && comm->nranks > 1;
-    return (call->codec.ops->learn != NULL || predicts) && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices;
+    return (call->codec.ops->learn != NULL || predicts) && call->kind == IQ_CALL_ALLREDUCE && !call->accumulate && !comm->devices &&
+           (call->algorithm->needs & IQ_IN_LEVELS) == 0; /* no rank sees what becomes of all scales there */
 }
 
 /* A history is for one codec with its settings: others begin anew. */

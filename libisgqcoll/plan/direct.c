@@ -62,7 +62,7 @@ isgq_result_t iq_build_allreduce_direct(const iq_plan_request_t *request, iq_pla
 
 isgq_result_t iq_build_reduce_scatter_direct(const iq_plan_request_t *request, iq_plan_t *plan)
 {
-    IQ_TRY(iq_plan_begin(plan, request, "direct", IQ_REDUCE_SCATTER, request->nranks));
+    IQ_TRY(iq_plan_begin(plan, request, "direct", IQ_REDUCE_SCATTER, iq_plan_lanes(request)));
     loop_send_own(plan, 0);
     loop_reduce(plan, iq_plan_slots(request) - 1, IQ_STEP_DELIVER);
     iq_plan_end(plan);
@@ -71,7 +71,7 @@ isgq_result_t iq_build_reduce_scatter_direct(const iq_plan_request_t *request, i
 
 isgq_result_t iq_build_allgather_direct(const iq_plan_request_t *request, iq_plan_t *plan)
 {
-    IQ_TRY(iq_plan_begin(plan, request, "direct", IQ_ALLGATHER, request->nranks));
+    IQ_TRY(iq_plan_begin(plan, request, "direct", IQ_ALLGATHER, iq_plan_lanes(request)));
     iq_plan_loop_own(plan, 0, iq_self(), IQ_STEP_FINISH);
     loop_send_result(plan, 0);
     loop_recv_result(plan, iq_plan_slots(request) - 1);

@@ -23,6 +23,8 @@ const iq_algorithm_t iq_algorithms[] = {
      "all send everything to all, all sum: 1 round, N-1 times the contribution"},
     {"board", IQ_ALLREDUCE, IQ_ROUNDS_LATE | IQ_NEEDS_BOARDS, iq_build_allreduce_board,
      "all write once to memory that all read, all sum: 1 round, the contribution once; ranks of one host"},
+    {"levels", IQ_ALLREDUCE, IQ_IN_LEVELS, iq_build_allreduce_direct,
+     "sums inside each host as they are, direct between hosts, shared out again inside: only the sums of hosts are quantized"},
     {"direct", IQ_REDUCE_SCATTER, 0, iq_build_reduce_scatter_direct,
      "each rank sums its block: 1 round, (N-1)/N of the contribution"},
     {"ring", IQ_REDUCE_SCATTER, IQ_NEEDS_PARTIAL_SUMS, iq_build_reduce_scatter_ring,

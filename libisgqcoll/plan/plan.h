@@ -119,6 +119,7 @@ typedef struct iq_plan_request {
     size_t block_unit; /* allreduce: blocks are multiples of so many elements (32, or the bucket); others cut into nranks alike */
     size_t chunk;      /* elements, at least 1 */
     unsigned slots;    /* messages that every link holds per direction, at least 2 (0 means 2); more allows more overlap */
+    int lanes;         /* reduce_scatter, allgather: only the first so many ranks have blocks, multiples of block_unit; 0: all, equal parts */
     bool dealt;        /* allreduce: blocks of equal numbers of chunks from all over the tensor */
     bool rounds;       /* for links that hold nothing: what is sent in one round is received in the same round (iq_action_t) */
 } iq_plan_request_t;
@@ -130,7 +131,8 @@ typedef isgq_result_t (*iq_plan_build_fn)(const iq_plan_request_t *request, iq_p
 enum {
     IQ_NEEDS_PARTIAL_SUMS = 1, /* moves partial(k) with k > 1: codecs whose partial sums are not exact would round at every hop */
     IQ_ROUNDS_LATE = 2, /* every rank sums all contributions itself: a result that is requantized elsewhere is not rounded here */
-    IQ_NEEDS_BOARDS = 4 /* all ranks see memory that every one of them writes for all others */
+    IQ_NEEDS_BOARDS = 4, /* all ranks see memory that every one of them writes for all others */
+    IQ_IN_LEVELS = 8 /* the plan is the one between hosts, others go before and after it */
 };
 
 typedef struct iq_algorithm {

@@ -25,7 +25,9 @@ static isgq_result_t check_request(const iq_plan_request_t *request, const char 
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: chunks of 0 elements", name);
     if (request->count > PTRDIFF_MAX)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: %zu elements are more than memory holds", name, request->count);
-    if ((collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER) && request->count % (size_t)request->nranks != 0)
+    if (request->lanes < 0 || request->lanes > request->nranks)
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: %d lanes of %d ranks", name, request->lanes, request->nranks);
+    if ((collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER) && request->lanes == 0 && request->count % (size_t)request->nranks != 0)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: %zu elements for %d ranks", name, request->count, request->nranks);
     return ISGQ_SUCCESS;
 }
@@ -34,7 +36,7 @@ static isgq_result_t check_request(const iq_plan_request_t *request, const char 
 static size_t block_unit(const iq_plan_request_t *request, int nblocks)
 {
     size_t unit = request->count / (size_t)nblocks;
-    if (request->collective == IQ_ALLREDUCE && nblocks > 1)
+    if ((request->collective == IQ_ALLREDUCE && nblocks > 1) || request->lanes > 0)
         unit = iq_min(request->block_unit, request->count);
     return iq_max(unit, 1);
 }
@@ -88,6 +90,8 @@ unsigned iq_plan_slots(const iq_plan_request_t *request)
 {
     return request->rounds ? 1 : (unsigned)iq_min(iq_max(request->slots, 2), IQ_PLAN_USEFUL_SLOTS);
 }
+
+int iq_plan_lanes(const iq_plan_request_t *request) { return request->lanes > 0 ? request->lanes : request->nranks; }
 
 void iq_plan_set_group(iq_plan_t *plan, unsigned group) { plan->group = group; }
 

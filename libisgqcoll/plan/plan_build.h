@@ -29,6 +29,9 @@ isgq_result_t iq_plan_begin(iq_plan_t *plan, const iq_plan_request_t *request, c
 #define IQ_PLAN_USEFUL_SLOTS 8
 unsigned iq_plan_slots(const iq_plan_request_t *request);
 
+/* Blocks of a reduce_scatter or allgather: those of ranks beyond are empty. */
+int iq_plan_lanes(const iq_plan_request_t *request);
+
 /* Chunks that travel side by side; before iq_plan_end. */
 void iq_plan_set_group(iq_plan_t *plan, unsigned group);
 
