@@ -89,23 +89,6 @@ START_TEST(allgather)
 }
 END_TEST
 
-/* Only the first ranks of a host have a lane, the others give and take: every element is summed once, and reaches all. */
-START_TEST(lanes)
-{
-    static const iq_collective_t collectives[] = {IQ_REDUCE_SCATTER, IQ_ALLGATHER};
-    static const size_t counts[] = {0, 1, 31, 33, 64, 509, 1024}, chunks[] = {7, 64};
-    for (int turn = 0; turn < 2 * 9; turn++)
-        for (int nlanes = 1; nlanes <= turn / 2 + 1; nlanes++)
-            for (size_t c = 0; c < IQ_ARRAY_SIZE(counts) * 2; c++)
-                prove(iq_algorithm_find(collectives[turn % 2], "direct"), (iq_plan_request_t){.nranks = turn / 2 + 1,
-                                                                                              .lanes = nlanes,
-                                                                                              .count = counts[c / 2],
-                                                                                              .block_unit = 32,
-                                                                                              .chunk = chunks[c % 2],
-                                                                                              .slots = 2 + (unsigned)c % 3});
-}
-END_TEST
-
 START_TEST(broadcast)
 {
     prove_collective(IQ_BROADCAST);
@@ -496,7 +479,6 @@ Suite *iq_suite(void)
     tcase_add_test(add_case(suite, tcase_create("allreduce")), allreduce);
     tcase_add_test(add_case(suite, tcase_create("reduce_scatter")), reduce_scatter);
     tcase_add_test(add_case(suite, tcase_create("allgather")), allgather);
-    tcase_add_test(add_case(suite, tcase_create("lanes")), lanes);
     tcase_add_test(add_case(suite, tcase_create("broadcast")), broadcast);
     tcase_add_test(add_case(suite, tcase_create("barrier")), barrier);
     tcase = add_case(suite, tcase_create("schedules"));
