@@ -146,7 +146,7 @@ isgq_result_t iq_run_begin_levels(isgq_comm_t comm, iq_run_t *run)
     isgq_data_type_t datatype = summed_type(call);
     iq_stage_t *stage;
     run->level_sums = has_own_room(call) ? iq_scratch_take(run, call->count * iq_datatype_bytes(datatype)) : call->recv;
-    if (run->level_sums == NULL && call->count > 0)
+    if (run->level_sums == NULL && has_own_room(call) && call->count > 0)
         return ISGQ_ERR_NO_MEMORY;
     if (widens)
         iq_run_add_work(run, "widen", work_widen, iq_ceil_div(call->count, PIECE_ELEMENTS));

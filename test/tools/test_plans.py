@@ -71,7 +71,7 @@ class Plan(Case):
         dense = (["-b", "240k", "-e", "240k"], ["--count", "60k"])
         gathered = (dense[0], ["--count", "180k"])  # a rank's input there, the whole tensor here
         factored = (self.shape[2:], self.shape[2:])
-        cases = [("allreduce", "none;uniform:bits=3,scale=local;isgq:bits=2.5,coding=none", dense, ("auto", "direct", "exchange", "board", "ring")),
+        cases = [("allreduce", "none;uniform:bits=3,scale=local;isgq:bits=2.5,coding=none", dense, ("auto", "direct", "exchange", "board", "ring", "levels")),
                  ("reduce_scatter", "none;uniform:bits=3", dense, ("auto", "ring")),
                  ("allgather", "none;uniform:bits=3", gathered, ("auto", "ring")), ("broadcast", "none", dense, ("auto",)),
                  ("factored", "isgq:bits=4;uniform:bits=4", factored, ("auto", "dense")),

@@ -115,7 +115,7 @@ START_TEST(forced_names)
     ck_assert_str_eq(why, "ring was asked for");
     ck_assert_int_eq(forced(request, "exchange"), ISGQ_SUCCESS);
     ck_assert_int_eq(forced(request, "fastest"), ISGQ_ERR_INVALID_ARGUMENT);
-    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": allreduce has auto, direct, ring, exchange, board");
+    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": allreduce has auto, direct, ring, exchange, board, levels");
     ck_assert_int_eq(forced(request, "chain"), ISGQ_ERR_UNSUPPORTED); /* of another collective */
     ck_assert_int_eq(forced(request, "gather"), ISGQ_ERR_UNSUPPORTED);
     ck_assert_int_eq(forced(plain(IQ_BARRIER, 4, 0), "ring"), ISGQ_ERR_UNSUPPORTED);

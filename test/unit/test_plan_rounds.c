@@ -213,7 +213,7 @@ START_TEST(slots_know_no_rounds)
 {
     uint64_t hash = 0xcbf29ce484222325ull;
     for (const iq_algorithm_t *row = iq_algorithms; row->name != NULL; row++)
-        for (int nranks = 1; nranks <= 9 && !(row->needs & IQ_NEEDS_BOARDS); nranks++)
+        for (int nranks = 1; nranks <= 9 && !(row->needs & (IQ_NEEDS_BOARDS | IQ_IN_LEVELS)); nranks++)
             for (int rank = 0; rank < nranks; rank++)
                 for (unsigned slots = 2; slots <= 5; slots++) {
                     iq_plan_request_t request = {.collective = row->collective,
