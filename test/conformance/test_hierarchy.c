@@ -110,6 +110,7 @@ static void quantized_body(iq_rank_t *rank)
         double direct = nmse_of(rank, type, op, count, out);
         iq_allreduce_samples(rank, quantizer, type, op, count, count, "levels", out);
         double levels = nmse_of(rank, type, op, count, out);
+        /* the slack is for other random numbers, and for means that a 16-bit cast rounds where it kept the values: 1.28 with bf16 of f16 on three hosts of one rank */
         RANK_CHECK(rank, levels > 0 && levels < 1.4 * most * direct, "%s: nmse %.3g, and %.3g where every rank is quantized", texts[t], levels, direct);
         uint64_t hash = isgqx_hash(out, count * iq_types[type].bytes);
         iq_rank_agree(rank, hash, texts[t]);
