@@ -22,8 +22,8 @@ class Failed(Exception):
 class Place:
     """Where ranks run: `lab` is None for this host. `order[r]` is the host of rank r, one rank a host unless said otherwise."""
 
-    def __init__(self, lab=None, rate=""):
-        self.lab = lab
+    def __init__(self, lab=None, rate="", bind=False):
+        self.lab, self.bind = lab, bind
         self.name = rate if lab else "one host"
         self.order = list(range(len(lab.hosts))) if lab else None
 
@@ -33,6 +33,10 @@ class Place:
     def inside(self, host, command):
         return ["ip", "netns", "exec", self.lab.hosts[host], *command] if self.lab else command
 
+    def binds(self, nranks):
+        """Whether each rank gets a core of its own."""
+        return self.bind and not self.lab and nranks <= len(os.sched_getaffinity(0))
+
     def environment(self):
         if not self.lab:
             return {"ISGQ_MASTER_ADDR": "127.0.0.1"}
@@ -40,10 +44,10 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_of(rate, hosts):
-    """This host for no rate; else a lab, or Failed where namespaces cannot be made."""
+def place_of(rate, hosts, bind=False):
+    """This host for no rate, its ranks bound to cores or not; else a lab, or Failed where namespaces cannot be made."""
     if not rate:
-        yield Place()
+        yield Place(bind=bind)
         return
     lab = netlab.Lab(hosts, rate)
     try:
@@ -102,8 +106,10 @@ def run_ranks(place, nranks, command, environment, timeout):
     common = {**place.environment(), **environment, "ISGQ_NRANKS": str(nranks), "ISGQ_MASTER_PORT": str(free_port()),
               "ISGQ_SECRET": secrets.token_hex(16)}
     hosts = place.order or [0] * nranks
-    run_all([place.inside(hosts[rank], command) for rank in range(nranks)], [dict(common, ISGQ_RANK=str(rank)) for rank in range(nranks)],
-            timeout)
+    cores = sorted(os.sched_getaffinity(0))
+    bound = [["taskset", "-c", str(cores[rank])] if place.binds(nranks) else [] for rank in range(nranks)]
+    run_all([place.inside(hosts[rank], [*bound[rank], *command]) for rank in range(nranks)],
+            [dict(common, ISGQ_RANK=str(rank)) for rank in range(nranks)], timeout)
 
 
 def run_all(commands, environments, timeout):

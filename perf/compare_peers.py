@@ -125,7 +125,8 @@ class OpenMpi(Contender):
         self.program = self.compile(folder, "mpicc.openmpi", "mpi_allreduce.c")
 
     def start(self, place, nranks, arguments, timeout):
-        command = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "-np", str(nranks), *self.more]
+        command = ["mpirun.openmpi", "--allow-run-as-root", "--oversubscribe", "--bind-to", "core" if place.binds(nranks) else "none", "-np",
+                   str(nranks), *self.more]
         if place.lab:
             only = netlab.INTERFACE
             command += ["--host", ",".join(place.addresses()), "--mca", "plm_rsh_agent", str(AGENT), "--mca", "plm_rsh_no_tree_spawn", "1",
@@ -153,7 +154,7 @@ class Mpich(Contender):
         self.program = self.compile(folder, "mpicc.mpich", "mpi_allreduce.c")
 
     def start(self, place, nranks, arguments, timeout):
-        command, environment = ["mpiexec.hydra", "-n", str(nranks)], {}
+        command, environment = ["mpiexec.hydra", "-bind-to", "core" if place.binds(nranks) else "none", "-n", str(nranks)], {}
         if place.lab:
             command += ["-launcher", "ssh", "-launcher-exec", str(AGENT), "-hosts", ",".join(place.addresses()), "-iface", netlab.INTERFACE]
             environment = {"UCX_TLS": "tcp,self", "UCX_NET_DEVICES": netlab.INTERFACE, "FI_PROVIDER": "tcp"}

@@ -1,9 +1,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """What perf/compare makes of its runs: medians, which runs have to be repeated, and Markdown tables."""
+import argparse
 import statistics
 
 BOUND_SHARE = 0.9  # a run whose bound B is lower than this share of the best one was disturbed
 LARGE = 1 << 20
+UNITS = {"k": 10, "m": 20, "g": 30}
+
+
+def sizes_of(text):
+    """Sizes of a command line, ascending; a word that is none is an argparse error."""
+    return sorted({size_of(word) for word in text.split(",")})
+
+
+def size_of(text):
+    shift = UNITS.get(text[-1:].lower(), 0)
+    digits = text[:-1] if shift else text
+    if not digits.isdigit() or int(digits) == 0 or (int(digits) << shift) % 4:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes divisible by 4 (k, m, g may follow)")
+    return int(digits) << shift
 
 
 def size_text(size):

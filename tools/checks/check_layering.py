@@ -40,6 +40,8 @@ FOREIGN = [
     (r"cublas_v2\.h", r"perf/train_cuda\.cu|test/cudasim/.*"),
     (r"zlib\.h", r"tools/common/idx_gzip\.c"),
     (r"mpi\.h", r"perf/peers/mpi_.*\.c"),
+    (r"gloo/.*", r"perf/peers/gloo_.*\.cpp"),
+    (r"oneapi/ccl\.hpp", r"perf/peers/oneccl_.*\.cpp"),
     (r"isgqcoll\.h", r"test/package/.*"),
     (r"check\.h", r"test/.*"),
     (r"nccl\.h", r"test/.*"),
@@ -47,7 +49,7 @@ FOREIGN = [
     (r"cublasLt\.h", r"test/gpu/bench_cublaslt\.c"),
     (r"cuda(_runtime(_api)?)?\.h", r"kernels/cuda/.*|perf/train_cuda\.cu|test/.*"),
     (r"cudasim(_device|_types)?\.h", r"test/.*"),
-    (r"[a-z_]+", r"kernels/cuda/.*|test/cudasim/.*"),  # C++'s own
+    (r"[a-z_]+", r"kernels/cuda/.*|test/cudasim/.*|perf/peers/.*\.cpp"),  # C++'s own
     (r"sanitizer/[a-z_]+\.h", r"test/cudasim/.*"),
     (r"immintrin\.h|arm_neon\.h|xmmintrin\.h", r"kernels/cpu/.*|libisgqcoll/core/.*"),
 ]
