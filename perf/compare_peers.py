@@ -235,9 +235,20 @@ def contenders(binaries, quantizers, folder, search):
                        OneCcl(folder, search), Ucc(folder)]
 
 
+def take_programs(everyone, texts):
+    """NAME=PATH: programs that others built; each serves every contender of that name ("pccl": with and without quantizing)."""
+    for text in texts:
+        name, _, path = text.partition("=")
+        named = of_names(everyone, [name])
+        if not pathlib.Path(path).is_file():
+            raise ValueError(f"--program {text}: {path or 'nothing'} is no file")
+        for one in named:
+            one.program, one.missing = pathlib.Path(path).resolve(), None
+
+
 def of_names(everyone, words):
     """Those whose name begins with one of the words, upper or lower case; ValueError for a word that nobody's does."""
     for word in words:
         if not any(one.name.lower().startswith(word.lower()) for one in everyone):
-            raise ValueError(f"--only {word}: none of {', '.join(one.name for one in everyone)}")
+            raise ValueError(f"{word}: none of {', '.join(one.name for one in everyone)}")
     return [one for one in everyone if not words or any(one.name.lower().startswith(word.lower()) for word in words)]

@@ -103,7 +103,7 @@ class CompareRuns(Case):
         self.assertIn("- isgqcoll none: failed: it is broken", ran.stdout)
 
     def test_refusals(self):
-        for words, mention in ((["--only", "nccl"], "--only nccl"), (["--sizes", "7"], "'7'"), (["-n", "1"], "2 or more")):
+        for words, mention in ((["--only", "nccl"], "nccl: none of"), (["--program", "gloo=/nowhere"], "/nowhere is no file"), (["--sizes", "7"], "'7'"), (["-n", "1"], "2 or more")):
             ran = script("compare", test_programs.BIN, *words)
             self.assertEqual(ran.returncode, 2, ran.stderr)
             self.assertIn(mention, ran.stderr)
