@@ -10,10 +10,7 @@ static void allreduce(void *state, float *send, float *receive, size_t count)
     ccl::allreduce(send, receive, count, ccl::reduction::sum, *static_cast<ccl::communicator *>(state)).wait();
 }
 
-static void barrier(void *state)
-{
-    ccl::barrier(*static_cast<ccl::communicator *>(state)).wait();
-}
+static void barrier(void *state) { ccl::barrier(*static_cast<ccl::communicator *>(state)).wait(); }
 
 using address_t = ccl::kvs::address_type;
 

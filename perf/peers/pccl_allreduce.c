@@ -8,7 +8,15 @@
 #include <arpa/inet.h>
 #include <stdint.h>
 
-enum { MASTER_PORT = 48148, WAIT_MS = 20, PCCL_WORLD_SIZE = 1, PCCL_UINT8 = 0, PCCL_FLOAT = 10, PCCL_SUM = 0, PCCL_ZERO_POINT_SCALE = 2 };
+enum {
+    MASTER_PORT = 48148,
+    WAIT_MS = 20,
+    PCCL_WORLD_SIZE = 1,
+    PCCL_UINT8 = 0,
+    PCCL_FLOAT = 10,
+    PCCL_SUM = 0,
+    PCCL_ZERO_POINT_SCALE = 2
+};
 
 typedef struct pccl_address {
     int is_v6;
@@ -43,7 +51,8 @@ int pcclConnect(pcclComm_t *comm);
 int pcclGetAttribute(const pcclComm_t *comm, int attribute, int *value);
 int pcclArePeersPending(const pcclComm_t *comm, bool *pending);
 int pcclUpdateTopology(pcclComm_t *comm);
-int pcclAllReduce(const void *send, void *receive, const pccl_reduction_t *reduction, const pcclComm_t *comm, pccl_traffic_t *traffic);
+int pcclAllReduce(const void *send, void *receive, const pccl_reduction_t *reduction, const pcclComm_t *comm,
+                  pccl_traffic_t *traffic);
 int pcclDestroyCommunicator(pcclComm_t *comm);
 int pcclCreateMaster(pccl_address_t listen, pcclMasterInstance_t **master);
 int pcclRunMaster(pcclMasterInstance_t *master);
@@ -56,10 +65,7 @@ static void check(int result, const char *what)
     exit(1);
 }
 
-static bool is_quantized(void)
-{
-    return getenv("PCCL_QUANTIZED") != NULL;
-}
+static bool is_quantized(void) { return getenv("PCCL_QUANTIZED") != NULL; }
 
 static void reduce(void *state, float *send, float *receive, size_t count, bool quantized)
 {
@@ -96,10 +102,7 @@ static pccl_address_t master_address(void)
     return address;
 }
 
-static void pause_briefly(void)
-{
-    nanosleep(&(struct timespec){.tv_nsec = WAIT_MS * 1000000}, NULL);
-}
+static void pause_briefly(void) { nanosleep(&(struct timespec){.tv_nsec = WAIT_MS * 1000000}, NULL); }
 
 /* The master of rank 0 may listen later than others come. */
 static void join(pcclComm_t *comm, int nranks)

@@ -81,10 +81,7 @@ static inline void peer_bound(const peer_t *peer, FILE *to)
     free(copy);
 }
 
-static inline float peer_value(size_t element, int rank)
-{
-    return (float)((element + (size_t)rank) % PEER_PERIOD);
-}
+static inline float peer_value(size_t element, int rank) { return (float)((element + (size_t)rank) % PEER_PERIOD); }
 
 /* Elements that are wrong, and the squared error in proportion: the inputs repeat, so a period of exact sums is all there is. */
 static inline size_t peer_wrong(const peer_t *peer, const float *result, size_t count, double *nmse)
