@@ -116,7 +116,8 @@ def limit_line(rows, rate):
     largest = max((row["bytes"] for row in rows if "missing" not in row), default=None)
     parts = []
     for row in rows:
-        if "missing" not in row and row["bytes"] == largest:
+        counted = row.get("library") or not row.get("quantized")  # nobody counts a quantizing peer's bytes
+        if "missing" not in row and row["bytes"] == largest and counted:
             parts.append(f"{row['contender']} {link_seconds(row, rate) / (row['time_us'] * 1e-6):.2f}")
     return f"Time that the bytes need at the measured {rate * 8e-6:.0f} Mbit/s over time taken, {size_text(largest)}: " + ", ".join(parts) + "."
 
