@@ -3,6 +3,7 @@
 import contextlib
 import os
 import pathlib
+import re
 import secrets
 import signal
 import socket
@@ -13,6 +14,8 @@ import tempfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test" / "netlab"))
 import netlab  # noqa: E402
+
+LONGEST_REASON = 200
 
 
 class Failed(Exception):
@@ -76,8 +79,9 @@ def clean_environment(**more):
 
 
 def last_line(path):
-    lines = [line for line in path.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1].strip() if lines else ""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", path.read_text(errors="replace"))  # colours
+    lines = [line.strip() for line in text.splitlines() if re.search(r"\w", line)]
+    return lines[-1][:LONGEST_REASON] if lines else ""
 
 
 def wait_all(processes, timeout, log):

@@ -52,12 +52,16 @@ class Contender:
     """One column of the comparison. `missing`: the sentence that says why there is none."""
     library = False  # this library, not a peer
     quantized = False
+    least = 0  # bytes below which it does not work
 
     def __init__(self, name):
         self.name, self.missing = name, None
 
     def measure(self, place, nranks, sizes, warmup, iterations, timeout):
         """(B, {bytes: row}); Failed if it did not come to an end."""
+        sizes = [size for size in sizes if size >= self.least]
+        if not sizes:
+            raise Failed(f"works from {self.least} B on")
         with tempfile.TemporaryDirectory() as folder:
             self.start(place, nranks, [folder, str(warmup), str(iterations), *map(str, sizes)], timeout)
             return read_ranks(folder, nranks)
@@ -193,6 +197,7 @@ class Pccl(Contender):
     def __init__(self, folder, search, quantized):
         super().__init__("PCCL uint8" if quantized else "PCCL")
         self.quantized = quantized
+        self.least = 1024 if quantized else 0  # it aborts when all values of a rank's chunk are equal, as one value is
         library = find(search, "pccl/libpccl.so")
         if library is None:
             self.missing = "not installed (pip install pypccl)"
