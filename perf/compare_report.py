@@ -142,7 +142,8 @@ def markdown(rows, links, codec):
         if place in links and sizes:
             lines.append(limit_line(group, links[place]))
         if any(row.get("disturbed") for row in group):
-            lines.append(f"*: B was below {BOUND_SHARE:.0%} of the best run's, also when repeated.")
+            again = ", also when repeated" if any(row.get("repeated") for row in group) else ""
+            lines.append(f"*: B was below {BOUND_SHARE:.0%} of the best run's{again}.")
         lines += [f"- {row['contender']}: {row['missing']}" for row in group if "missing" in row]
     return lines + codec_lines(codec)
 
