@@ -33,7 +33,8 @@ static void run_on_hosts(int shape, iq_rank_fn body, iq_ranks_values_t *values)
     isgq_comm_config_t config = small_chunks();
     iq_ranks_t ranks = {.nranks = shapes[shape].nranks, .hosts = shapes[shape].hosts, .kind = IQ_RANKS_HOSTS, .body = body, .config = &config,
                         .argument = (void *)(uintptr_t)&shapes[shape], .home = true};
-    iq_ranks_run(&ranks, values);
+    if (iq_ranks_have_network())
+        iq_ranks_run(&ranks, values);
 }
 
 /* ---- values as they are ---- */
@@ -177,16 +178,17 @@ static void watched_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_comm_get_stats(rank->comm, &stats));
     double due = nmse_of(rank, ISGQ_FLOAT32, ISGQ_SUM, count, out);
     RANK_CHECK(rank, stats.shadow_calls == 1 && fabs(stats.shadow_nmse / due - 1) < 1e-3, "shadow says %.4g, not %.4g", stats.shadow_nmse, due);
-    RANK_CHECK(rank, stats.accuracy_calls <= 1 && (stats.accuracy_calls == 0 || (stats.nmse > 0 && stats.nmse < 0.05)), "own nmse %.3g", stats.nmse);
+    RANK_CHECK(rank, stats.accuracy_calls == 1 && stats.nmse > 0 && stats.nmse < 0.2, "own nmse %.3g", stats.nmse);
     free(out);
     isgq_quantizer_destroy(quantizer);
 }
 
 START_TEST(watched)
 {
-    static const char *const environment[] = {"ISGQ_SHADOW=1", "ISGQ_ACCURACY=1", NULL};
+    static const char *const environment[] = {"ISGQ_SHADOW=1", "ISGQ_ACCURACY_EVERY=1", NULL};
     iq_ranks_t ranks = {.nranks = 5, .hosts = 2, .kind = IQ_RANKS_HOSTS, .body = watched_body, .environment = environment, .home = true};
-    iq_ranks_run(&ranks, NULL);
+    if (iq_ranks_have_network())
+        iq_ranks_run(&ranks, NULL);
 }
 END_TEST
 
