@@ -328,7 +328,7 @@ static size_t read_sizes(const char *list, const isgqx_machine_t *machine, doubl
 int main(int argc, char **argv)
 {
     static model_t model;
-    options_t o;
+    options_t o = {0};
     const char *quantizers[MAX_QUANTIZERS];
     double sizes[MAX_SIZES];
     char *copy;

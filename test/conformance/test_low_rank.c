@@ -72,7 +72,7 @@ static void take_directions(iq_rank_t *rank, isgq_tensor_t tensor, low_rank_twin
     float *q = malloc(numbers * sizeof(float));
     memcpy(q, state + bytes - numbers * sizeof(float), numbers * sizeof(float));
     for (size_t i = 0; i < numbers; i++)
-        twin->q[0][i] = (double)q[i];
+        twin->q[i / COLUMNS][i % COLUMNS] = (double)q[i];
     free(q);
     free(state);
 }
