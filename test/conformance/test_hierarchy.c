@@ -170,6 +170,7 @@ END_TEST
 /* A copy of the input for ISGQ_SHADOW, and figures of what ranks say, go through levels as well. */
 static void watched_body(iq_rank_t *rank)
 {
+    uint64_t has_lane = rank->rank < 4; /* hosts of 3 and 2 ranks: the third of them says nothing between hosts */
     size_t count = 5000;
     float *out = malloc(count * sizeof(float));
     isgq_quantizer_t quantizer = iq_quantizer(rank, "uniform:bits=4");
@@ -178,7 +179,7 @@ static void watched_body(iq_rank_t *rank)
     RANK_OK(rank, isgq_comm_get_stats(rank->comm, &stats));
     double due = nmse_of(rank, ISGQ_FLOAT32, ISGQ_SUM, count, out);
     RANK_CHECK(rank, stats.shadow_calls == 1 && fabs(stats.shadow_nmse / due - 1) < 1e-3, "shadow says %.4g, not %.4g", stats.shadow_nmse, due);
-    RANK_CHECK(rank, stats.accuracy_calls == 1 && stats.nmse > 0 && stats.nmse < 0.2, "own nmse %.3g", stats.nmse);
+    RANK_CHECK(rank, stats.accuracy_calls == has_lane && (!has_lane || (stats.nmse > 0 && stats.nmse < 0.2)), "own nmse %.3g", stats.nmse);
     free(out);
     isgq_quantizer_destroy(quantizer);
 }
