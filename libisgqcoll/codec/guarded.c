@@ -26,14 +26,21 @@ static iq_f32_any_t *maxima_of(const iq_codec_t *codec, const iq_codec_call_t *c
     return (iq_f32_any_t *)((uintptr_t)acc + codec->guarded->acc_bytes(codec, call) * span.count);
 }
 
-/* maxima = max(what is there, own values) */
+/* maxima = max(what is there, own values). They may lie anywhere, so each goes through a float of its own. */
 static void measure(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, iq_f32_any_t *maxima)
 {
     iq_codec_t inner = beneath(codec);
     iq_codec_call_t shifted = *call;
-    shifted.first_bucket = iq_uniform_bucket_of(codec, span.first);
-    if (span.count > 0)
-        inner.ops->local_scales(&inner, &shifted, span, src, maxima);
+    size_t bytes = iq_datatype_bytes(call->datatype), count;
+    for (size_t done = 0; done < span.count; done += count) {
+        size_t element = span.first + done, bucket = iq_uniform_bucket_of(codec, element);
+        count = codec->bucket == 0 ? span.count : iq_min(span.count - done, (bucket + 1) * codec->bucket - element);
+        iq_f32_any_t *maximum = &maxima[bucket - iq_uniform_bucket_of(codec, span.first)];
+        float most = *maximum;
+        shifted.first_bucket = bucket;
+        inner.ops->local_scales(&inner, &shifted, (iq_span_t){element, count}, (const unsigned char *)src + done * bytes, &most);
+        *maximum = most;
+    }
 }
 
 static void clear(const iq_codec_t *codec, iq_span_t span, iq_f32_any_t *maxima) { memset(maxima, 0, head_bytes(codec, span)); }
