@@ -39,13 +39,13 @@ FOREIGN = [
     (r"cblas\.h", r"kernels/blas_module\.c|perf/train_blas\.c"),
     (r"cublas_v2\.h", r"perf/train_cuda\.cu|test/cudasim/.*"),
     (r"zlib\.h", r"tools/common/idx_gzip\.c"),
-    (r"mpi\.h", r"perf/peers/mpi_.*\.c"),
+    (r"mpi\.h", r"perf/peers/mpi_.*\.c|bindings/mpi/.*|test/mpi/.*"),
     (r"gloo/.*", r"perf/peers/gloo_.*\.cpp"),
     (r"oneapi/ccl\.hpp", r"perf/peers/oneccl_.*\.cpp"),
     (r"isgqcoll\.h", r"test/package/.*"),
     (r"check\.h", r"test/.*"),
     (r"nccl\.h", r"test/.*"),
-    (r"dlfcn\.h", r"libisgqcoll/(base/module|transport/nccl_library)\.c|kernels/(gemm|blas_module)\.c|perf/train_ops\.c|test/.*"),
+    (r"dlfcn\.h", r"bindings/(preload/library|mpi/mpi_entry)\.c|libisgqcoll/(base/module|transport/nccl_library)\.c|kernels/(gemm|blas_module)\.c|perf/train_ops\.c|test/.*"),
     (r"cublasLt\.h", r"test/gpu/bench_cublaslt\.c"),
     (r"cuda(_runtime(_api)?)?\.h", r"kernels/cuda/.*|perf/train_cuda\.cu|test/.*"),
     (r"cudasim(_device|_types)?\.h", r"test/.*"),
@@ -56,7 +56,7 @@ FOREIGN = [
 
 SYSTEM = re.compile(
     r"(arpa|linux|net|netinet|sys)/[a-z0-9_./]+|"
-    r"(complex|ctype|dirent|errno|fcntl|fenv|float|getopt|ifaddrs|inttypes|limits|locale|math|netdb|poll|pthread|pwd|sched|"
+    r"(complex|ctype|dirent|errno|fcntl|fenv|float|fnmatch|getopt|ifaddrs|inttypes|limits|link|locale|math|netdb|poll|pthread|pwd|sched|"
     r"semaphore|setjmp|signal|spawn|stdalign|stdarg|stdatomic|stdbool|stddef|stdint|stdio|stdlib|stdnoreturn|string|strings|"
     r"time|ucontext|unistd|wchar)\.h")
 
