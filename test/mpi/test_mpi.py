@@ -174,6 +174,23 @@ class Policies(Case):
             self.assertNotIn("libisgqcoll", done.stderr)
             self.assertNotIn("isgq mpi:", done.stderr)
 
+    def test_isgq_run(self):
+        """Options become the policy that they say; what names no communicator quantizes nothing."""
+        program = os.path.join(BUILD, "bin", "isgq_run")
+        client = os.path.join(CLIENTS, f"mpi_corners.{ABI}")
+        done = subprocess.run([*launcher(2), program, "-q", "uniform:bits=4", "--comm", "gradients", "--", client], env=environment(),
+                              stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True, timeout=100, check=False)
+        self.assertEqual(done.returncode, 0, done.stderr)
+        self.assertTrue(0 < errors(done)["floats"] < BOUND)
+        self.assertEqual(errors(done)["copy"], 0)
+        for words, expected in ((["--bits", "4", "--", client], "--comm is missing"), (["--", ], "no program"), ([client], "is not an option"),
+                                (["-q", "unifrom", "--comm", "*", "--", client], "unifrom"), (["--comm", "x", "--", client], "belong to"),
+                                (["--bits", "4", "--record", "x", "--", client], "is enough")):
+            wrong = subprocess.run([program, *words], env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                                   timeout=20, check=False)
+            self.assertEqual(wrong.returncode, 2, words)
+            self.assertIn(expected, wrong.stderr)
+
     def test_no_engine(self):
         """An object without its engines beside it passes everything on."""
         with tempfile.TemporaryDirectory() as folder:
