@@ -13,7 +13,18 @@
     X(get_version)              \
     X(get_last_error)           \
     X(get_error_string)         \
+    X(get_unique_id)            \
+    X(comm_init_rank)           \
     X(comm_init_oob)            \
+    X(comm_split)               \
+    X(comm_count)               \
+    X(comm_user_rank)           \
+    X(comm_get_async_error)     \
+    X(group_start)              \
+    X(group_end)                \
+    X(reduce_scatter)           \
+    X(allgather)                \
+    X(broadcast)                \
     X(comm_finalize)            \
     X(comm_destroy)             \
     X(comm_abort)               \

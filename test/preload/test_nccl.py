@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+# SPDX-License-Identifier: Apache-2.0
+"""The drop-in for NCCL programs: its symbols, its transparency before the real library, and the host emulation.
+
+usage: test_nccl.py BUILD_DIR NCCL_INCLUDE_DIR [CASE...]     exit status 77 if nothing could run
+"""
+import ctypes
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import unittest
+
+BUILD = INCLUDE = ""
+RULE = "quantize comm=gradients type=f32 op=sum,avg bytes=64k- with=uniform:bits=4"
+BOUND = 0.02
+
+
+def shim():
+    return os.path.join(BUILD, "lib", "isgq", "libnccl.so.2")
+
+
+def client(name):
+    return os.path.join(BUILD, "bin", name)
+
+
+def run(*command, timeout=60, **variables):
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("ISGQ_", "NCCL_", "LD_"))}
+    return subprocess.run(command, env={**kept, **variables}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, universal_newlines=True,
+                          timeout=timeout, check=False)
+
+
+def real_library():
+    """Beside the header that the clients were compiled with."""
+    for folder in ("../lib64", "../lib", "../../lib/x86_64-linux-gnu", "../lib/x86_64-linux-gnu"):
+        path = os.path.realpath(os.path.join(INCLUDE, folder, "libnccl.so.2"))
+        if os.path.exists(path):
+            return path
+    return None
+
+
+class Case(unittest.TestCase):
+    def succeeds(self, done):
+        self.assertEqual(done.returncode, 0, done.stdout + done.stderr)
+        return done
+
+
+class Symbols(Case):
+    def exported(self, path):
+        names = self.succeeds(run("nm", "-D", "--defined-only", path)).stdout.split("\n")
+        return {line.split()[2].split("@")[0] for line in names if len(line.split()) == 3 and "nccl" in line}
+
+    def test_header(self):
+        """Whatever the header declares is there, under both of its names."""
+        with open(os.path.join(INCLUDE, "nccl.h"), encoding="utf-8") as header:
+            declared = set(re.findall(r"\b(p?nccl[A-Z]\w+)\s*\(", re.sub(r"/\*.*?\*/|//[^\n]*|#define[^\n]*", "", header.read(), flags=re.S)))
+        self.assertGreater(len(declared), 60)
+        self.assertEqual(declared - self.exported(shim()), set())
+
+    def test_real(self):
+        if real_library() is None:
+            self.skipTest("no libnccl.so.2 beside nccl.h")
+        self.assertEqual({name for name in self.exported(real_library()) if re.fullmatch(r"p?nccl[A-Z]\w+", name)} - self.exported(shim()), set())
+
+    def test_name_and_needs(self):
+        dynamic = self.succeeds(run("readelf", "-d", shim())).stdout
+        self.assertIn("Library soname: [libnccl.so.2]", dynamic)
+        self.assertEqual(re.findall(r"NEEDED.*\[(.*)\]", dynamic), ["libc.so.6"])
+
+    def test_inert(self):
+        for command in (["/bin/ls", "/"], ["/bin/sh", "-c", "echo"], [sys.executable, "-c", "pass"]):
+            done = self.succeeds(run(*command, LD_PRELOAD=shim(), LD_DEBUG="files", ISGQ_POLICY="nonsense", ISGQ_NCCL_HOST="1"))
+            self.assertIn("libnccl.so.2", done.stderr)
+            self.assertNotIn("isgq nccl", done.stderr)
+            self.assertNotIn("libisgq_nccl_host", done.stderr)
+
+
+class Real(Case):
+    """In front of the real library, without a GPU: the same answers, however a program gets at it."""
+
+    def setUp(self):
+        if real_library() is None:
+            self.skipTest("no libnccl.so.2 beside nccl.h")
+        self.plain = self.succeeds(run(client("nccl_answers"), real_library(), LD_LIBRARY_PATH=os.path.dirname(real_library()))).stdout
+        self.assertIn("id is random: 1", self.plain)
+
+    def test_linked(self):
+        done = self.succeeds(run(client("nccl_answers"), LD_PRELOAD=shim(), ISGQ_NCCL_LIB=real_library()))
+        self.assertEqual(done.stdout, self.plain)
+
+    def test_opened_by_name(self):
+        done = self.succeeds(run(client("nccl_answers"), "libnccl.so.2", LD_PRELOAD=shim(), ISGQ_NCCL_LIB=real_library()))
+        self.assertEqual(done.stdout, self.plain)
+
+    def test_found_by_itself(self):
+        done = self.succeeds(run(client("nccl_answers"), LD_PRELOAD=shim(), LD_LIBRARY_PATH=os.path.dirname(real_library())))
+        self.assertEqual(done.stdout, self.plain)
+
+    def test_policy_has_no_effect_and_says_so(self):
+        done = self.succeeds(run(client("nccl_answers"), ISGQ_NCCL_LIB=real_library(), ISGQ_POLICY=RULE))
+        self.assertEqual(done.stdout, self.plain)
+        self.assertIn("ISGQ_POLICY has no effect", done.stderr)
+
+    def test_none(self):
+        """No library at all, or this one named as the real one: results and one sentence, no endless loop."""
+        done = run(client("nccl_answers"), ISGQ_NCCL_LIB=shim())
+        self.assertIn("is this preload itself", done.stderr)
+        self.assertIn("version 2 0", done.stdout)
+
+    def test_older_library(self):
+        """A library that lacks a function: ncclInvalidUsage and a sentence; what it has is passed on."""
+        compiler = shutil.which("cc") or shutil.which("gcc")
+        if compiler is None:
+            self.skipTest("no compiler")
+        with tempfile.TemporaryDirectory() as folder:
+            source, library = os.path.join(folder, "old.c"), os.path.join(folder, "libnccl.so.2")
+            with open(source, "w", encoding="utf-8") as file:
+                file.write("int ncclGetVersion(int *v) { if (v) *v = 21801; return v ? 0 : 4; }\n")
+            self.succeeds(run(compiler, "-shared", "-fPIC", "-o", library, source))
+            done = run(client("nccl_answers"), ISGQ_NCCL_LIB=library)
+            self.assertIn("version 0 21801", done.stdout)
+            self.assertIn("id 5", done.stdout)
+            self.assertIn("ncclGetUniqueId was called: the NCCL library that is used has no such function", done.stderr)
+
+
+class Host(Case):
+    def host(self, *words, **variables):
+        return run(client("nccl_client"), *words, ISGQ_NCCL_HOST="1", **variables)
+
+    def test_processes(self):
+        for nranks in (1, 2, 3, 8):
+            done = self.succeeds(self.host("processes", str(nranks), "everything"))
+            self.assertEqual(done.stderr.count("host emulation: buffers are host memory"), nranks)
+            self.assertIn("ncclSend was called: it is not part of the host emulation", done.stderr)
+
+    def test_one_thread(self):
+        for nranks in (1, 2, 5, 8):
+            self.succeeds(self.host("thread", str(nranks), "everything"))
+
+    def test_preloaded_by_path(self):
+        """Not only linked: opened by name, as JAX and TensorFlow do."""
+        library = ctypes.CDLL(shim(), mode=ctypes.RTLD_GLOBAL)  # this process: no emulation was asked for
+        self.assertTrue(hasattr(library, "ncclAllReduce"))
+        done = self.succeeds(run(client("nccl_answers"), "libnccl.so.2", LD_PRELOAD=shim(), ISGQ_NCCL_HOST="1"))
+        self.assertIn("init 0\n", done.stdout)
+        self.assertIn("init of rank 7 of 2: 4", done.stdout)
+
+    def test_abort(self):
+        self.succeeds(self.host("processes", "3", "abort"))
+
+
+class Policies(Case):
+    def errors(self, *words, **variables):
+        done = self.succeeds(run(client("nccl_client"), *words, "quantized", ISGQ_NCCL_HOST="1", **variables))
+        return dict(re.findall(r"^(\w+) (\S+)$", done.stdout, re.M)), done.stderr
+
+    def test_off(self):
+        self.assertEqual({float(e) for e in self.errors("processes", "4")[0].values()}, {0})
+        self.assertEqual({float(e) for e in self.errors("processes", "4", ISGQ_POLICY="off")[0].values()}, {0})
+
+    def test_on(self):
+        error, _ = self.errors("processes", "4", ISGQ_POLICY=RULE)
+        self.assertTrue(0 < float(error["large"]) < BOUND, error)
+        self.assertEqual(float(error["small"]), 0)
+
+    def test_bytes(self):
+        """What rank 0 says at its end: a fifth of an fp32 ring's bytes at most."""
+        _, said = self.errors("processes", "4", ISGQ_POLICY=RULE, ISGQ_LOG="info")
+        inputs, sent = map(int, re.search(r"\"gradients\", rank 0: \d+ calls, (\d+) bytes in, (\d+) sent", said).groups())
+        self.assertLess(sent, inputs * 2 * 3 / 4 / 5)
+
+    def test_unnamed(self):
+        error, _ = self.errors("thread", "4", ISGQ_POLICY=RULE)  # ncclCommInitAll names nothing
+        self.assertEqual(float(error["large"]), 0)
+        error, _ = self.errors("thread", "4", ISGQ_POLICY=RULE.replace("gradients", "unnamed"))
+        self.assertGreater(float(error["large"]), 0)
+
+    def test_mistake(self):
+        error, said = self.errors("processes", "2", ISGQ_POLICY="quantize comm=* type=f32")
+        self.assertIn("bytes= is missing", said)
+        self.assertEqual(float(error["large"]), 0)
+        error, said = self.errors("processes", "2", ISGQ_POLICY=RULE.replace("uniform", "unifrom"))
+        self.assertIn("unifrom", said)
+        self.assertEqual(float(error["large"]), 0)
+
+
+if __name__ == "__main__":
+    BUILD, INCLUDE = sys.argv[1:3]
+    names = [f"{__name__}.{name}" for name in sys.argv[3:]]
+    suite = unittest.defaultTestLoader.loadTestsFromNames(names) if names else unittest.defaultTestLoader.loadTestsFromModule(sys.modules[__name__])
+    result = unittest.TextTestRunner(verbosity=2).run(suite)
+    sys.exit(1 if not result.wasSuccessful() else 77 if len(result.skipped) == result.testsRun else 0)
