@@ -5,6 +5,7 @@
 usage: test_nccl.py BUILD_DIR NCCL_INCLUDE_DIR [CASE...]     exit status 77 if nothing could run
 """
 import ctypes
+import json
 import os
 import re
 import shutil
@@ -184,6 +185,67 @@ class Policies(Case):
         error, said = self.errors("processes", "2", ISGQ_POLICY=RULE.replace("uniform", "unifrom"))
         self.assertIn("unifrom", said)
         self.assertEqual(float(error["large"]), 0)
+
+
+class Doctor(Case):
+    """isgq_doctor's verdicts on small programs made for it."""
+
+    def setUp(self):
+        self.compiler = shutil.which("cc") or shutil.which("gcc")
+        if self.compiler is None or not os.path.exists(client("isgq_doctor")):
+            self.skipTest("no compiler, or isgq_doctor was built without libelf")
+        self.folder = tempfile.TemporaryDirectory()
+        self.addCleanup(self.folder.cleanup)
+
+    def made(self, text, *words):
+        source, path = (os.path.join(self.folder.name, name) for name in ("p.c", "p"))
+        with open(source, "w", encoding="utf-8") as file:
+            file.write(text)
+        self.succeeds(run(self.compiler, "-o", path, source, *words))
+        return path
+
+    def verdict(self, path, interface="NCCL"):
+        done = run(client("isgq_doctor"), "-J", "-", "--", path)
+        row, = (row for row in json.loads(done.stdout) if row["interface"] == interface)
+        self.assertEqual(done.returncode, 1 if "missed" in done.stdout else 0, done.stdout)
+        return row["verdict"], row["why"]
+
+    def test_linked(self):
+        self.assertEqual(self.verdict(client("nccl_answers"))[0], "caught")
+        self.assertEqual(self.verdict(client("nccl_answers"), "MPI")[0], "not used")
+        self.assertEqual(self.verdict("/bin/ls")[0], "not used")
+
+    def test_inside(self):
+        path = self.made("int ncclAllReduce(void) { return 0; } int main(void) { return ncclAllReduce(); }")
+        self.assertEqual(self.verdict(path), ("missed", "it is linked into the program itself"))
+
+    def test_static(self):
+        self.assertEqual(self.verdict(self.made("int main(void) { return 0; }", "-static"))[0], "not used")
+        path = self.made("int ncclAllReduce(void) { return 0; } int main(void) { return ncclAllReduce(); }", "-static")
+        self.assertEqual(self.verdict(path)[0], "missed")
+
+    def test_opened(self):
+        opens = '#include <dlfcn.h>\nint main(void) { return dlopen("%s", 1) == 0; }'
+        self.assertEqual(self.verdict(self.made(opens % "libnccl.so.2"))[0], "decided later")
+        verdict, why = self.verdict(self.made(opens % "/opt/old/libnccl.so.2"))
+        self.assertEqual(verdict, "missed")
+        self.assertIn("/opt/old/libnccl.so.2", why)
+
+    def test_privileged(self):
+        path = shutil.copy(client("nccl_answers"), self.folder.name)
+        os.chmod(path, 0o4755)
+        self.assertIn("ignores LD_PRELOAD", self.verdict(path)[1])
+
+    def test_script(self):
+        path = os.path.join(self.folder.name, "script")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write("#!/usr/bin/env python3\n")
+        self.assertEqual(self.verdict(path), ("decided later", "a script of python3"))
+
+    def test_mistakes(self):
+        for words in ([], ["--"], ["--", "/no/such/program"], ["--", "no-such-program"], ["--", self.folder.name]):
+            done = run(client("isgq_doctor"), *words)
+            self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1), done.stderr)
 
 
 if __name__ == "__main__":

@@ -38,6 +38,7 @@ FOREIGN = [
     (r"zstd\.h", r"libisgqcoll/codec/coder_zstd\.c"),
     (r"cblas\.h", r"kernels/blas_module\.c|perf/train_blas\.c"),
     (r"cublas_v2\.h", r"perf/train_cuda\.cu|test/cudasim/.*"),
+    (r"gelf\.h", r"tools/doctor_elf\.c"),
     (r"zlib\.h", r"tools/common/idx_gzip\.c"),
     (r"mpi\.h", r"perf/peers/mpi_.*\.c|bindings/mpi/.*|test/mpi/.*"),
     (r"gloo/.*", r"perf/peers/gloo_.*\.cpp"),

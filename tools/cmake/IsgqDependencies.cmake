@@ -32,6 +32,7 @@ isgq_dependency(BLAS openblas "products of factors, isgq_train")
 isgq_dependency(SODIUM libsodium "authentication of the rendezvous")
 isgq_dependency(ZSTD libzstd "entropy coding")
 isgq_dependency(ZLIB zlib "isgq_train reads .gz files")
+isgq_dependency(ELF libelf "isgq_doctor reads programs")
 
 # CUDA: the compiler is the dependency. Not with sanitizers: the run time and the driver are not made for them.
 set(ISGQ_WITH_CUDA AUTO CACHE STRING "GPUs: AUTO, ON or OFF")
