@@ -4,10 +4,10 @@
  * MPI's own rules (type signature, count, operation) or was agreed on (mpi_comm.c), so all ranks go the same way.
  */
 #include "bindings/mpi/mpi_comm.h"
-#include "bindings/mpi/mpi_count.h"
 #include "bindings/mpi/mpi_engine.h"
 #include "bindings/preload/record.h"
 #include "bindings/preload/say.h"
+#include "bindings/preload/tally.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -98,7 +98,7 @@ static int quantized(const iq_library_t *library, iq_mpi_comm_t *state, MPI_Comm
     isgq_result_t result =
         direct ? sum(library, state, call->send, call->recv, call->count, quantizer) : sum_copy(library, state, call, quantizer);
     if (result == ISGQ_SUCCESS) {
-        iq_mpi_count_done();
+        iq_tally_done();
         return MPI_SUCCESS;
     }
     iq_say(IQ_SAY_ERROR, "MPI_Allreduce of %zu elements on communicator \"%s\": %s: %s", call->count, state->name,
@@ -109,7 +109,7 @@ static int quantized(const iq_library_t *library, iq_mpi_comm_t *state, MPI_Comm
 
 static bool pass(const iq_mpi_comm_t *state, const call_t *call, const char *why)
 {
-    iq_mpi_count_passed(why);
+    iq_tally_passed(why);
     if (iq_says(IQ_SAY_DEBUG))
         iq_say(IQ_SAY_DEBUG, "MPI_Allreduce of %zu elements, type %s, on communicator \"%s\" passed through: %s", call->count,
                iq_policy_type_name(call->type), state->name, why);

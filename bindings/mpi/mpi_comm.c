@@ -2,8 +2,8 @@
 /* Attributes of MPI communicators: made at the first call, agreed on by all ranks, freed with the communicator or before MPI_Finalize ends. */
 #include "bindings/mpi/mpi_comm.h"
 
-#include "bindings/mpi/mpi_count.h"
 #include "bindings/preload/say.h"
+#include "bindings/preload/tally.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -43,7 +43,9 @@ static int end(MPI_Comm comm, int key, void *value, void *extra)
     (void)comm, (void)key, (void)value, (void)extra;
     for (iq_mpi_comm_t *state = states; state != NULL; state = state->next)
         iq_mpi_comm_close(state);
-    iq_mpi_report(&policy);
+    int rank = 0;
+    PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
+    iq_tally_report(&policy, rank);
     return MPI_SUCCESS;
 }
 
@@ -173,7 +175,7 @@ void iq_mpi_comm_close(iq_mpi_comm_t *state)
     if (state->comm != NULL) {
         isgq_stats_t stats = {.size = sizeof(stats)};
         if (library->comm_get_stats(state->comm, &stats) == ISGQ_SUCCESS)
-            iq_mpi_count_bytes(stats.input_bytes, stats.wire_bytes);
+            iq_tally_bytes(stats.input_bytes, stats.wire_bytes);
         (void)library->comm_finalize(state->comm); /* what went wrong was said when it did */
         (void)library->comm_destroy(state->comm);
         state->comm = NULL;

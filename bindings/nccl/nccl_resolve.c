@@ -1,11 +1,10 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Who answers a call to NCCL, decided at the first one: the real library, or, where ISGQ_NCCL_HOST=1 asks for it and there is no GPU, the engine
+ * Who answers a call to NCCL, decided at the first one: the real library, with an engine before the few functions that a policy concerns; or, where ISGQ_NCCL_HOST=1 asks for it and there is no GPU, the engine
  * that does the same over host memory. A symbol that the answering side lacks returns ncclInvalidUsage and says so once.
  */
 #include "bindings/nccl/nccl_resolve.h"
 
-#include "bindings/preload/policy.h"
 #include "bindings/preload/say.h"
 
 #include <dlfcn.h>
@@ -15,6 +14,7 @@
 #include <string.h>
 
 #define HOST_ENGINE "libisgq_nccl_host.so"
+#define GPU_ENGINE "libisgq_nccl_gpu.so"
 
 static const char *const names[] = {
 #define X(name) #name,
@@ -27,18 +27,24 @@ extern void *iq_nccl_table[NAMES];
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static void *library; /* who answers */
+static void *engine;  /* who answers first what a policy concerns, or NULL */
 static const char *prefix = "";
 static char reason[512];
 
-static void say_policy(void)
+/* Without a policy nothing stands between the program and its library. */
+static void open_gpu_engine(void)
 {
-    static iq_policy_t policy;
-    char error[IQ_POLICY_ERROR];
-    if (!iq_policy_parse(&policy, getenv("ISGQ_POLICY"), error))
-        iq_say(IQ_SAY_WARN, "%s; nothing is quantized", error);
-    else if (policy.mode != IQ_POLICY_OFF)
-        iq_say(IQ_SAY_WARN, "calls on GPUs are neither quantized nor recorded in this version: ISGQ_POLICY has no effect, every "
-                            "call passes through");
+    const char *policy = getenv("ISGQ_POLICY");
+    void (*start)(void *) = NULL, *address;
+    if (policy == NULL || policy[0] == '\0' || strcmp(policy, "off") == 0)
+        return;
+    engine = dlopen(GPU_ENGINE, RTLD_NOW | RTLD_LOCAL);
+    address = engine != NULL ? dlsym(engine, "iq_gpu_begin") : NULL;
+    memcpy(&start, &address, sizeof(address));
+    if (start != NULL)
+        start(library);
+    else
+        iq_say(IQ_SAY_WARN, "%s; ISGQ_POLICY has no effect, every call passes through", dlerror());
 }
 
 static void begin(void)
@@ -60,7 +66,7 @@ static void begin(void)
     }
     library = iq_nccl_open_real(reason, sizeof(reason));
     if (library != NULL)
-        say_policy();
+        open_gpu_engine();
 }
 
 /* Calls that nobody answers. The text functions return a text, everything else a result. */
@@ -75,6 +81,10 @@ static void *address_of(const char *name)
 {
     char symbol[128];
     const char *bare = prefix[0] != '\0' && name[0] == 'p' ? name + 1 : name; /* the engine has no profiling names */
+    snprintf(symbol, sizeof(symbol), "iq_gpu_%s", name);                      /* pnccl... is the way past the engine */
+    void *address = engine != NULL ? dlsym(engine, symbol) : NULL;
+    if (address != NULL && dlsym(library, name) != NULL)
+        return address;
     snprintf(symbol, sizeof(symbol), "%s%s", prefix, bare);
     return library != NULL ? dlsym(library, symbol) : NULL;
 }

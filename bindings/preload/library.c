@@ -30,6 +30,7 @@ static void open_library(void)
 #define X(name) find(handle, "isgq_" #name, &library.name);
     IQ_LIBRARY_FUNCTIONS(X)
 #undef X
+    find(handle, "isgqx_use_nccl", &library.use_nccl);
     if (problem[0] == '\0' && (library.get_version(&version) != ISGQ_SUCCESS || version / 100 != ISGQ_VERSION_CODE / 100))
         snprintf(problem, sizeof(problem), "%s is version %d, %d was expected", ISGQ_SONAME, version, ISGQ_VERSION_CODE);
 }

@@ -7,6 +7,7 @@
 #define ISGQ_PRELOAD_LIBRARY_H
 
 #include "isgqcoll.h"
+#include "isgqcoll_ext.h"
 
 /* What the bindings call. */
 #define IQ_LIBRARY_FUNCTIONS(X) \
@@ -16,6 +17,7 @@
     X(get_unique_id)            \
     X(comm_init_rank)           \
     X(comm_init_oob)            \
+    X(comm_init_nccl)           \
     X(comm_split)               \
     X(comm_count)               \
     X(comm_user_rank)           \
@@ -38,6 +40,7 @@ typedef struct iq_library {
 #define X(name) __typeof__(&isgq_##name) name;
     IQ_LIBRARY_FUNCTIONS(X)
 #undef X
+    __typeof__(&isgqx_use_nccl) use_nccl;
 } iq_library_t;
 
 /* The library, or NULL and *error says why not. Any thread; the answer never changes. */

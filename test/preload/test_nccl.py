@@ -99,10 +99,11 @@ class Real(Case):
         done = self.succeeds(run(client("nccl_answers"), LD_PRELOAD=shim(), LD_LIBRARY_PATH=os.path.dirname(real_library())))
         self.assertEqual(done.stdout, self.plain)
 
-    def test_policy_has_no_effect_and_says_so(self):
-        done = self.succeeds(run(client("nccl_answers"), ISGQ_NCCL_LIB=real_library(), ISGQ_POLICY=RULE))
-        self.assertEqual(done.stdout, self.plain)
-        self.assertIn("ISGQ_POLICY has no effect", done.stderr)
+    def test_with_a_policy(self):
+        """The engine in front of some functions changes none of their answers."""
+        for policy in (RULE, "record", "nonsense"):
+            done = self.succeeds(run(client("nccl_answers"), ISGQ_NCCL_LIB=real_library(), ISGQ_POLICY=policy))
+            self.assertEqual(done.stdout, self.plain)
 
     def test_none(self):
         """No library at all, or this one named as the real one: results and one sentence, no endless loop."""
@@ -185,6 +186,56 @@ class Policies(Case):
         error, said = self.errors("processes", "2", ISGQ_POLICY=RULE.replace("uniform", "unifrom"))
         self.assertIn("unifrom", said)
         self.assertEqual(float(error["large"]), 0)
+
+
+class Gpu(Case):
+    """The engine for GPUs on the simulated one: the program's own communicator, streams and graphs."""
+    rule = "quantize comm=unnamed type=f32 bytes=64k- with=uniform:bits=4"
+
+    def setUp(self):
+        self.library = os.path.join(BUILD, "lib", "libnccl-simulated.so")
+        if not os.path.exists(client("nccl_gpu_client")):
+            self.skipTest("no simulated GPU in this build")
+
+    def sums(self, nranks, **variables):
+        done = self.succeeds(run(client("nccl_gpu_client"), str(nranks), ISGQ_NCCL_LIB=self.library,
+                                 ISGQ_MODULE_DIR=os.path.join(BUILD, "lib", "isgqcoll-simulated"), **variables))
+        return [(name, float(error)) for name, error in re.findall(r"^(\w+) (\S+)$", done.stdout, re.M)], done.stderr
+
+    def test_off(self):
+        for policy in ("", "off"):
+            found, _ = self.sums(2, ISGQ_POLICY=policy)
+            self.assertEqual([name for name, _ in found], ["alone", "grouped", "few", "replayed", "replayed"])
+            self.assertEqual({error for _, error in found}, {0})
+
+    def test_on(self):
+        for nranks in (2, 4):
+            found, said = self.sums(nranks, ISGQ_POLICY=self.rule, ISGQ_LOG="info")
+            for name, error in found:
+                self.assertTrue(error == 0 if name == "few" else 0 < error < BOUND, found)
+            replays = [error for name, error in found if name == "replayed"]
+            self.assertNotEqual(*replays)  # fresh random numbers
+            self.assertIn("3 calls quantized", said)
+            self.assertIn("1 passed through: no rule names its size", said)
+
+    def test_other_communicator(self):
+        found, _ = self.sums(2, ISGQ_POLICY=self.rule.replace("unnamed", "gradients"))
+        self.assertEqual({error for _, error in found}, {0})
+
+    def test_cannot_join(self):
+        """A module that is missing, a quantizer that is none: one sentence, and the program goes on as it would."""
+        found, said = self.sums(2, ISGQ_POLICY=self.rule.replace("uniform", "unifrom"))
+        self.assertEqual({error for _, error in found}, {0})
+        self.assertIn("unifrom", said)
+        self.assertIn("its calls pass through", said)
+
+    def test_record(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "policy")
+            found, _ = self.sums(2, ISGQ_POLICY=f"record:{path}")
+            self.assertEqual({error for _, error in found}, {0})
+            with open(f"{path}.0", encoding="utf-8") as file:
+                self.assertIn("quantize comm=unnamed type=f32 bytes=160000- with=isgq:bits=4", file.read())
 
 
 class Doctor(Case):

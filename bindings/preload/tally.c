@@ -1,12 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Counters, and the two things made of them. */
-#include "bindings/mpi/mpi_count.h"
+#include "bindings/preload/tally.h"
 
 #include "bindings/preload/record.h"
 #include "bindings/preload/say.h"
 
 #include <errno.h>
-#include <mpi.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <string.h>
@@ -17,10 +16,10 @@ static _Atomic uint64_t done, input_bytes, wire_bytes;
 static const char *_Atomic reasons[REASONS];
 static _Atomic uint64_t passed[REASONS]; /* the last one takes what has no place */
 
-void iq_mpi_count_done(void) { atomic_fetch_add_explicit(&done, 1, memory_order_relaxed); }
+void iq_tally_done(void) { atomic_fetch_add_explicit(&done, 1, memory_order_relaxed); }
 
 /* Reasons are few and their texts constant: compared by address. */
-void iq_mpi_count_passed(const char *why)
+void iq_tally_passed(const char *why)
 {
     int i = 0;
     for (; i < REASONS - 1; i++) {
@@ -31,7 +30,7 @@ void iq_mpi_count_passed(const char *why)
     atomic_fetch_add_explicit(&passed[i], 1, memory_order_relaxed);
 }
 
-void iq_mpi_count_bytes(uint64_t input, uint64_t wire)
+void iq_tally_bytes(uint64_t input, uint64_t wire)
 {
     input_bytes += input;
     wire_bytes += wire;
@@ -49,10 +48,8 @@ static void say_totals(void)
     iq_say(IQ_SAY_INFO, "%s", line);
 }
 
-void iq_mpi_report(const iq_policy_t *policy)
+void iq_tally_report(const iq_policy_t *policy, int rank)
 {
-    int rank = 0;
-    PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
     if (iq_says(IQ_SAY_INFO))
         say_totals();
     if (policy->mode == IQ_POLICY_RECORD && !iq_record_write(policy->record, rank))
