@@ -178,8 +178,8 @@ static void look_at_texts(const patient_t *patient, const interface_t *interface
     snprintf(why, sizeof(why), "it holds the text \"%.300s\" and may open that", text);
     if (text[0] == '/')
         set(d, MISSED, why,
-            "a library opened by an absolute path is not looked for: put the preload's file there, or have the program told "
-            "another path");
+            "a library opened by an absolute path is not looked for; LD_AUDIT=.../lib/isgq/libisgq_audit.so redirects NCCL's all "
+            "the same");
     else
         set(d, LATER, why,
             "opened by name it is caught if the preload has that name (NCCL's has); ISGQ_LOG=info tells when it runs");

@@ -95,6 +95,17 @@ class Real(Case):
         done = self.succeeds(run(client("nccl_answers"), "libnccl.so.2", LD_PRELOAD=shim(), ISGQ_NCCL_LIB=real_library()))
         self.assertEqual(done.stdout, self.plain)
 
+    def test_opened_by_path(self):
+        """Only LD_AUDIT is in the way of that: the emulation answers, or the real library behind the shim."""
+        audit = os.path.join(os.path.dirname(shim()), "libisgq_audit.so")
+        done = self.succeeds(run(client("nccl_answers"), real_library(), LD_PRELOAD=shim(), ISGQ_NCCL_HOST="1"))
+        self.assertNotIn("host emulation", done.stderr)
+        done = self.succeeds(run(client("nccl_answers"), real_library(), LD_AUDIT=audit, ISGQ_NCCL_HOST="1"))
+        self.assertIn("host emulation", done.stderr)
+        self.assertIn("init 0\n", done.stdout)
+        done = self.succeeds(run(client("nccl_answers"), real_library(), LD_AUDIT=audit, ISGQ_NCCL_LIB=real_library()))
+        self.assertEqual(done.stdout, self.plain)
+
     def test_found_by_itself(self):
         done = self.succeeds(run(client("nccl_answers"), LD_PRELOAD=shim(), LD_LIBRARY_PATH=os.path.dirname(real_library())))
         self.assertEqual(done.stdout, self.plain)
