@@ -34,12 +34,18 @@ typedef struct made {
     char name[64];
 } made_t;
 
+/*
+ * NCCL calls its own functions by their names, and so does libisgqcoll from within a call: what comes while this thread is inside the real library
+ * or the other one is theirs and passes.
+ */
+static _Thread_local int inside;
+#define REAL(call) (inside++, real_ = (call), inside--, real_)
+
 static _Thread_local int depth;
 static _Thread_local sum_t *sums;
 static _Thread_local size_t nsums, sums_room;
 static _Thread_local made_t *made;
 static _Thread_local size_t nmade;
-
 
 static uint32_t policy_type(int type)
 {
@@ -125,21 +131,24 @@ FUNCTION(ncclAllReduce, const void *send, void *recv, size_t count, int type, in
          iq_host_stream_t stream)
 {
     const char *error;
-    iq_gpu_comm_t *comm = real != NULL ? iq_gpu_comm_get(real) : NULL;
+    iq_host_result_t real_;
+    iq_gpu_comm_t *comm = real != NULL && inside == 0 ? iq_gpu_comm_get(real) : NULL;
     sum_t s = {send, recv, count, type, op, comm, stream, NULL};
     if (comm != NULL)
         s.quantizer = quantizer_of(comm, count, type, op);
     if (s.quantizer == NULL) {
         if (comm != NULL)
             iq_gpu_comm_put(comm);
-        return iq_real.ncclAllReduce(send, recv, count, type, op, real, stream);
+        return REAL(iq_real.ncclAllReduce(send, recv, count, type, op, real, stream));
     }
     if (depth > 0 && keep(&s) == HOST_SUCCESS)
         return HOST_SUCCESS;
     iq_host_result_t result = HOST_SYSTEM;
     if (depth == 0) {
         const iq_library_t *library = iq_library(&error);
+        inside++;
         result = conclude(library, &s, enqueue(library, &s));
+        inside--;
     }
     iq_gpu_comm_put(comm);
     return result;
@@ -147,8 +156,8 @@ FUNCTION(ncclAllReduce, const void *send, void *recv, size_t count, int type, in
 
 FUNCTION(ncclGroupStart, void)
 {
-    iq_host_result_t result = iq_real.ncclGroupStart();
-    depth += result == HOST_SUCCESS;
+    iq_host_result_t real_, result = REAL(iq_real.ncclGroupStart());
+    depth += inside == 0 && result == HOST_SUCCESS;
     return result;
 }
 
@@ -188,14 +197,16 @@ static void add_made(bool wanted)
 
 FUNCTION(ncclGroupEnd, void)
 {
-    iq_host_result_t result = iq_real.ncclGroupEnd();
+    iq_host_result_t real_, result = REAL(iq_real.ncclGroupEnd());
+    if (inside > 0)
+        return result;
     depth -= depth > 0;
     if (depth > 0)
         return result;
+    inside++;
     add_made(result == HOST_SUCCESS);
-    if (nsums == 0)
-        return result;
-    iq_host_result_t ours = run_kept(result == HOST_SUCCESS);
+    iq_host_result_t ours = nsums > 0 ? run_kept(result == HOST_SUCCESS) : HOST_SUCCESS;
+    inside--;
     return result != HOST_SUCCESS ? result : ours;
 }
 
@@ -219,41 +230,46 @@ iq_host_result_t iq_gpu_keep_comm(iq_real_comm_t *place, const iq_host_config_t 
 /* What the real library said, after the communicator is known here too. */
 static iq_host_result_t made_one(iq_host_result_t result, iq_real_comm_t *comm, const iq_host_config_t *config)
 {
-    if (result != HOST_SUCCESS || comm == NULL)
+    if (result != HOST_SUCCESS || comm == NULL || inside > 0)
         return result;
     if (depth > 0)
         return iq_gpu_keep_comm(comm, config);
+    inside++;
     iq_gpu_comm_add(*comm, config, NULL);
+    inside--;
     return HOST_SUCCESS;
 }
 
 FUNCTION(ncclCommInitRank, iq_real_comm_t *comm, int nranks, iq_host_id_t id, int rank)
 {
-    return made_one(iq_real.ncclCommInitRank(comm, nranks, id, rank), comm, NULL);
+    iq_host_result_t real_;
+    return made_one(REAL(iq_real.ncclCommInitRank(comm, nranks, id, rank)), comm, NULL);
 }
 
 FUNCTION(ncclCommInitRankConfig, iq_real_comm_t *comm, int nranks, iq_host_id_t id, int rank, const iq_host_config_t *config)
 {
-    return made_one(iq_real.ncclCommInitRankConfig(comm, nranks, id, rank, config), comm, config);
+    iq_host_result_t real_;
+    return made_one(REAL(iq_real.ncclCommInitRankConfig(comm, nranks, id, rank, config)), comm, config);
 }
 
 FUNCTION(ncclCommInitRankScalable, iq_real_comm_t *comm, int nranks, int rank, int nids, const iq_host_id_t *ids,
          const iq_host_config_t *config)
 {
-    return made_one(iq_real.ncclCommInitRankScalable(comm, nranks, rank, nids, ids, config), comm, config);
+    iq_host_result_t real_;
+    return made_one(REAL(iq_real.ncclCommInitRankScalable(comm, nranks, rank, nids, ids, config)), comm, config);
 }
 
 FUNCTION(ncclCommSplit, iq_real_comm_t comm, int color, int key, iq_real_comm_t *out, const iq_host_config_t *config)
 {
-    iq_host_result_t result = iq_real.ncclCommSplit(comm, color, key, out, config);
+    iq_host_result_t real_, result = REAL(iq_real.ncclCommSplit(comm, color, key, out, config));
     return result == HOST_SUCCESS && depth == 0 && (out == NULL || *out == NULL) ? result : made_one(result, out, config);
 }
 
 /* All ranks are this thread's: joining one by one would wait for ever. */
 FUNCTION(ncclCommInitAll, iq_real_comm_t *comms, int ndev, const int *devices)
 {
-    iq_host_result_t result = iq_real.ncclCommInitAll(comms, ndev, devices);
-    for (int i = 0; i < ndev && result == HOST_SUCCESS && comms != NULL; i++)
+    iq_host_result_t real_, result = REAL(iq_real.ncclCommInitAll(comms, ndev, devices));
+    for (int i = 0; i < ndev && result == HOST_SUCCESS && comms != NULL && inside == 0; i++)
         iq_gpu_comm_add(comms[i], NULL, "one thread made all of its ranks by ncclCommInitAll");
     return result;
 }

@@ -18,16 +18,22 @@ typedef struct ncclUniqueId {
     char internal[128];
 } ncclUniqueId;
 typedef enum { ncclSuccess = 0, ncclInternalError = 3 } ncclResult_t;
-enum { ncclSum = 0, ncclFloat = 7 };
+typedef enum { ncclSum = 0 } ncclRedOp_t;
+typedef enum { ncclFloat = 7 } ncclDataType_t;
 ncclResult_t ncclGetUniqueId(ncclUniqueId *id);
 ncclResult_t ncclCommInitRank(ncclComm_t *comm, int nranks, ncclUniqueId id, int rank);
 ncclResult_t ncclCommDestroy(ncclComm_t comm);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error);
-ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count, int type, int op, ncclComm_t comm, cudaStream_t stream);
+ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op, ncclComm_t comm,
+                           cudaStream_t stream);
 ncclResult_t ncclGroupStart(void);
 ncclResult_t ncclGroupEnd(void);
 const char *ncclGetErrorString(ncclResult_t result);
 const char *ncclGetLastError(ncclComm_t comm);
+
+#ifdef ISGQ_NCCL_REPLACE
+#include "bindings/nccl/isgq_nccl.h"
+#endif
 
 enum { MOST = 4, COUNT = 40000, FEW = 100 };
 

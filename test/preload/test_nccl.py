@@ -208,8 +208,8 @@ class Gpu(Case):
         if not os.path.exists(client("nccl_gpu_client")):
             self.skipTest("no simulated GPU in this build")
 
-    def sums(self, nranks, **variables):
-        done = self.succeeds(run(client("nccl_gpu_client"), str(nranks), ISGQ_NCCL_LIB=self.library,
+    def sums(self, nranks, program="nccl_gpu_client", **variables):
+        done = self.succeeds(run(client(program), str(nranks), ISGQ_NCCL_LIB=self.library,
                                  ISGQ_MODULE_DIR=os.path.join(BUILD, "lib", "isgqcoll-simulated"), **variables))
         return [(name, float(error)) for name, error in re.findall(r"^(\w+) (\S+)$", done.stdout, re.M)], done.stderr
 
@@ -228,6 +228,11 @@ class Gpu(Case):
             self.assertNotEqual(*replays)  # fresh random numbers
             self.assertIn("3 calls quantized", said)
             self.assertIn("1 passed through: no rule names its size", said)
+
+    def test_source(self):
+        """Calls replaced in the source: the same sums, bit by bit."""
+        for policy in ("off", self.rule):
+            self.assertEqual(self.sums(2, "nccl_source_client", ISGQ_POLICY=policy)[0], self.sums(2, ISGQ_POLICY=policy)[0])
 
     def test_other_communicator(self):
         found, _ = self.sums(2, ISGQ_POLICY=self.rule.replace("unnamed", "gradients"))

@@ -46,7 +46,7 @@ FOREIGN = [
     (r"isgqcoll\.h", r"test/package/.*"),
     (r"check\.h", r"test/.*"),
     (r"nccl\.h", r"test/.*"),
-    (r"dlfcn\.h", r"bindings/(preload/library|mpi/mpi_entry|nccl/(nccl_(find|resolve)|gpu_comm|audit))\.c|libisgqcoll/(base/module|transport/nccl_library)\.c|kernels/(gemm|blas_module)\.c|perf/train_ops\.c|test/.*"),
+    (r"dlfcn\.h", r"bindings/(preload/library|mpi/mpi_entry|nccl/(nccl_(find|resolve)|gpu_comm|audit|source_api))\.c|libisgqcoll/(base/module|transport/nccl_library)\.c|kernels/(gemm|blas_module)\.c|perf/train_ops\.c|test/.*"),
     (r"cublasLt\.h", r"test/gpu/bench_cublaslt\.c"),
     (r"cuda(_runtime(_api)?)?\.h", r"kernels/cuda/.*|perf/train_cuda\.cu|test/.*"),
     (r"cudasim(_device|_types)?\.h", r"test/.*"),
