@@ -4,9 +4,11 @@
 
 #include "kernels/cpu/rows.h"
 
-/* Per architecture, not per dependency: an x86-64 compiler can always make these rows. */
+/* Per architecture, not per dependency: a compiler for one can always make its rows. */
 #ifdef __x86_64__
 const iq_kernels_t *const iq_kernel_rows[] = {&iq_kernels_portable, &iq_kernels_avx2, &iq_kernels_avx512, NULL};
+#elif defined(__aarch64__)
+const iq_kernels_t *const iq_kernel_rows[] = {&iq_kernels_portable, &iq_kernels_neon, NULL};
 #else
 const iq_kernels_t *const iq_kernel_rows[] = {&iq_kernels_portable, NULL};
 #endif

@@ -67,6 +67,7 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quad
 }
 
 #define VECTOR __m256
+#define REGISTER "v"
 #define LANES 8
 #define LOAD(from) _mm256_loadu_ps((const float *)(from))
 #define STORE(to, vector) _mm256_storeu_ps((float *)(to), vector)

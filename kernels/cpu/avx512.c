@@ -24,6 +24,7 @@ static bool usable(void)
 }
 
 #define VECTOR __m512
+#define REGISTER "v"
 #define LANES 16
 #define LOAD(from) _mm512_loadu_ps(from)
 #define STORE(to, vector) _mm512_storeu_ps(to, vector)

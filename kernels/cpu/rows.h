@@ -21,5 +21,6 @@ static inline void iq_ask_for(const iq_f32_any_t *values, size_t count)
 extern const iq_kernels_t iq_kernels_portable;
 extern const iq_kernels_t iq_kernels_avx2;   /* x86-64 builds only */
 extern const iq_kernels_t iq_kernels_avx512; /* x86-64 builds only */
+extern const iq_kernels_t iq_kernels_neon;   /* 64-bit ARM builds only */
 
 #endif

@@ -1,12 +1,13 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Sums of several arrays in one pass, for rows with vectors: the including file defines VECTOR, LANES, LOAD, STORE, STREAM, ADD and DIVIDE.
+ * Sums of several arrays in one pass, for rows with vectors: the including file defines VECTOR, LANES, LOAD, STORE, STREAM, ADD and DIVIDE,
+ * and REGISTER, the constraint of a vector register in inline assembly.
  * Every element goes through the same operations in the same order, wherever its array begins.
  */
 #define SUM sum_of_vectors
 
 /* Of two NaN an addition keeps the first operand's bits, and compilers think that it has no first: they must not see what was loaded. */
-#define KEEP_FIRST(vector) __asm__("" : "+v"(vector))
+#define KEEP_FIRST(vector) __asm__("" : "+" REGISTER(vector))
 
 TARGET static inline __attribute__((always_inline)) VECTOR sum_at(const iq_f32_any_t *const *terms, int nterms, size_t i, VECTOR divisor,
                                                                   bool divides)
