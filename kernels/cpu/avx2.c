@@ -77,4 +77,18 @@ TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quad
 #define SPREAD_FLOAT _mm256_set1_ps
 #include "kernels/cpu/sum_body.h"
 
+#define BITS __m256i
+#define LOAD_BITS(from) _mm256_loadu_si256((const __m256i *)(const void *)(from))
+#define STORE_BITS(to, bits) _mm256_storeu_si256((__m256i *)(void *)(to), bits)
+#define REPEAT(from) _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)(const void *)(from)))
+#define SHUFFLE _mm256_shuffle_epi8
+#define SHIFT_DOWN _mm256_srlv_epi32
+#define AND _mm256_and_si256
+#define MINUS _mm256_sub_epi32
+#define MOST_OF _mm256_max_epu32
+#define SPREAD_BITS _mm256_set1_epi32
+#define TO_FLOAT _mm256_cvtepi32_ps
+#define MULTIPLY _mm256_mul_ps
+#include "kernels/cpu/decode_body.h"
+
 #include "kernels/cpu/body.h"

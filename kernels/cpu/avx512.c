@@ -34,4 +34,18 @@ static bool usable(void)
 #define SPREAD_FLOAT _mm512_set1_ps
 #include "kernels/cpu/sum_body.h"
 
+#define BITS __m512i
+#define LOAD_BITS(from) _mm512_loadu_si512(from)
+#define STORE_BITS(to, bits) _mm512_storeu_si512(to, bits)
+#define REPEAT(from) _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(const void *)(from)))
+#define SHUFFLE _mm512_shuffle_epi8
+#define SHIFT_DOWN _mm512_srlv_epi32
+#define AND _mm512_and_si512
+#define MINUS _mm512_sub_epi32
+#define MOST_OF _mm512_max_epu32
+#define SPREAD_BITS _mm512_set1_epi32
+#define TO_FLOAT _mm512_cvtepi32_ps
+#define MULTIPLY _mm512_mul_ps
+#include "kernels/cpu/decode_body.h"
+
 #include "kernels/cpu/body.h"

@@ -7,6 +7,7 @@
  *     draw_tile       random words, see rows.h
  *     QUANTIZE_MANY   optional: codes of the first elements of a run, and how many they are
  *     PACK_MANY       optional: packs the first codes, and how many they are
+ *     DECODE_MANY     optional: decodes the first codes, and how many they are
  *     SQUEEZE, SPREAD eight bytes below 2^width to 8 * width bits side by side, and back (bits above 8 * width do not matter)
  * Loops are plain C over short fixed tiles, which compilers turn into vectors of whatever width TARGET allows: the bits cannot
  * differ because the arithmetic is the same source (contraction is off). Only what compilers do badly is left to the rows.
@@ -23,6 +24,10 @@
 
 #ifndef PACK_MANY
 #define PACK_MANY(codes, count, width, out, bytes) 0
+#endif
+
+#ifndef DECODE_MANY
+#define DECODE_MANY(in, count, width, offset, unit, add, dst, most) 0
 #endif
 
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "packed codes and messages are little-endian");
@@ -187,8 +192,10 @@ TARGET static uint32_t decode(const void *packed, size_t count, unsigned width, 
 {
     const unsigned char *in = packed;
     _Alignas(64) uint8_t codes[TILE];
-    uint8_t most = 0;
-    for (size_t i = 0; i < count; i += TILE, dst += TILE) {
+    uint32_t most = 0;
+    size_t done = divisor == 1.0f ? DECODE_MANY(in, count, width, offset, unit, add, dst, &most) : 0;
+    dst += done;
+    for (size_t i = done; i < count; i += TILE, dst += TILE) {
         size_t n = count - i < TILE ? count - i : TILE;
         if (add)
             iq_ask_for(dst + AHEAD, TILE);

@@ -106,4 +106,18 @@ static size_t pack_many(const uint8_t *codes, size_t count, unsigned width, unsi
 #define SPREAD_FLOAT vdupq_n_f32
 #include "kernels/cpu/sum_body.h"
 
+#define BITS uint32x4_t
+#define LOAD_BITS(from) vld1q_u32(from)
+#define STORE_BITS(to, bits) vst1q_u32(to, bits)
+#define REPEAT(from) vreinterpretq_u32_u8(vld1q_u8(from))
+#define SHUFFLE(bits, places) vreinterpretq_u32_u8(vqtbl1q_u8(vreinterpretq_u8_u32(bits), vreinterpretq_u8_u32(places)))
+#define SHIFT_DOWN(bits, by) vshlq_u32(bits, vnegq_s32(vreinterpretq_s32_u32(by)))
+#define AND vandq_u32
+#define MINUS vsubq_u32
+#define MOST_OF vmaxq_u32
+#define SPREAD_BITS(value) vdupq_n_u32((uint32_t)(value))
+#define TO_FLOAT(bits) vcvtq_f32_s32(vreinterpretq_s32_u32(bits))
+#define MULTIPLY vmulq_f32
+#include "kernels/cpu/decode_body.h"
+
 #include "kernels/cpu/body.h"
