@@ -7,6 +7,7 @@
 #include "kernels/cpu/rows.h"
 
 #include <immintrin.h>
+#include <string.h>
 
 #define PART TARGET static inline __attribute__((always_inline))
 
@@ -15,41 +16,89 @@
 /* The upper halves of 64-bit lanes in their lower halves; a shuffle, because shifts compete with multiplications for a port. */
 PART __m512i upper_half(__m512i lanes) { return _mm512_castps_si512(_mm512_movehdup_ps(_mm512_castsi512_ps(lanes))); }
 
-/* Philox on 8 * `vectors` blocks at once, each in the lower half of a 64-bit lane: the multiplication takes just those halves and
- * leaves high and low word together, and what is in the upper halves never matters. Several vectors, because a round waits for
- * the one before. */
-PART void draw_vectors(const iq_grid_t *grid, uint64_t quad, int vectors, __m512i *random)
+enum { MOST_VECTORS = 4 };
+
+/* Words 0 to 3 of 8 * `vectors` blocks, each in the lower half of a 64-bit lane: the multiplication takes just those halves and leaves
+ * high and low word together, and what is in the upper halves never matters. */
+typedef struct counters {
+    __m512i c0[MOST_VECTORS], c1[MOST_VECTORS], c2[MOST_VECTORS], c3[MOST_VECTORS];
+} counters_t;
+
+PART __m512i numbers_from(uint64_t quad) { return _mm512_add_epi64(_mm512_set1_epi64((long long)quad), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7)); }
+
+/* exclusive or of three */
+PART __m512i mix(__m512i a, __m512i b, __m512i c) { return _mm512_ternarylogic_epi64(a, b, c, 0x96); }
+
+PART void rounds(counters_t *c, int vectors, const iq_grid_t *grid, int from, int to)
 {
     const __m512i multiplier0 = _mm512_set1_epi64(0xD2511F53), multiplier1 = _mm512_set1_epi64(0xCD9E8D57);
-    const __m512i tag = _mm512_set1_epi64((grid->stream << 8) | (grid->rank << 16));
-    const __m512i lower = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), upper = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
-    uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32);
-    __m512i c0[4], c1[4], c2[4], c3[4];
-#pragma GCC unroll 4
-    for (int v = 0; v < vectors; v++) {
-        c0[v] = _mm512_add_epi64(_mm512_set1_epi64((long long)quad + 8 * v), _mm512_setr_epi64(0, 1, 2, 3, 4, 5, 6, 7));
-        c1[v] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi64(c0[v], 32), _mm512_set1_epi64(0xff)), tag);
-        c2[v] = _mm512_set1_epi64((long long)(grid->call & 0xffffffff));
-        c3[v] = _mm512_set1_epi64((long long)(grid->call >> 32));
-    }
+    uint32_t key0 = (uint32_t)grid->seed + (uint32_t)from * 0x9E3779B9u, key1 = (uint32_t)(grid->seed >> 32) + (uint32_t)from * 0xBB67AE85u;
 #pragma GCC unroll 10
-    for (int round = 0; round < IQ_PHILOX_ROUNDS; round++) {
+    for (int round = from; round < to; round++) {
         const __m512i keys0 = _mm512_set1_epi64(key0), keys1 = _mm512_set1_epi64(key1);
 #pragma GCC unroll 4
         for (int v = 0; v < vectors; v++) {
-            __m512i product0 = _mm512_mul_epu32(multiplier0, c0[v]), product1 = _mm512_mul_epu32(multiplier1, c2[v]);
-            c0[v] = _mm512_ternarylogic_epi64(upper_half(product1), c1[v], keys0, 0x96); /* exclusive or of three */
-            c2[v] = _mm512_ternarylogic_epi64(upper_half(product0), c3[v], keys1, 0x96);
-            c1[v] = product1;
-            c3[v] = product0;
+            __m512i product0 = _mm512_mul_epu32(multiplier0, c->c0[v]), product1 = _mm512_mul_epu32(multiplier1, c->c2[v]);
+            c->c0[v] = mix(upper_half(product1), c->c1[v], keys0);
+            c->c2[v] = mix(upper_half(product0), c->c3[v], keys1);
+            c->c1[v] = product1;
+            c->c3[v] = product0;
         }
         key0 += 0x9E3779B9u;
         key1 += 0xBB67AE85u;
     }
+}
+
+/* Rounds 0 and 1 of consecutive blocks: as long as the counter's upper words stay the same, half of each round does too. */
+PART void begin(counters_t *c, int vectors, const iq_grid_t *grid, uint64_t quad)
+{
+    const uint32_t key0 = (uint32_t)grid->seed, key1 = (uint32_t)(grid->seed >> 32), upper = ((uint32_t)(quad >> 32) & 0xff);
+    const uint64_t first1 = (uint64_t)(uint32_t)grid->call * 0xCD9E8D57u;
+    const uint32_t first0 = (uint32_t)(first1 >> 32) ^ (upper | grid->stream << 8 | grid->rank << 16) ^ key0;
+    const uint64_t second0 = (uint64_t)first0 * 0xD2511F53u;
+    const __m512i own0 = _mm512_set1_epi64((uint32_t)(grid->call >> 32) ^ key1), own1 = _mm512_set1_epi64((uint32_t)first1 ^ (key0 + 0x9E3779B9u)),
+                  own2 = _mm512_set1_epi64((uint32_t)(second0 >> 32) ^ (key1 + 0xBB67AE85u));
 #pragma GCC unroll 4
     for (int v = 0; v < vectors; v++) {
-        __m512i first = _mm512_mask_shuffle_epi32(c0[v], 0xaaaa, c1[v], 0xA0); /* words 0 and 1 of each block */
-        __m512i second = _mm512_mask_shuffle_epi32(c2[v], 0xaaaa, c3[v], 0xA0);
+        __m512i product0 = _mm512_mul_epu32(_mm512_set1_epi64(0xD2511F53), numbers_from(quad + 8 * (uint64_t)v));
+        __m512i product1 = _mm512_mul_epu32(_mm512_set1_epi64(0xCD9E8D57), _mm512_xor_si512(upper_half(product0), own0));
+        c->c0[v] = _mm512_xor_si512(upper_half(product1), own1);
+        c->c1[v] = product1;
+        c->c2[v] = _mm512_xor_si512(product0, own2);
+        c->c3[v] = _mm512_set1_epi64((uint32_t)second0);
+    }
+}
+
+/* The same where they do not: once in 2^34 elements. */
+TARGET static __attribute__((noinline)) void begin_anywhere(counters_t *c, int vectors, const iq_grid_t *grid, uint64_t quad)
+{
+    const __m512i tag = _mm512_set1_epi64((grid->stream << 8) | (grid->rank << 16));
+    for (int v = 0; v < vectors; v++) {
+        c->c0[v] = numbers_from(quad + 8 * (uint64_t)v);
+        c->c1[v] = _mm512_or_si512(_mm512_and_si512(_mm512_srli_epi64(c->c0[v], 32), _mm512_set1_epi64(0xff)), tag);
+        c->c2[v] = _mm512_set1_epi64((long long)(grid->call & 0xffffffff));
+        c->c3[v] = _mm512_set1_epi64((long long)(grid->call >> 32));
+    }
+    rounds(c, vectors, grid, 0, 2);
+}
+
+/* The words of 8 * `vectors` blocks. Several vectors, because a round waits for the one before. */
+PART void draw_vectors(const iq_grid_t *grid, uint64_t quad, int vectors, __m512i *random)
+{
+    const __m512i lower = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11), upper = _mm512_setr_epi64(4, 12, 5, 13, 6, 14, 7, 15);
+    counters_t c;
+    if ((uint32_t)quad <= UINT32_MAX - 8 * (uint32_t)vectors) {
+        begin(&c, vectors, grid, quad);
+    } else {
+        counters_t slow;
+        begin_anywhere(&slow, vectors, grid, quad);
+        c = slow;
+    }
+    rounds(&c, vectors, grid, 2, IQ_PHILOX_ROUNDS);
+#pragma GCC unroll 4
+    for (int v = 0; v < vectors; v++) {
+        __m512i first = _mm512_mask_shuffle_epi32(c.c0[v], 0xaaaa, c.c1[v], 0xA0); /* words 0 and 1 of each block */
+        __m512i second = _mm512_mask_shuffle_epi32(c.c2[v], 0xaaaa, c.c3[v], 0xA0);
         random[2 * v] = _mm512_permutex2var_epi64(first, lower, second);
         random[2 * v + 1] = _mm512_permutex2var_epi64(first, upper, second);
     }
@@ -57,11 +106,11 @@ PART void draw_vectors(const iq_grid_t *grid, uint64_t quad, int vectors, __m512
 
 TARGET static void draw_tile(const iq_grid_t *grid, uint64_t quad, uint32_t quads, uint32_t *random)
 {
-    for (uint32_t block = 0; block < quads; block += 8) {
-        __m512i words[2];
-        draw_vectors(grid, quad + block, 1, words);
-        _mm512_storeu_si512(random + 4 * block, words[0]);
-        _mm512_storeu_si512(random + 4 * block + 16, words[1]);
+    for (uint32_t block = 0; block < quads; block += 16) {
+        __m512i words[4];
+        draw_vectors(grid, quad + block, 2, words);
+        for (int v = 0; v < 4; v++)
+            _mm512_storeu_si512(random + 4 * block + 16 * v, words[v]);
     }
 }
 
@@ -88,9 +137,9 @@ PART __m512i codes_of(const iq_grid_t *grid, __m512 values, const __m512i *words
     const __m512 low = _mm512_set1_ps((float)grid->low), high = _mm512_set1_ps((float)grid->high);
     __m512 y = _mm512_add_ps(_mm512_mul_ps(values, _mm512_set1_ps(grid->inverse)), _mm512_set1_ps(grid->shift));
     y = _mm512_min_ps(_mm512_max_ps(y, low), high); /* max(NaN, low) is low */
-    /* Not reduce_ps: that would round the difference down too, and quant_math.h rounds it to nearest. */
-    __m512 fraction = _mm512_sub_ps(y, _mm512_roundscale_ps(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC));
     __m512i whole = _mm512_cvt_roundps_epi32(y, _MM_FROUND_TO_NEG_INF | _MM_FROUND_NO_EXC);
+    /* Not reduce_ps: that would round the difference down too, and quant_math.h rounds it to nearest. */
+    __m512 fraction = _mm512_sub_ps(y, _mm512_cvtepi32_ps(whole));
     __m512i code = _mm512_sub_epi32(whole, _mm512_set1_epi32(grid->low));
     return _mm512_mask_sub_epi32(code, goes_up(grid, fraction, words), code, _mm512_set1_epi32(-1));
 }
@@ -135,26 +184,30 @@ TARGET static size_t quantize_many(const iq_grid_t *grid, uint64_t first, const 
 
 /* ---- packing ---- */
 
-/* Neighbours become one, three times, as scalar.c has it: the lower bits come from the lanes, the others from lanes shifted down. */
-PART __m512i merge(__m512i lanes, __m512i shifted, __m512i lower) { return _mm512_ternarylogic_epi64(lower, lanes, shifted, 0xca); }
-
-/* Packs the first codes; how many they are is returned. `bytes`: room at `out`. Sixteen bytes are written for 2 * width. */
+/* Packs the first codes; how many they are is returned. `bytes`: room at `out`. Neighbours become one, three times: twice by multiplying
+ * the upper one and adding, then by a shift. Sixteen bytes are written for 2 * width. */
 TARGET static size_t pack_many(const uint8_t *codes, size_t count, unsigned width, unsigned char *out, size_t bytes)
 {
-    const __m512i one = _mm512_set1_epi16((short)((1u << width) - 1)), two = _mm512_set1_epi32((int)((1u << 2 * width) - 1));
-    const __m512i four = _mm512_set1_epi64((long long)((1ull << 4 * width) - 1));
-    const __m128i by1 = _mm_cvtsi32_si128((int)(8 - width)), by2 = _mm_cvtsi32_si128((int)(16 - 2 * width)),
-                  by4 = _mm_cvtsi32_si128((int)(32 - 4 * width));
+    const __m512i two = _mm512_set1_epi16((short)(1u | 1u << width << 8)), four = _mm512_set1_epi32((int)(1u | 1u << 2 * width << 16));
+    const __m512i lower = _mm512_set1_epi64((long long)((1ull << 4 * width) - 1)), by4 = _mm512_set1_epi64((long long)(32 - 4 * width));
     /* The first `width` bytes of both halves side by side: byte k comes from k, from `width` on from k + 8 - width. */
     const __m128i place = _mm_setr_epi8(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15), own = _mm_set1_epi8((char)width);
     const __mmask16 second = _mm_cmpge_epi8_mask(place, own);
     const __m512i order = _mm512_broadcast_i32x4(_mm_mask_add_epi8(place, second, place, _mm_set1_epi8((char)(8 - width))));
     size_t i = 0, at = 0;
+    if (width == 8) {
+        memcpy(out, codes, count / 8 * 8);
+        return count / 8 * 8;
+    }
+    if (width == 4) {
+        for (; i + 64 <= count; i += 64)
+            _mm256_storeu_si256((__m256i *)(void *)(out + i / 2),
+                                _mm512_cvtepi16_epi8(_mm512_maddubs_epi16(two, _mm512_loadu_si512(codes + i))));
+        return i;
+    }
     for (; i + 64 <= count && at + 6 * width + 16 <= bytes; i += 64, at += 8 * width) {
-        __m512i lanes = _mm512_loadu_si512(codes + i);
-        lanes = merge(lanes, _mm512_srl_epi16(lanes, by1), one);
-        lanes = merge(lanes, _mm512_srl_epi32(lanes, by2), two);
-        lanes = merge(lanes, _mm512_srl_epi64(lanes, by4), four);
+        __m512i lanes = _mm512_madd_epi16(_mm512_maddubs_epi16(two, _mm512_loadu_si512(codes + i)), four);
+        lanes = _mm512_ternarylogic_epi64(lower, lanes, _mm512_srlv_epi64(lanes, by4), 0xca); /* lower ? lanes : shifted */
         lanes = _mm512_shuffle_epi8(lanes, order);
         _mm_storeu_si128((__m128i *)(out + at), _mm512_castsi512_si128(lanes));
         _mm_storeu_si128((__m128i *)(out + at + 2 * width), _mm512_extracti32x4_epi32(lanes, 1));

@@ -162,6 +162,11 @@ TARGET static void encode(const iq_grid_t *grid, uint64_t first, const iq_f32_an
 {
     unsigned char *out = packed;
     _Alignas(64) uint8_t codes[4 * TILE];
+    if (width == 8) { /* nothing to pack */
+        quantize(grid, first, src, count, out);
+        memset(out + count, 0, iq_packed_bytes(count, 8) - count);
+        return;
+    }
     for (size_t i = 0, n; i < count; i += n) {
         n = count - i < sizeof(codes) ? count - i : sizeof(codes);
         quantize(grid, first + i, src + i, n, codes);
