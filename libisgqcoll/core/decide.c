@@ -191,8 +191,8 @@ static size_t scratch_needed(isgq_comm_t comm, const iq_call_t *call, const iq_f
     size_t capacity = batches * shape->max_batch;
     if (comm->devices && ranks > 0 && iq_factored_all_on_devices(comm))
         return iq_factor_device_bytes(&call->factor, shape, ranks) + sums_bytes;
-    return ranks * (blob_bytes + IQ_CACHE_LINE + sizeof(size_t)) + iq_factor_rows_layout(shape, capacity, NULL, &rows) +
-           iq_factor_product_scratch(shape, capacity) + iq_factor_state_bytes(&call->factor, shape) + sums_bytes + 8 * IQ_CACHE_LINE;
+    return ranks * (blob_bytes + IQ_CACHE_LINE + sizeof(size_t) + sizeof(bool)) + iq_factor_rows_layout(shape, capacity, NULL, &rows) +
+           iq_factor_product_scratch(shape, capacity) + iq_factor_state_bytes(&call->factor, shape) + sums_bytes + 9 * IQ_CACHE_LINE;
 }
 
 static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const char *algorithm)

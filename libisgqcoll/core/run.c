@@ -49,6 +49,11 @@ iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, si
     return stage;
 }
 
+void iq_run_add_eager_work(iq_run_t *run, const char *name, iq_work_fn work, iq_ready_fn ready, size_t trips)
+{
+    iq_run_add_work(run, name, work, trips)->ready = ready;
+}
+
 size_t iq_chunk_elements(size_t chunk_bytes, size_t element_bytes)
 {
     size_t elements = chunk_bytes / element_bytes / 32 * 32;
@@ -163,6 +168,7 @@ isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather
     stage->dst = gather->blobs;
     stage->lengths = gather->lengths;
     stage->stride = gather->stride;
+    stage->arrived = gather->arrived;
     return ISGQ_SUCCESS;
 }
 
@@ -345,7 +351,7 @@ isgq_result_t iq_run_begin(isgq_comm_t comm, iq_run_t *run, iq_call_t *call)
 static void next_stage(iq_run_t *run)
 {
     run->stage++;
-    run->trip = 0;
+    run->trip = run->stage < run->nstages ? run->stages[run->stage].ahead : 0;
     run->cursor = (iq_plan_cursor_t){0};
 }
 
@@ -406,6 +412,17 @@ static isgq_result_t advance_once(isgq_comm_t comm, iq_run_t *run, bool *moved)
     return ISGQ_SUCCESS;
 }
 
+/* The plan waits for somebody: one trip of the work after it, if that can be done already. One at a time, since transports want to be polled. */
+static isgq_result_t work_ahead(isgq_comm_t comm, iq_run_t *run, bool *moved)
+{
+    iq_stage_t *next = run->stage + 1 < run->nstages ? &run->stages[run->stage + 1] : NULL;
+    if (next == NULL || next->ready == NULL || next->ahead == next->trips || !next->ready(comm, run, next->ahead))
+        return ISGQ_SUCCESS;
+    IQ_TRY(next->work(comm, run, next->ahead++));
+    *moved = true;
+    return ISGQ_SUCCESS;
+}
+
 isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, bool *done, bool *moved)
 {
     bool once = true;
@@ -430,5 +447,5 @@ isgq_result_t iq_run_advance(isgq_comm_t comm, iq_run_t *run, unsigned actions, 
         IQ_TRY(advance_once(comm, run, &once));
         *moved |= once;
     }
-    return ISGQ_SUCCESS;
+    return *moved ? ISGQ_SUCCESS : work_ahead(comm, run, moved);
 }

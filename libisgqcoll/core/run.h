@@ -17,6 +17,8 @@
  * All ranks have the same stages, also where some work on devices: messages name them. A stage's data lie where the rank works, but those of factored calls
  * that move peaks and blobs are on the host everywhere.
  *
+ * Decoding does not wait for all blobs: while the gather waits for messages, blobs that have arrived are decoded.
+ *
  * Everything here is resumable: iq_run_advance returns when a message is not there yet and goes on at the same place later.
  */
 #ifndef ISGQ_CORE_RUN_H
@@ -30,6 +32,9 @@ struct iq_run;
 
 /* One trip of local work. ISGQ_IN_PROGRESS: this rank's device has to get somewhere first; the same trip is tried again. */
 typedef isgq_result_t (*iq_work_fn)(isgq_comm_t comm, struct iq_run *run, size_t trip);
+
+/* Is there all that this trip needs, although the plan before its stage is not over? */
+typedef bool (*iq_ready_fn)(isgq_comm_t comm, const struct iq_run *run, size_t trip);
 
 /* Room for one chunk: what a plan's steps leave for later ones. */
 typedef struct iq_room {
@@ -48,6 +53,8 @@ typedef struct iq_stage {
     const char *name;
     iq_work_fn work; /* local work, or NULL: a plan */
     size_t trips;
+    iq_ready_fn ready; /* the stage may begin while the plan before it waits for messages; NULL: it may not */
+    size_t ahead;      /* trips that were done that way */
     /* plan stages */
     const iq_plan_t *plan;
     iq_codec_t codec;
@@ -66,6 +73,7 @@ typedef struct iq_stage {
     bool shares_work;         /* computing is shared inside a host: what it sends is counted in run->shared_bytes */
     size_t *lengths;          /* byte blobs of so many bytes each: messages are cut to what is there; NULL: they are not */
     size_t stride;            /* from one blob to the next */
+    bool *arrived;            /* set when all of a blob is there; NULL: nobody asks before the plan is over */
     size_t length_at;         /* byte blobs on a device: where in a blob the 32-bit length of what lies behind `length_from` is; 0: they have full length */
     size_t length_from;
 } iq_stage_t;
@@ -82,6 +90,7 @@ typedef struct iq_factored_run {
     unsigned char *blobs;   /* [nranks x blob_stride]; product reduction: only this rank's */
     size_t blob_stride;
     size_t *blob_bytes;     /* [nranks] */
+    bool *arrived;          /* [nranks] all of the blob is there */
     size_t sent_bytes;      /* of this rank's blob, where it lies on a device */
     iq_factor_rows_t rows;
     void *product_scratch;  /* in host memory: panels; on a device: rows */
@@ -266,6 +275,9 @@ void *iq_host_take(iq_run_t *run, size_t bytes);
 
 iq_stage_t *iq_run_add_work(iq_run_t *run, const char *name, iq_work_fn work, size_t trips);
 
+/* The same for work that follows a plan and whose trips may be done as soon as `ready` says so. */
+void iq_run_add_eager_work(iq_run_t *run, const char *name, iq_work_fn work, iq_ready_fn ready, size_t trips);
+
 /* A dense collective (scales first if the codec shares them) from src to dst, which point at the tensor's element 0. */
 isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorithm_t *algorithm, iq_codec_t codec, isgq_data_type_t datatype,
                                isgq_red_op_t op, size_t count, const void *src, void *dst, bool accumulate);
@@ -299,6 +311,7 @@ typedef struct iq_gather {
     size_t stride, *lengths;
     bool in_host;   /* among the ranks of this host: blob i is that of comm->host_ranks[i] */
     bool on_device;
+    bool *arrived;  /* see iq_stage_t */
 } iq_gather_t;
 
 isgq_result_t iq_run_add_gather(isgq_comm_t comm, iq_run_t *run, const iq_gather_t *gather);

@@ -39,18 +39,28 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
     factored->blob_bytes[slot] =
         iq_factor_encode(&run->call->factor, &factored->call, factored->x, factored->delta, factored->state, factored->peaks, blob);
     iq_assert(factored->blob_bytes[slot] <= factored->blob_stride);
+    factored->arrived[slot] = true;
     if (travels)
         run->own_bytes += factored->blob_bytes[slot];
     return ISGQ_SUCCESS;
 }
 
-/* Trip r: the blob of rank r (gather), or this rank's only one (product reduction). */
+/* Blobs are decoded in the order in which plans bring them: this rank's own, that of the rank before it, and so on. Rows may come in any order. */
+static size_t blob_of(isgq_comm_t comm, size_t trip)
+{
+    size_t rank = (size_t)comm->rank;
+    return trip <= rank ? rank - trip : rank + (size_t)comm->nranks - trip;
+}
+
+static bool blob_is_there(isgq_comm_t comm, const iq_run_t *run, size_t trip) { return run->factored.arrived[blob_of(comm, trip)]; }
+
+/* Trip t: one of the blobs (gather), or this rank's only one (product reduction). */
 static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     iq_factored_run_t *factored = &run->factored;
-    int from = run->call->way == IQ_FACTORED_GATHER ? (int)trip : comm->rank;
-    return iq_factor_decode(&run->call->factor, &factored->call, from, factored->blobs + trip * factored->blob_stride, factored->blob_bytes[trip],
-                            &factored->rows);
+    size_t from = blob_of(comm, trip), slot = run->call->way == IQ_FACTORED_GATHER ? from : 0;
+    return iq_factor_decode(&run->call->factor, &factored->call, (int)from, factored->blobs + slot * factored->blob_stride,
+                            factored->blob_bytes[slot], &factored->rows);
 }
 
 static isgq_result_t work_product(isgq_comm_t comm, iq_run_t *run, size_t trip)
@@ -134,15 +144,17 @@ isgq_result_t iq_factored_take_memory(iq_run_t *run, size_t ranks, size_t batche
     size_t capacity = batches * call->max_batch;
     factored->blob_stride = iq_align_up(iq_factor_blob_bytes(&run->call->factor, call), IQ_CACHE_LINE);
     factored->blob_bytes = iq_host_take(run, ranks * sizeof(size_t));
+    factored->arrived = iq_host_take(run, ranks * sizeof(bool));
     factored->blobs = iq_host_take(run, ranks * factored->blob_stride);
     factored->shared_peaks = iq_host_take(run, sizeof(factored->peaks));
     factored->state = iq_host_take(run, iq_factor_state_bytes(&run->call->factor, call));
     void *rows = iq_host_take(run, iq_factor_rows_layout(call, capacity, NULL, &factored->rows));
     factored->product_scratch = iq_scratch_take(run, factored->work->product_scratch(call, capacity));
-    if (factored->blob_bytes == NULL || factored->blobs == NULL || factored->shared_peaks == NULL || factored->state == NULL || rows == NULL ||
+    if (factored->blob_bytes == NULL || factored->arrived == NULL || factored->blobs == NULL || factored->shared_peaks == NULL || factored->state == NULL || rows == NULL ||
         factored->product_scratch == NULL)
         return ISGQ_ERR_NO_MEMORY;
     memset(factored->blob_bytes, 0, ranks * sizeof(size_t));
+    memset(factored->arrived, 0, ranks * sizeof(bool));
     iq_factor_rows_layout(call, capacity, rows, &factored->rows);
     return ISGQ_SUCCESS;
 }
@@ -178,9 +190,9 @@ static isgq_result_t begin_gather(isgq_comm_t comm, iq_run_t *run)
     iq_factored_run_t *factored = &run->factored;
     IQ_TRY(iq_factored_take_memory(run, (size_t)comm->nranks, (size_t)comm->nranks));
     IQ_TRY(iq_factored_add_encoding(comm, run));
-    iq_gather_t gather = {"gather", factored->blobs, factored->blob_stride, factored->blob_bytes, false, false};
+    iq_gather_t gather = {"gather", factored->blobs, factored->blob_stride, factored->blob_bytes, false, false, factored->arrived};
     IQ_TRY(iq_run_add_gather(comm, run, &gather));
-    iq_run_add_work(run, "decode", work_decode, (size_t)comm->nranks);
+    iq_run_add_eager_work(run, "decode", work_decode, blob_is_there, (size_t)comm->nranks);
     iq_run_add_work(run, "product", factored->work->product, factored->work->product_trips(comm, run));
     return ISGQ_SUCCESS;
 }

@@ -47,6 +47,12 @@ size_t iq_factored_share_bytes(isgq_comm_t comm, const iq_factor_call_t *call)
 
 /* ---- work ---- */
 
+static bool blob_is_there(isgq_comm_t comm, const iq_run_t *run, size_t trip)
+{
+    size_t from = (size_t)comm->host_index * run->factored.share->each + trip;
+    return from >= (size_t)comm->nranks || run->factored.arrived[from];
+}
+
 /* Trip t: the t-th of this rank's blobs. */
 static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
@@ -150,12 +156,12 @@ isgq_result_t iq_factored_begin_share(isgq_comm_t comm, iq_run_t *run)
     IQ_TRY(iq_factored_take_memory(run, (size_t)comm->nranks, 1));
     IQ_TRY(take_memory(comm, run));
     iq_factored_share_t *share = factored->share;
-    iq_gather_t blobs = {"gather", factored->blobs, factored->blob_stride, factored->blob_bytes, false, false};
-    iq_gather_t rows = {"rows", share->packed, share->packed_stride, share->packed_bytes, true, false};
-    iq_gather_t bands = {"bands", share->values, share->band * factored->call.n * sizeof(float), share->band_bytes, true, false};
+    iq_gather_t blobs = {"gather", factored->blobs, factored->blob_stride, factored->blob_bytes, false, false, factored->arrived};
+    iq_gather_t rows = {"rows", share->packed, share->packed_stride, share->packed_bytes, true, false, NULL};
+    iq_gather_t bands = {"bands", share->values, share->band * factored->call.n * sizeof(float), share->band_bytes, true, false, NULL};
     IQ_TRY(iq_factored_add_encoding(comm, run));
     IQ_TRY(iq_run_add_gather(comm, run, &blobs));
-    iq_run_add_work(run, "decode", work_decode, share->each);
+    iq_run_add_eager_work(run, "decode", work_decode, blob_is_there, share->each);
     IQ_TRY(iq_run_add_gather(comm, run, &rows));
     iq_run_add_work(run, "open rows", work_open, 1);
     iq_run_add_work(run, "product", work_product, iq_factor_band_tiles(&factored->call, band_of(comm, factored->call.m, comm->host_index)));

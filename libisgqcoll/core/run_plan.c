@@ -187,15 +187,22 @@ static size_t device_blob_part(const step_t *step, const unsigned char *piece)
     return factored->sent_bytes > start ? iq_min(factored->sent_bytes - start, step->data.span.count) : 0;
 }
 
-/* Keep what arrived; the pieces of a blob arrive in order, so its length is where the last non-empty piece ends. */
-static void keep_blob_part(const step_t *step, const unsigned char *payload, size_t bytes)
+/* Keep what arrived; the pieces of a blob arrive in order, so its length is where the last non-empty piece ends, and a piece that is not full is
+ * the last of these. */
+static isgq_result_t keep_blob_part(const step_t *step, const unsigned char *payload, size_t bytes)
 {
     const iq_stage_t *stage = step->stage;
-    size_t owner = step->data.span.first / stage->stride;
-    if (bytes == 0)
-        return;
-    memcpy(step->data.dst, payload, bytes);
-    stage->lengths[owner] = step->data.span.first - owner * stage->stride + bytes;
+    const iq_span_t *span = &step->data.span;
+    size_t owner = span->first / stage->stride;
+    if (stage->arrived != NULL && stage->arrived[owner] && bytes > 0)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "blob of rank %zu: %zu bytes after its end", owner, bytes);
+    if (bytes > 0) {
+        memcpy(step->data.dst, payload, bytes);
+        stage->lengths[owner] = span->first - owner * stage->stride + bytes;
+    }
+    if (stage->arrived != NULL)
+        stage->arrived[owner] |= bytes < span->count || span->first + span->count == (owner + 1) * stage->stride;
+    return ISGQ_SUCCESS;
 }
 
 /* ---- steps ---- */
@@ -290,7 +297,7 @@ static isgq_result_t take_result(step_t *step, const unsigned char *payload, siz
     if (step->stage->length_at != 0)
         move_bytes(step, step->data.dst, payload, bytes);
     else if (step->stage->lengths != NULL)
-        keep_blob_part(step, payload, bytes);
+        return keep_blob_part(step, payload, bytes);
     else {
         IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
         return iq_step_decode(&step->data, payload);
