@@ -112,6 +112,23 @@ size_t iq_factor_rows_pack(const iq_factor_call_t *call, const iq_factor_rows_t 
  * they are cut short, or if a weight is none. */
 isgq_result_t iq_factor_rows_open(const iq_factor_call_t *call, void *packed, size_t bytes, iq_factor_rows_t *rows, size_t *used);
 
+/* ---- columns of decoded rows as bytes: for the rank that makes a block of the gradient ---- */
+
+/* Columns i..i+m-1 of X and j..j+n-1 of Delta. */
+typedef struct iq_factor_part {
+    size_t i, m, j, n;
+} iq_factor_part_t;
+
+/* Most bytes of a part of max_batch rows whose codes take at most `width` bits; 16 are always enough. And how many bits codes are expected to take. */
+size_t iq_factor_part_bytes(const iq_factor_call_t *call, const iq_factor_part_t *part, unsigned width);
+unsigned iq_factor_part_width(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
+
+/* Rows to bytes; returns how many. */
+size_t iq_factor_part_pack(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const iq_factor_part_t *part, void *bytes);
+
+/* The other way: the rows are appended to those of a call whose m and n are the part's. ISGQ_ERR_CORRUPT as iq_factor_decode. */
+isgq_result_t iq_factor_part_open(const iq_factor_call_t *block, const void *bytes, size_t count, iq_factor_rows_t *rows);
+
 /* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between
  * tiles). */
 size_t iq_factor_product_scratch(const iq_factor_call_t *call, size_t rows);

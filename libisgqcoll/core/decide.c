@@ -228,6 +228,12 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         request.sum_element_bytes = iq_datatype_bytes(iq_factor_sum_type(&call->factor, &shape));
         request.scratch_needed_gather = scratch_needed(comm, call, &shape, most, (size_t)comm->nranks, (size_t)comm->nranks, 0);
         request.scratch_needed_reduce = scratch_needed(comm, call, &shape, most, 1, 1, sums * request.sum_element_bytes);
+        request.may_own = !comm->devices;
+        if (request.may_own && most != 0) {
+            shape.fraction = iq_factor_fraction(&call->factor, &shape);
+            request.owner_bytes = iq_factored_owner_sends(call, &shape);
+            request.scratch_needed_owner = scratch_needed(comm, call, &shape, most, 1, 1, iq_factored_owner_bytes(call, &shape));
+        }
         request.decode_ns = iq_factor_decode_ns(&call->factor, &shape);
         request.ranks_per_host = comm->devices || !comm->hosts_alike ? 0 : comm->host_size;
         if (request.ranks_per_host > 0)

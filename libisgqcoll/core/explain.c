@@ -41,14 +41,15 @@ static void message_bytes(const iq_stage_t *stage, const iq_action_t *action, si
         *out = codec->ops->partial_bytes(codec, call, span, action->parts);
     else if (action->kind == IQ_STEP_SEND_OWN || action->kind == IQ_STEP_POST)
         *out = one;
-    else if (action->kind == IQ_STEP_SEND_RESULT || action->kind == IQ_STEP_FORWARD || (hop && action->to >= 0))
+    else if (action->kind == IQ_STEP_SEND_RESULT || action->kind == IQ_STEP_FORWARD || action->kind == IQ_STEP_SEND_PART ||
+             (hop && action->to >= 0))
         *out = result;
 }
 
 static bool sends(const iq_action_t *action)
 {
     return action->kind == IQ_STEP_SEND_OWN || action->kind == IQ_STEP_SEND_RESULT || action->kind == IQ_STEP_SIGNAL ||
-           action->kind == IQ_STEP_POST || action->to >= 0;
+           action->kind == IQ_STEP_SEND_PART || action->kind == IQ_STEP_POST || action->to >= 0;
 }
 
 static void print_steps(printer_t *printer, const iq_stage_t *stage)

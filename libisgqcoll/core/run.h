@@ -8,6 +8,8 @@
  *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
  *   factored, share       prepare, plan: max of peaks, encode, plan: gather blobs, decode some, plan in the host: gather rows, product x some tiles,
  *                         plan in the host: gather the gradient, copy out
+ *   factored, owner       prepare, plan: max of peaks, encode, decode own, cut, plan: parts to their owners, open parts x N, product x some tiles,
+ *                         plan: gather blocks, deliver x N
  *   factored, reduce      prepare, plan: max of peaks, encode, decode own, integers x tiles, plan: sum of integers, deliver x tiles
  *   factored, dense       local gradient x tiles, the dense stages, copy out
  *   levels                [widen,] plan in the host: sums of lanes, [scales, plan: max of scales, [agreed scales,]] plan between hosts,
@@ -73,6 +75,7 @@ typedef struct iq_stage {
     bool shares_work;         /* computing is shared inside a host: what it sends is counted in run->shared_bytes */
     size_t *lengths;          /* byte blobs of so many bytes each: messages are cut to what is there; NULL: they are not */
     size_t stride;            /* from one blob to the next */
+    const size_t *part_lengths; /* alltoall of blobs: the part for rank r has so many bytes and is at src + r * stride */
     bool *arrived;            /* set when all of a blob is there; NULL: nobody asks before the plan is over */
     size_t length_at;         /* byte blobs on a device: where in a blob the 32-bit length of what lies behind `length_from` is; 0: they have full length */
     size_t length_from;
@@ -96,6 +99,7 @@ typedef struct iq_factored_run {
     void *product_scratch;  /* in host memory: panels; on a device: rows */
     void *sums;             /* integers of the product reduction, or f32 gradient and bias of the dense way */
     struct iq_factored_share *share; /* way `share` only */
+    struct iq_factored_owner *owner; /* way `owner` only */
 } iq_factored_run_t;
 
 /* What is done where the rank works: one const row for host memory, one for devices. */
@@ -253,6 +257,14 @@ isgq_result_t iq_factored_begin_share(isgq_comm_t comm, iq_run_t *run);
 
 /* Scratch that it needs beyond blobs and one batch of rows. Equal on all ranks. 0 on overflow. */
 size_t iq_factored_share_bytes(isgq_comm_t comm, const iq_factor_call_t *call);
+
+/* ---- run_factored_owner.c ---- */
+
+isgq_result_t iq_factored_begin_owner(isgq_comm_t comm, iq_run_t *run);
+
+/* Scratch that it needs beyond one blob and one batch of rows, and what a rank is expected to send. Equal on all ranks. */
+size_t iq_factored_owner_bytes(const iq_call_t *call, const iq_factor_call_t *factors);
+double iq_factored_owner_sends(const iq_call_t *call, const iq_factor_call_t *factors);
 
 /* ---- run_factored_gpu.c ---- */
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * The stages of a factored call, four ways to the same kind of result. Gather, share (run_factored_share.c) and reduce give the same bits (codec/factor.h);
+ * The stages of a factored call, five ways to the same kind of result. Gather, share (run_factored_share.c), owner (run_factored_owner.c) and reduce give the same bits (codec/factor.h);
  * dense multiplies first and quantizes the product.
  *
  * Where all ranks work on devices, gather and reduce are run_factored_device.c. Else encoding, gathering and decoding happen on the host,
@@ -32,7 +32,7 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     (void)trip;
     iq_factored_run_t *factored = &run->factored;
-    bool travels = run->call->way != IQ_FACTORED_REDUCE;
+    bool travels = run->call->way != IQ_FACTORED_REDUCE && run->call->way != IQ_FACTORED_OWNER;
     size_t slot = travels ? (size_t)comm->rank : 0;
     unsigned char *blob = factored->blobs + slot * factored->blob_stride;
     memcpy(factored->peaks, factored->shared_peaks, sizeof(factored->peaks));
@@ -252,5 +252,7 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
         return begin_gather(comm, run);
     if (call->way == IQ_FACTORED_SHARE)
         return iq_factored_begin_share(comm, run);
+    if (call->way == IQ_FACTORED_OWNER)
+        return iq_factored_begin_owner(comm, run);
     return call->way == IQ_FACTORED_REDUCE ? begin_reduce(comm, run) : begin_dense(comm, run);
 }

@@ -161,12 +161,10 @@ static isgq_result_t end_receive(iq_link_t *link) { return link->ops->release(li
 
 /* ---- blobs of variable length: bytes as they are ---- */
 
-/* How much of this rank's blob lies in the span. */
-static size_t blob_part(const step_t *step)
+/* How much of a blob of `there` bytes of this rank lies in the span. */
+static size_t blob_part(const step_t *step, size_t there)
 {
-    const iq_stage_t *stage = step->stage;
-    size_t rank = (size_t)stage->plan->rank, start = step->data.span.first - rank * stage->stride;
-    size_t there = stage->lengths[rank];
+    size_t start = step->data.span.first - (size_t)step->stage->plan->rank * step->stage->stride;
     return there > start ? iq_min(there - start, step->data.span.count) : 0;
 }
 
@@ -187,8 +185,7 @@ static size_t device_blob_part(const step_t *step, const unsigned char *piece)
     return factored->sent_bytes > start ? iq_min(factored->sent_bytes - start, step->data.span.count) : 0;
 }
 
-/* Keep what arrived; the pieces of a blob arrive in order, so its length is where the last non-empty piece ends, and a piece that is not full is
- * the last of these. */
+/* Keep what arrived, in order: a blob ends where its last non-empty piece does, and a piece that is not full is the last of these. */
 static isgq_result_t keep_blob_part(const step_t *step, const unsigned char *payload, size_t bytes)
 {
     const iq_stage_t *stage = step->stage;
@@ -196,10 +193,9 @@ static isgq_result_t keep_blob_part(const step_t *step, const unsigned char *pay
     size_t owner = span->first / stage->stride;
     if (stage->arrived != NULL && stage->arrived[owner] && bytes > 0)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "blob of rank %zu: %zu bytes after its end", owner, bytes);
-    if (bytes > 0) {
-        memcpy(step->data.dst, payload, bytes);
+    if (bytes > 0)
         stage->lengths[owner] = span->first - owner * stage->stride + bytes;
-    }
+    memcpy(step->data.dst, payload, bytes);
     if (stage->arrived != NULL)
         stage->arrived[owner] |= bytes < span->count || span->first + span->count == (owner + 1) * stage->stride;
     return ISGQ_SUCCESS;
@@ -266,7 +262,7 @@ static isgq_result_t step_reduce(step_t *step)
 
 static isgq_result_t step_finish(step_t *step) { return (step->stage->lengths != NULL) ? ISGQ_SUCCESS : iq_step_finish(&step->data); }
 
-static isgq_result_t step_deliver(step_t *step) { return iq_step_deliver(&step->data); }
+static isgq_result_t step_deliver(step_t *step) { return (step->stage->lengths != NULL) ? ISGQ_SUCCESS : iq_step_deliver(&step->data); }
 
 static isgq_result_t step_send_result(step_t *step)
 {
@@ -274,7 +270,7 @@ static isgq_result_t step_send_result(step_t *step)
     unsigned char *payload = begin_send(step, link_to(step, step->action->peer));
     if (payload == NULL)
         return ISGQ_SUCCESS;
-    size_t bytes = (step->stage->lengths != NULL) ? blob_part(step)
+    size_t bytes = (step->stage->lengths != NULL) ? blob_part(step, step->stage->lengths[step->stage->plan->rank])
                                          : iq_step_message_bytes(&step->data, iq_step_result(&step->data), iq_step_result_bytes(&step->data));
     if (starts(step))
         move_bytes(step, payload, (step->stage->lengths != NULL) ? step->data.dst : iq_step_result(&step->data), bytes);
@@ -286,6 +282,18 @@ static isgq_result_t step_send_result(step_t *step)
     return finished ? end_send(step, link_to(step, step->action->peer), payload, bytes) : ISGQ_SUCCESS;
 }
 
+/* The span is this rank's block of the peer's output. */
+static isgq_result_t step_send_part(step_t *step)
+{
+    const iq_stage_t *stage = step->stage;
+    size_t bytes = blob_part(step, stage->part_lengths[step->action->peer]);
+    unsigned char *payload = begin_send(step, link_to(step, step->action->peer));
+    if (payload == NULL)
+        return ISGQ_SUCCESS;
+    memcpy(payload, step->data.src + (ptrdiff_t)stage->stride * (step->action->peer - stage->plan->rank), bytes);
+    return end_send(step, link_to(step, step->action->peer), payload, bytes);
+}
+
 static size_t expected_result(const step_t *step)
 {
     return (step->stage->lengths != NULL) ? step->data.span.count : iq_step_result_bytes(&step->data);
@@ -294,14 +302,13 @@ static size_t expected_result(const step_t *step)
 /* A result message to the output. */
 static isgq_result_t take_result(step_t *step, const unsigned char *payload, size_t bytes)
 {
-    if (step->stage->length_at != 0)
-        move_bytes(step, step->data.dst, payload, bytes);
-    else if (step->stage->lengths != NULL)
+    if (step->stage->lengths != NULL)
         return keep_blob_part(step, payload, bytes);
-    else {
+    if (step->stage->length_at == 0) {
         IQ_TRY(iq_step_check_length(&step->data, payload, bytes));
         return iq_step_decode(&step->data, payload);
     }
+    move_bytes(step, step->data.dst, payload, bytes);
     return ISGQ_SUCCESS;
 }
 
@@ -481,6 +488,7 @@ static const step_fn step_functions[IQ_STEP_KIND_COUNT] = {
     [IQ_STEP_AWAIT] = step_await,
     [IQ_STEP_POST] = step_post,
     [IQ_STEP_SUM] = step_sum,
+    [IQ_STEP_SEND_PART] = step_send_part,
 };
 
 isgq_result_t iq_run_action(isgq_comm_t comm, iq_run_t *run, const iq_stage_t *stage, const iq_action_t *action, int *blocked_on)

@@ -134,6 +134,13 @@ static const char *pick_broadcast(const iq_choice_request_t *request, const char
     return "direct";
 }
 
+static const char *pick_alltoall(const iq_choice_request_t *request, const char **reason)
+{
+    (void)request;
+    *reason = "one round";
+    return "direct";
+}
+
 static const char *pick_barrier(const iq_choice_request_t *request, const char **reason)
 {
     (void)request;
@@ -146,7 +153,7 @@ typedef const char *(*pick_fn)(const iq_choice_request_t *request, const char **
 static const pick_fn picks[IQ_COLLECTIVE_COUNT] = {
     [IQ_ALLREDUCE] = pick_allreduce, [IQ_REDUCE_SCATTER] = pick_reduce_scatter,
     [IQ_ALLGATHER] = pick_allgather, [IQ_BROADCAST] = pick_broadcast,
-    [IQ_BARRIER] = pick_barrier,
+    [IQ_BARRIER] = pick_barrier,     [IQ_ALLTOALL] = pick_alltoall,
 };
 
 isgq_result_t iq_choose(const iq_choice_request_t *request, const iq_algorithm_t **algorithm, char *why, size_t why_bytes)

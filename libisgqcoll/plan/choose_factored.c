@@ -7,9 +7,11 @@
  *     reduce   2 (N-1) / N * m * n * bytes of an integer     the ranks' integer products, summed
  *     dense    2 (N-1) / N * m * n * wire bits / 8           the ranks' own gradients, quantized
  *
+ *     owner    (N-1) * (columns of factors, and 1/N of m * n values)   every rank makes one block of the gradient
+ *
  *     share    as gather, between hosts                      the ranks of a host divide what gather leaves to each of them
  *
- * gather, share and reduce give the same bits, so the choice between them is free. Share is gather with copies inside a host instead of work:
+ * gather, share, owner and reduce give the same bits, so the choice between them is free. Share is gather with copies inside a host instead of work:
  * where gather is best, the time of either decides. One rank sends nothing and still takes gather: its
  * factors are quantized as they would be in company.
  */
@@ -25,6 +27,7 @@ const iq_factored_way_text_t iq_factored_ways[IQ_FACTORED_WAY_COUNT] = {
     [IQ_FACTORED_GATHER] = {"gather", "quantized factors travel: N-1 times a rank's own; every rank multiplies all rows"},
     [IQ_FACTORED_REDUCE] = {"reduce", "integer products travel: 2(N-1)/N of m*n integers; every rank multiplies its own rows"},
     [IQ_FACTORED_SHARE] = {"share", "as gather, but the ranks of a host divide decoding and product and pass the parts on in shared memory"},
+    [IQ_FACTORED_OWNER] = {"owner", "columns of factors travel to the rank that multiplies them, then finished blocks: 1/sqrt(N) of gather, and (N-1)/N of m*n values"},
     [IQ_FACTORED_DENSE] = {"dense", "quantized gradients travel: 2(N-1)/N of m*n codes; the factors' form is not used"},
 };
 
@@ -44,6 +47,8 @@ static void weigh(const iq_factored_choice_request_t *request, factored_option_t
         (factored_option_t){elements * (double)request->sum_element_bytes, request->may_gather, request->scratch_needed_reduce};
     options[IQ_FACTORED_SHARE] = (factored_option_t){options[IQ_FACTORED_GATHER].bytes, request->may_gather && request->ranks_per_host > 0,
                                                      request->scratch_needed_share};
+    options[IQ_FACTORED_OWNER] =
+        (factored_option_t){request->owner_bytes, request->may_gather && request->may_own, request->scratch_needed_owner};
     options[IQ_FACTORED_DENSE] = (factored_option_t){elements * request->dense_bits / 8, true, 0};
 }
 
@@ -55,6 +60,8 @@ static isgq_result_t choose_forced(const iq_factored_choice_request_t *request, 
             continue;
         if (!options[i].exists && i == IQ_FACTORED_SHARE && request->may_gather)
             return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"share\": all ranks must work on host memory, with as many ranks on every host");
+        if (!options[i].exists && i == IQ_FACTORED_OWNER && request->may_gather)
+            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"owner\": all ranks must work on host memory");
         if (!options[i].exists)
             return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "algorithm \"%s\": this quantizer has no factored form", request->forced);
         if (options[i].scratch_needed > request->scratch_limit)
@@ -64,13 +71,13 @@ static isgq_result_t choose_forced(const iq_factored_choice_request_t *request, 
         return ISGQ_SUCCESS;
     }
     return IQ_FAIL(iq_algorithm_known(request->forced) ? ISGQ_ERR_UNSUPPORTED : ISGQ_ERR_INVALID_ARGUMENT,
-                   "algorithm \"%.32s\": factored calls have auto, gather, share, reduce, dense", request->forced);
+                   "algorithm \"%.32s\": factored calls have auto, gather, share, owner, reduce, dense", request->forced);
 }
 
 /* "factors 86 KiB, integers 4.7 MiB (scratch), dense 0.6 MiB" */
 static void explain(const iq_factored_choice_request_t *request, const factored_option_t *options, char *why, size_t why_bytes)
 {
-    static const char *const nouns[IQ_FACTORED_WAY_COUNT] = {"factors", "integers", "dense"}; /* sharing sends as many as gathering */
+    static const char *const nouns[IQ_FACTORED_WAY_COUNT] = {"factors", "integers", "dense", NULL, "owners"}; /* sharing sends as many as gathering */
     size_t used = 0;
     if (why_bytes > 0)
         why[0] = '\0';
@@ -117,6 +124,9 @@ isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq
     for (int i = IQ_FACTORED_REDUCE; i >= IQ_FACTORED_GATHER; i--) /* a tie goes to the one further left */
         if (options[i].exists && options[i].scratch_needed <= request->scratch_limit && options[i].bytes <= options[best].bytes)
             best = (iq_factored_way_t)i;
+    const factored_option_t *owner = &options[IQ_FACTORED_OWNER];
+    if (owner->exists && owner->scratch_needed <= request->scratch_limit && owner->bytes < options[best].bytes)
+        best = IQ_FACTORED_OWNER;
     explain(request, options, why, why_bytes);
     if (best == IQ_FACTORED_GATHER && sharing_pays(request, &options[IQ_FACTORED_SHARE]))
         best = IQ_FACTORED_SHARE;

@@ -78,3 +78,15 @@ isgq_result_t iq_build_allgather_direct(const iq_plan_request_t *request, iq_pla
     iq_plan_end(plan);
     return ISGQ_SUCCESS;
 }
+
+/* Nothing is summed: every block of the output is a part of another rank's input. */
+isgq_result_t iq_build_alltoall_direct(const iq_plan_request_t *request, iq_plan_t *plan)
+{
+    IQ_TRY(iq_plan_begin(plan, request, "direct", IQ_ALLTOALL, request->nranks));
+    iq_plan_loop_own(plan, 0, iq_self(), IQ_STEP_DELIVER);
+    iq_plan_loop(plan, plan->nranks - 1, 0);
+    iq_plan_step(plan, (iq_step_t){.kind = IQ_STEP_SEND_PART, .peer = iq_ahead(1), .block = iq_self()});
+    loop_recv_result(plan, iq_plan_slots(request) - 1);
+    iq_plan_end(plan);
+    return ISGQ_SUCCESS;
+}

@@ -34,6 +34,7 @@ const iq_algorithm_t iq_algorithms[] = {
     {"direct", IQ_BROADCAST, 0, iq_build_broadcast_direct, "the root sends to all: 1 round, N-1 times the tensor from the root"},
     {"chain", IQ_BROADCAST, 0, iq_build_broadcast_chain,
      "chunks travel from the root along all ranks: N-1 rounds, every rank sends the tensor once"},
+    {"direct", IQ_ALLTOALL, 0, iq_build_alltoall_direct, "each rank sends every other its part: 1 round, N-1 parts"},
     {"dissemination", IQ_BARRIER, 0, iq_build_barrier_dissemination, "signals 1, 2, 4, ... ranks ahead: log2 N rounds"},
     {NULL, IQ_COLLECTIVE_COUNT, 0, NULL, NULL},
 };
@@ -41,7 +42,7 @@ const iq_algorithm_t iq_algorithms[] = {
 static const char *const collective_names[IQ_COLLECTIVE_COUNT] = {
     [IQ_ALLREDUCE] = "allreduce", [IQ_REDUCE_SCATTER] = "reduce_scatter",
     [IQ_ALLGATHER] = "allgather", [IQ_BROADCAST] = "broadcast",
-    [IQ_BARRIER] = "barrier",
+    [IQ_BARRIER] = "barrier",       [IQ_ALLTOALL] = "alltoall",
 };
 
 static const char *const step_kind_names[IQ_STEP_KIND_COUNT] = {
@@ -58,6 +59,7 @@ static const char *const step_kind_names[IQ_STEP_KIND_COUNT] = {
     [IQ_STEP_AWAIT] = "await",
     [IQ_STEP_POST] = "post",
     [IQ_STEP_SUM] = "sum",
+    [IQ_STEP_SEND_PART] = "send_part",
 };
 
 const iq_algorithm_t *iq_algorithm_find(iq_collective_t collective, const char *name)
@@ -202,6 +204,7 @@ static void format_ends(const iq_plan_t *plan, const iq_action_t *action, char *
     switch (action->kind) {
     case IQ_STEP_SEND_OWN:
     case IQ_STEP_SEND_RESULT:
+    case IQ_STEP_SEND_PART:
     case IQ_STEP_SIGNAL: snprintf(text, bytes, "to %d", action->peer); return;
     case IQ_STEP_FINISH:
     case IQ_STEP_DELIVER: snprintf(text, bytes, "here"); return;

@@ -34,6 +34,7 @@ typedef enum iq_collective {
     IQ_ALLGATHER,
     IQ_BROADCAST,
     IQ_BARRIER,
+    IQ_ALLTOALL, /* every rank has a part for every rank: block b of the output is what rank b had for this one */
     IQ_COLLECTIVE_COUNT
 } iq_collective_t;
 
@@ -52,6 +53,7 @@ typedef enum iq_step_kind {
     IQ_STEP_AWAIT,    /* empty message from peer, likewise */
     IQ_STEP_POST,     /* encode own span as partial(1) onto this rank's board, where all others read it */
     IQ_STEP_SUM,      /* the sum of own span and of partial(1) from all other boards, in rank order -> output */
+    IQ_STEP_SEND_PART, /* to peer its part of own input, as it is; it becomes a result, the span's, of the peer's output */
     IQ_STEP_KIND_COUNT
 } iq_step_kind_t;
 
@@ -93,7 +95,7 @@ typedef struct iq_plan {
     const char *algorithm; /* the builder's name */
     iq_collective_t collective;
     int rank, nranks, root;
-    size_t count;           /* elements of the whole tensor (allgather, reduce_scatter: all ranks' parts) */
+    size_t count;           /* elements of the whole tensor (allgather, reduce_scatter, alltoall: all ranks' parts) */
     size_t block_unit;      /* elements; blocks are whole units, but the tensor may end within one */
     size_t block_units;     /* units of a block ... */
     uint32_t longer_blocks; /* ... and one more in so many of the first blocks */
@@ -202,12 +204,13 @@ typedef struct iq_choice_request {
 isgq_result_t iq_choose(const iq_choice_request_t *request, const iq_algorithm_t **algorithm, char *why, size_t why_bytes);
 
 /* Factored calls: "gather" (factors travel), "reduce" (integer products travel), "dense" (the local product is quantized), "share" (factors travel,
- * and the ranks of a host divide decoding and product among them). */
+ * and the ranks of a host divide decoding and product among them), "owner" (columns of factors travel to the rank that makes their block of the product). */
 typedef enum iq_factored_way {
     IQ_FACTORED_GATHER,
     IQ_FACTORED_REDUCE,
     IQ_FACTORED_DENSE,
     IQ_FACTORED_SHARE,
+    IQ_FACTORED_OWNER,
     IQ_FACTORED_WAY_COUNT
 } iq_factored_way_t;
 
@@ -224,10 +227,13 @@ typedef struct iq_factored_choice_request {
     size_t sum_element_bytes; /* 4 or 8: one integer of the product */
     double dense_bits;        /* wire bits per element of the dense alternative, both phases averaged */
     size_t scratch_needed_gather, scratch_needed_reduce, scratch_needed_share, scratch_limit;
+    double owner_bytes;         /* what a rank sends as one of all owners */
+    size_t scratch_needed_owner;
     double decode_ns;   /* one rank's factors, on the machine that the constants of choose_factored.c are of */
     int ranks_per_host; /* of every host; 0 if they differ, or if work cannot be shared */
+    bool may_own;       /* ranks can be owners: all work on host memory */
     bool may_gather;    /* false: the quantizer has no factored form, so dense it is */
-    const char *forced; /* "gather", "reduce", "dense", "share", or NULL / "auto" */
+    const char *forced; /* "gather", "reduce", "dense", "share", "owner", or NULL / "auto" */
 } iq_factored_choice_request_t;
 
 /* The way with the fewest bytes that a rank sends, of those that fit into scratch, and sharing instead of gathering where it takes less time;

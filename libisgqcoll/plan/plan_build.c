@@ -27,7 +27,7 @@ static isgq_result_t check_request(const iq_plan_request_t *request, const char 
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: %zu elements are more than memory holds", name, request->count);
     if (request->lanes < 0 || request->lanes > request->nranks)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: %d lanes of %d ranks", name, request->lanes, request->nranks);
-    if ((collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER) && request->lanes == 0 && request->count % (size_t)request->nranks != 0)
+    if ((collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER || collective == IQ_ALLTOALL) && request->lanes == 0 && request->count % (size_t)request->nranks != 0)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "plan %s: %zu elements for %d ranks", name, request->count, request->nranks);
     return ISGQ_SUCCESS;
 }

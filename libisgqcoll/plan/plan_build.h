@@ -67,6 +67,7 @@ isgq_result_t iq_build_reduce_scatter_direct(const iq_plan_request_t *request, i
 isgq_result_t iq_build_reduce_scatter_ring(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_allgather_direct(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_allgather_ring(const iq_plan_request_t *request, iq_plan_t *plan);
+isgq_result_t iq_build_alltoall_direct(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_broadcast_direct(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_broadcast_chain(const iq_plan_request_t *request, iq_plan_t *plan);
 isgq_result_t iq_build_barrier_dissemination(const iq_plan_request_t *request, iq_plan_t *plan);

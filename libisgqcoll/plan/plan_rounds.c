@@ -9,6 +9,7 @@
  *
  *     allreduce                      direct 2, exchange 1, ring 2 (N - 1)
  *     reduce_scatter and allgather   direct 1, ring N - 1
+ *     alltoall                       direct 1
  *     broadcast                      direct 1, chain 1, but there every rank begins a round later than the one before it
  *     barrier                        log2 N
  */
@@ -20,6 +21,7 @@ static const struct {
 } kinds[IQ_STEP_KIND_COUNT] = {
     [IQ_STEP_SEND_OWN] = {.sends = true},     [IQ_STEP_REDUCE] = {.receives = true},   [IQ_STEP_SEND_RESULT] = {.sends = true},
     [IQ_STEP_RECV_RESULT] = {.receives = true}, [IQ_STEP_HOP] = {.receives = true},    [IQ_STEP_LAST_HOP] = {.receives = true},
+    [IQ_STEP_SEND_PART] = {.sends = true},
     [IQ_STEP_FORWARD] = {.receives = true},   [IQ_STEP_SIGNAL] = {.sends = true},      [IQ_STEP_AWAIT] = {.receives = true},
 };
 

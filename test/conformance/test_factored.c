@@ -61,7 +61,7 @@ static void answer_body(iq_rank_t *rank)
 
 START_TEST(all_ways_give_one_answer)
 {
-    static iq_ranks_values_t gather, reduce, share;
+    static iq_ranks_values_t gather, reduce, share, owner;
     isgq_comm_config_t config = ISGQ_COMM_CONFIG_INIT;
     config.chunk_bytes = 4096;
     iq_ranks_t ranks = {
@@ -71,9 +71,12 @@ START_TEST(all_ways_give_one_answer)
     iq_ranks_run(&ranks, &reduce);
     ranks.argument = (void *)(uintptr_t) "share";
     iq_ranks_run(&ranks, &share);
+    ranks.argument = (void *)(uintptr_t) "owner";
+    iq_ranks_run(&ranks, &owner);
     for (size_t i = 0; i < FACTOR_TEXTS * LAYERS; i++)
-        ck_assert_msg(gather.of[0][i] == reduce.of[0][i] && gather.of[0][i] == share.of[0][i],
-                      "%s, layer %d, %d ranks: gather, reduce and share differ", factor_texts[i / LAYERS], (int)(i % LAYERS), ranks.nranks);
+        ck_assert_msg(gather.of[0][i] == reduce.of[0][i] && gather.of[0][i] == share.of[0][i] &&
+                          gather.of[0][i] == owner.of[0][i],
+                      "%s, layer %d, %d ranks: gather, reduce, share and owner differ", factor_texts[i / LAYERS], (int)(i % LAYERS), ranks.nranks);
 }
 END_TEST
 
@@ -145,7 +148,7 @@ START_TEST(rows_may_live_anywhere)
     for (int i = 0; i < 6; i++) {
         for (deal.shift = 0; deal.shift < 2; deal.shift++) {
             ranks.nranks = nranks[i];
-            deal.algorithm = (const char *const[]){"reduce", "gather", "share"}[(i + deal.shift) % 3];
+            deal.algorithm = (const char *const[]){"reduce", "gather", "share", "owner"}[(i + deal.shift) % 4];
             iq_ranks_run(&ranks, &values);
             due = i + deal.shift == 0 ? values.of[0][0] : due;
             ck_assert_msg(values.of[0][0] == due, "12 rows on %d ranks, shifted by %d, %s: other bits", nranks[i], deal.shift,
@@ -217,10 +220,10 @@ END_TEST
 /* Accumulation adds what a call without it would have written. */
 static void accumulate_body(iq_rank_t *rank)
 {
-    static const char *const algorithms[] = {"gather", "reduce", "dense", "share"};
+    static const char *const algorithms[] = {"gather", "reduce", "dense", "share", "owner"};
     isgq_quantizer_t quantizer = iq_quantizer(rank, "dense=none;factored=factor:width=4/4,rounding=nearest");
-    for (int a = 0; a < 4; a++) {
-        iq_layer_t layer = {.m = 19, .n = 11, .max_batch = 6, .bias = true, .type = a == 1 ? ISGQ_BFLOAT16 : ISGQ_FLOAT32};
+    for (int a = 0; a < 5; a++) {
+        iq_layer_t layer = {.m = 19, .n = 11, .max_batch = 6, .bias = true, .type = a == 1 || a == 4 ? ISGQ_BFLOAT16 : ISGQ_FLOAT32};
         iq_layer_call_t plain = iq_layer_call_new(&layer, rank->rank, rank->nranks),
                         added = iq_layer_call_new(&layer, rank->rank, rank->nranks);
         iq_samples_fill(layer.type, 3, 0, 0, layer.m * layer.n, added.grad.data);
@@ -253,9 +256,9 @@ END_TEST
 static void special_body(iq_rank_t *rank)
 {
     static const char *const texts[] = {"factor:width=4/4", "factor:width=4/4", "isgq:bits=3", "none",
-                                        "dense=uniform:bits=4;factored=factor:width=4", "factor:width=4"};
-    static const char *const algorithms[] = {"gather", "reduce", NULL, NULL, "dense", "share"};
-    for (int q = 0; q < 6; q++) {
+                                        "dense=uniform:bits=4;factored=factor:width=4", "factor:width=4", "factor:width=4"};
+    static const char *const algorithms[] = {"gather", "reduce", NULL, NULL, "dense", "share", "owner"};
+    for (int q = 0; q < 7; q++) {
         isgq_quantizer_t quantizer = iq_quantizer(rank, texts[q]);
         for (int where = 0; where < 2; where++) {
             iq_layer_t layer = {.m = 13,

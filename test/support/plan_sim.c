@@ -23,7 +23,7 @@ typedef struct message {
     message_kind_t kind;
     uint32_t block, chunk;
     size_t first, count;
-    uint64_t known; /* signals: ranks whose arrival the sender knows of */
+    uint64_t known; /* signals: ranks whose arrival the sender knows of; parts: the rank that they are for */
     value_t value;
 } message_t;
 
@@ -149,7 +149,7 @@ static bool same_place(const message_t *message, const iq_action_t *a)
 static void due_value(const sim_t *sim, const iq_plan_t *plan, uint32_t block, value_t *due)
 {
     int n = sim->nranks;
-    if (plan->collective == IQ_ALLGATHER || plan->collective == IQ_BROADCAST) {
+    if (plan->collective == IQ_ALLGATHER || plan->collective == IQ_BROADCAST || plan->collective == IQ_ALLTOALL) {
         due->count = 1;
         due->ranks[0] = (uint8_t)(plan->collective == IQ_BROADCAST ? plan->root : (int)block);
         return;
@@ -210,9 +210,10 @@ static void do_reduce(sim_t *sim, int rank, message_t *out)
     state->has_acc = true;
 }
 
-static void take_acc(sim_t *sim, int rank)
+static void do_deliver(sim_t *sim, int rank, message_t *out)
 {
     rank_state_t *state = &sim->ranks[rank];
+    (void)out;
     if (!state->has_acc || !same_place(&state->acc, &state->action))
         fail(sim, rank, "accumulator does not hold this span");
     else
@@ -223,17 +224,10 @@ static void take_acc(sim_t *sim, int rank)
 static void do_finish(sim_t *sim, int rank, message_t *out)
 {
     rank_state_t *state = &sim->ranks[rank];
-    (void)out;
-    take_acc(sim, rank);
+    do_deliver(sim, rank, out);
     state->kept = state->acc;
     state->kept.kind = RESULT;
     state->has_kept = true;
-}
-
-static void do_deliver(sim_t *sim, int rank, message_t *out)
-{
-    (void)out;
-    take_acc(sim, rank);
 }
 
 static void do_send_result(sim_t *sim, int rank, message_t *out)
@@ -244,10 +238,18 @@ static void do_send_result(sim_t *sim, int rank, message_t *out)
     *out = state->kept;
 }
 
+static void do_send_part(sim_t *sim, int rank, message_t *out)
+{
+    const iq_action_t *a = &sim->ranks[rank].action;
+    *out = (message_t){RESULT, a->block, a->chunk, a->first, a->count, (uint64_t)a->peer, {1, {(uint8_t)rank}}};
+}
+
 static void do_recv_result(sim_t *sim, int rank, message_t *out)
 {
     (void)out;
     expect(sim, rank, RESULT, 0);
+    if (sim->plans[rank].collective == IQ_ALLTOALL && sim->ranks[rank].in.known != (uint64_t)rank)
+        fail(sim, rank, "a part that is rank %d's", (int)sim->ranks[rank].in.known);
     write_output(sim, rank, &sim->ranks[rank].in);
 }
 
@@ -334,19 +336,16 @@ static const struct {
     bool from_peer, to_peer, to_target, boards;
     void (*run)(sim_t *sim, int rank, message_t *out);
 } steps[IQ_STEP_KIND_COUNT] = {
-    [IQ_STEP_SEND_OWN] = {.to_peer = true, .run = do_send_own},
-    [IQ_STEP_REDUCE] = {.from_peer = true, .run = do_reduce},
-    [IQ_STEP_FINISH] = {.run = do_finish},
-    [IQ_STEP_DELIVER] = {.run = do_deliver},
+    [IQ_STEP_SEND_OWN] = {.to_peer = true, .run = do_send_own}, [IQ_STEP_REDUCE] = {.from_peer = true, .run = do_reduce},
+    [IQ_STEP_FINISH] = {.run = do_finish}, [IQ_STEP_DELIVER] = {.run = do_deliver},
     [IQ_STEP_SEND_RESULT] = {.to_peer = true, .run = do_send_result},
+    [IQ_STEP_SEND_PART] = {.to_peer = true, .run = do_send_part},
     [IQ_STEP_RECV_RESULT] = {.from_peer = true, .run = do_recv_result},
     [IQ_STEP_HOP] = {.from_peer = true, .to_target = true, .run = do_hop},
     [IQ_STEP_LAST_HOP] = {.from_peer = true, .to_target = true, .run = do_last_hop},
     [IQ_STEP_FORWARD] = {.from_peer = true, .to_target = true, .run = do_forward},
-    [IQ_STEP_SIGNAL] = {.to_peer = true, .run = do_signal},
-    [IQ_STEP_AWAIT] = {.from_peer = true, .run = do_await},
-    [IQ_STEP_POST] = {.boards = true, .run = do_post},
-    [IQ_STEP_SUM] = {.boards = true, .run = do_sum},
+    [IQ_STEP_SIGNAL] = {.to_peer = true, .run = do_signal}, [IQ_STEP_AWAIT] = {.from_peer = true, .run = do_await},
+    [IQ_STEP_POST] = {.boards = true, .run = do_post}, [IQ_STEP_SUM] = {.boards = true, .run = do_sum},
 };
 
 /* ---- the loop ---- */

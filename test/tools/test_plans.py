@@ -45,6 +45,7 @@ class Plan(Case):
         stages = {
             "gather": begin + ["gather", "decode", "product"],
             "share": begin + ["gather", "decode", "rows", "open rows", "product", "bands", "deliver"],
+            "owner": begin + ["decode", "cut", "parts", "open parts", "product", "blocks", "deliver"],
             "reduce": begin + ["decode", "integer product", "sum of integers", "deliver"],
             "dense": ["local gradient", "scales", "maximum of scales", "allreduce", "copy out"],
         }
@@ -57,8 +58,8 @@ class Plan(Case):
                     self.assertEqual(self.stages(lines), names)
         few = self.plan(4, "-c", "factored", "--rows", "32", "-q", "factor:bits=4")[0]
         many = self.plan(4, "-c", "factored", "--rows", "4000", "-q", "isgq:bits=4")[0]
-        self.assertRegex(few[0], r"^factored share, .*: factors 89 KiB, integers 9.0 MiB, dense 4.5 MiB$")
-        self.assertRegex(many[0], r"^factored dense, .* integers 9.0 MiB, dense 1.3 MiB$")
+        self.assertRegex(few[0], r"^factored share, .*: factors 89 KiB, integers 9.0 MiB, dense 4.5 MiB, owners \d.*$")
+        self.assertRegex(many[0], r"^factored dense, .* integers 9.0 MiB, dense 1.3 MiB, owners \d.*$")
 
     def test_text_and_json_agree(self):
         for arguments in (["-n", "3", *self.shape, "-q", "factor:width=4"], ["-n", "2", "-q", "isgq:bits=2.5", "--count", "40k"]):
@@ -75,14 +76,14 @@ class Plan(Case):
                  ("reduce_scatter", "none;uniform:bits=3", dense, ("auto", "ring")),
                  ("allgather", "none;uniform:bits=3", gathered, ("auto", "ring")), ("broadcast", "none", dense, ("auto",)),
                  ("factored", "isgq:bits=4;uniform:bits=4", factored, ("auto", "dense")),
-                 ("factored", "isgq:bits=4;factor:width=4", factored, ("gather", "share", "reduce"))]
+                 ("factored", "isgq:bits=4;factor:width=4", factored, ("gather", "share", "owner", "reduce"))]
         for collective, quantizers, (size, count), algorithms in cases:
             for algorithm in algorithms:
                 common = ("-c", collective, "-a", algorithm)
                 for row in self.rows("isgq_perf", "-n", "3", "-w", "0", "-i", "1", "-q", quantizers, *common, *size):
                     where = (*common, row["quantizer"])
                     planned = self.sent(3, "-q", row["quantizer"], *common, *count)
-                    if row["algorithm"] in ("gather", "share"):  # blobs are as long as the data makes them
+                    if row["algorithm"] in ("gather", "share", "owner"):  # blobs are as long as the data makes them
                         self.assertLessEqual(row["wire_bytes"], planned, where)
                         self.assertGreater(row["wire_bytes"], planned / 3, where)
                     else:

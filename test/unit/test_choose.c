@@ -253,6 +253,30 @@ START_TEST(sharing)
 }
 END_TEST
 
+/* The owners' bytes count like any other's; the same bits as gather, so a tie stays with the simpler way. */
+START_TEST(owners)
+{
+    iq_factored_choice_request_t request = first_layer(4);
+    size_t gathered = 3 * request.blob_bytes;
+    request.may_own = true;
+    request.owner_bytes = (double)gathered;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.owner_bytes -= 1024;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_OWNER);
+    ck_assert_str_eq(why, "factors 85 KiB, integers 4.5 MiB, dense 574 KiB, owners 84 KiB");
+    request.scratch_needed_owner = request.scratch_limit + 1;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.scratch_needed_owner = 0;
+    request.may_own = false;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.forced = "owner";
+    iq_factored_way_t way;
+    ck_assert_int_eq(iq_choose_factored(&request, &way, why, sizeof(why)), ISGQ_ERR_UNSUPPORTED);
+    request.may_own = true;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_OWNER);
+}
+END_TEST
+
 static isgq_result_t force_way(iq_factored_choice_request_t request, const char *name)
 {
     iq_factored_way_t way = IQ_FACTORED_WAY_COUNT;
@@ -269,7 +293,7 @@ START_TEST(forced_ways)
     ck_assert_int_eq(force_way(request, "reduce"), ISGQ_SUCCESS);
     ck_assert_int_eq(force_way(request, "dense"), ISGQ_SUCCESS);
     ck_assert_int_eq(force_way(request, "fastest"), ISGQ_ERR_INVALID_ARGUMENT);
-    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": factored calls have auto, gather, share, reduce, dense");
+    ck_assert_str_eq(iq_last_error(), "algorithm \"fastest\": factored calls have auto, gather, share, owner, reduce, dense");
     ck_assert_int_eq(force_way(request, "ring"), ISGQ_ERR_UNSUPPORTED); /* of other collectives */
     request.scratch_limit = 999;
     ck_assert_int_eq(force_way(request, "gather"), ISGQ_ERR_UNSUPPORTED);
@@ -303,6 +327,7 @@ Suite *iq_suite(void)
     tcase = tcase_create("factored");
     tcase_add_test(tcase, fewest_bytes);
     tcase_add_test(tcase, limits);
+    tcase_add_test(tcase, owners);
     tcase_add_test(tcase, sharing);
     tcase_add_test(tcase, forced_ways);
     suite_add_tcase(suite, tcase);

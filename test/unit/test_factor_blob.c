@@ -67,6 +67,59 @@ START_TEST(test_damaged_rows)
 }
 END_TEST
 
+/* Columns of decoded rows, which come from anywhere: cut, longer, of too many rows, with a weight that is none, a width beyond 16, codes beyond
+ * 16 bits. */
+START_TEST(test_damaged_parts)
+{
+    ranks_t *ranks = make_ranks(widths(4, 4), true, false);
+    iq_factor_part_t part = {.i = 3, .m = 9, .j = 5, .n = 8};
+    iq_factor_call_t block = ranks->call;
+    block.m = part.m;
+    block.n = part.n;
+    iq_factor_rows_t rows;
+    void *memory = aligned_alloc(64, iq_factor_rows_layout(&block, block.max_batch, NULL, NULL));
+    iq_factor_rows_layout(&block, block.max_batch, memory, &rows);
+    size_t most = iq_factor_part_bytes(&ranks->call, &part, 16);
+    unsigned char *good = malloc(most + 1);
+    size_t bytes = iq_factor_part_pack(&ranks->call, &ranks->rows, &part, good);
+    ck_assert_uint_le(bytes, iq_factor_part_bytes(&ranks->call, &part, 4));
+    ck_assert_int_eq(iq_factor_part_open(&block, good, bytes, &rows), ISGQ_SUCCESS);
+    ck_assert_uint_eq(rows.count, ranks->rows.count);
+    for (size_t r = 0; r < rows.count; r++) {
+        ck_assert(rows.weight_c[r] == ranks->rows.weight_c[r] && rows.weight_b[r] == ranks->rows.weight_b[r]);
+        ck_assert_mem_eq(rows.q + r * block.m, ranks->rows.q + r * 19 + part.i, block.m * sizeof(int16_t));
+        ck_assert_mem_eq(rows.p + r * block.n, ranks->rows.p + r * 13 + part.j, block.n * sizeof(int16_t));
+    }
+    ck_assert_int_eq(iq_factor_part_open(&block, good, bytes, &rows), ISGQ_ERR_CORRUPT); /* no room for more */
+    static const struct {
+        size_t at;
+        unsigned char value;
+    } wrong[] = {{0, 7}, {3, 1}, {4, 17}, {5, 0xff}, {8, 17}, {10, 0x7f}};
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(wrong); i++) {
+        unsigned char old = good[wrong[i].at];
+        rows.count = 0;
+        good[wrong[i].at] = wrong[i].value;
+        good[9] = i == 5 ? 0xff : good[9]; /* smallest code 32767 */
+        ck_assert_msg(iq_factor_part_open(&block, good, bytes, &rows) == ISGQ_ERR_CORRUPT, "byte %zu", wrong[i].at);
+        good[wrong[i].at] = old;
+    }
+    iq_factor_part_pack(&ranks->call, &ranks->rows, &part, good);
+    good[bytes] = 0;
+    rows.count = 0;
+    ck_assert_int_eq(iq_factor_part_open(&block, good, bytes + 1, &rows), ISGQ_ERR_CORRUPT);
+    for (size_t length = 0; length < bytes; length++) {
+        unsigned char *copy = malloc(length > 0 ? length : 1); /* exact, for the address sanitizer */
+        memcpy(copy, good, length);
+        rows.count = 0;
+        ck_assert_int_eq(iq_factor_part_open(&block, copy, length, &rows), ISGQ_ERR_CORRUPT);
+        free(copy);
+    }
+    free(good);
+    free(memory);
+    ranks_destroy(ranks);
+}
+END_TEST
+
 static void fuzz(iq_factor_spec_t spec, bool bias, bool relu)
 {
     ranks_t *ranks = make_ranks(spec, bias, relu);
@@ -226,6 +279,7 @@ Suite *iq_suite(void)
     tcase_add_test(format, test_zero_plane);
     tcase_add_test(format, test_too_many_rows);
     tcase_add_test(format, test_damaged_rows);
+    tcase_add_test(format, test_damaged_parts);
     suite_add_tcase(suite, fuzzed);
     suite_add_tcase(suite, format);
     return suite;

@@ -63,7 +63,7 @@ static void prove_collective(iq_collective_t collective)
     for (const iq_algorithm_t *row = iq_algorithms; row->name != NULL; row++)
         for (int nranks = 1; row->collective == collective && nranks <= MAX_RANKS; nranks++) {
             size_t n = (size_t)nranks;
-            bool whole_parts = collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER;
+            bool whole_parts = collective == IQ_REDUCE_SCATTER || collective == IQ_ALLGATHER || collective == IQ_ALLTOALL;
             const size_t counts[] = {0, 1, 2, 3, n - 1, n, n + 1, 31, 97, 8 * n + 5, 509, 1024};
             const size_t parts[] = {0, 1, 2, 3, 13, 64};
             for (size_t i = 0; i < (whole_parts ? IQ_ARRAY_SIZE(parts) : IQ_ARRAY_SIZE(counts)); i++)
@@ -86,6 +86,7 @@ END_TEST
 START_TEST(allgather)
 {
     prove_collective(IQ_ALLGATHER);
+    prove_collective(IQ_ALLTOALL);
 }
 END_TEST
 
@@ -112,13 +113,9 @@ START_TEST(any_schedule)
     for (const iq_algorithm_t *row = iq_algorithms; row->name != NULL; row++)
         for (int nranks = 1; nranks <= 9; nranks++)
             for (unsigned slots = 2; slots <= 5; slots++) {
-                iq_plan_request_t request = {.nranks = nranks,
-                                             .root = nranks - 1,
-                                             .count = 40 * (size_t)nranks,
-                                             .block_unit = 4,
-                                             .chunk = 9,
-                                             .slots = slots};
-                build_all(row, request);
+                size_t count = 40 * (size_t)nranks;
+                build_all(row, (iq_plan_request_t){
+                                   .nranks = nranks, .root = nranks - 1, .count = count, .block_unit = 4, .chunk = 9, .slots = slots});
                 for (uint64_t seed = 0; seed < 6; seed++) {
                     iq_sim_options_t options = {.capacity = slots, .seed = seed, .schedule = (iq_sim_schedule_t)(seed % 3)};
                     ck_assert_msg(simulate(row, nranks, options), "%s %d: %s", row->name, nranks, report.error);
@@ -304,6 +301,7 @@ START_TEST(traffic)
         check_traffic(IQ_REDUCE_SCATTER, "ring", nranks, moved, 0, 3 * others);
         check_traffic(IQ_ALLGATHER, "direct", nranks, 0, moved, 3 * others);
         check_traffic(IQ_ALLGATHER, "ring", nranks, 0, moved, 3 * others);
+        check_traffic(IQ_ALLTOALL, "direct", nranks, 0, moved, 3 * others);
     }
 }
 END_TEST
