@@ -92,7 +92,7 @@ typedef struct isgqx_factored_shape {
  * The same for isgq_allreduce_factored: the way and why, and what follows. Blobs are as long as the data makes them; their
  * bytes are upper bounds.
  * @param[in] shape      sizes
- * @param[in] algorithm  "gather", "reduce", "dense", "auto", or NULL: ISGQ_ALGORITHM
+ * @param[in] algorithm  "gather", "share", "owner", "reduce", "dense", "auto", or NULL: ISGQ_ALGORITHM
  * @param[in] quantizer  a quantizer's text, or NULL: ISGQ_QUANTIZER
  * @param[in] nranks     at least 1
  * @param[in] rank       0..nranks-1
