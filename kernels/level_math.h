@@ -59,4 +59,32 @@ IQ_DEVICE int iq_natural_is_code(uint32_t code) { return code == 0 || ((code & 0
 
 IQ_DEVICE float iq_natural_value(uint32_t code) { return iq_bits_float((code >> 8) << 31 | (code & 0xffu) << 23); }
 
+/* ---- integers times a power of two that a bucket shares (codec/mx.c): its field is the exponent + 127 ---- */
+
+enum { IQ_MX_FIELD_MOST = 253 /* 2^126: the largest float is less than 4 of these */ };
+
+/* The largest code on one side. */
+IQ_DEVICE int32_t iq_mx_half(unsigned bits) { return (1 << (bits - 1)) - 1; }
+
+/* The field of the smallest exponent e with most <= half * 2^e; 2^-127 is the finest step that there is. */
+IQ_DEVICE uint32_t iq_mx_field(float most, int32_t half)
+{
+    uint32_t value = iq_float_bits(most), full = iq_float_bits((float)half);
+    int32_t field = (int32_t)(value >> 23) - ((int32_t)(full >> 23) - 127);
+    field += (value & 0x7fffffu) > (full & 0x7fffffu);
+    return (uint32_t)(field > 0 ? field : 0);
+}
+
+/* 2^exponent: below 2^-126 it is a denormal number. */
+IQ_DEVICE float iq_mx_step(uint32_t field) { return iq_bits_float(field == 0 ? 0x400000u : field << 23); }
+
+/* Four steps of 2^126 are beyond f32, to which a value just below may have been rounded. */
+IQ_DEVICE float iq_mx_value(int32_t code, float step)
+{
+    const float most = iq_bits_float(0x7f7fffffu); /* the largest float */
+    float value = (float)code * step;
+    value = value < most ? value : most;
+    return value > -most ? value : -most;
+}
+
 #endif

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Messages to values, for all models whose codes stand for levels by themselves. See codec/levels_plain.c and levels_fitted.c. */
+/* Messages to values, for all models whose codes stand for levels by themselves. See codec/levels_plain.c, levels_fitted.c and mx.c. */
 #include "kernels/cuda/level_decode.h"
 #include "kernels/cuda/level_encode.h"
 
@@ -32,6 +32,20 @@ struct natural {
             iq_report_fault(fault, IQ_CUDA_BAD_CODE);
         return iq_natural_value(code);
     }
+};
+
+struct mx {
+    float step;
+    int32_t half;
+
+    template <typename team_t> __device__ __forceinline__ mx(const iq_level_args_t &args, const team_t &team)
+    {
+        uint32_t field = *(const uint8_t *)team.room->header;
+        half = iq_mx_half(args.call.bits);
+        step = iq_mx_step(field);
+        iq_level_bad_header(args, field > IQ_MX_FIELD_MOST);
+    }
+    __device__ __forceinline__ float value(uint32_t code) const { return iq_mx_value((int32_t)code - half, step); }
 };
 
 /* The header has the levels, in ascending order. */
@@ -101,6 +115,7 @@ isgq_result_t iq_level_decode(int device, isgq_stream_t stream, const iq_level_a
     switch (args.call.kind) {
     case IQ_CUDA_QSGD: return launch<qsgd>(device, stream, args);
     case IQ_CUDA_NATURAL: return launch<natural>(device, stream, args);
+    case IQ_CUDA_MX: return launch<mx>(device, stream, args);
     case IQ_CUDA_EF_SIGN:
     case IQ_CUDA_BINGRAD_PB: return launch<mirrored>(device, stream, args);
     default: return launch<listed>(device, stream, args);
@@ -118,6 +133,7 @@ isgq_result_t iq_level_warm_decode(int device)
 {
     IQ_TRY(load<qsgd>(device));
     IQ_TRY(load<natural>(device));
+    IQ_TRY(load<mx>(device));
     IQ_TRY(load<listed>(device));
     return load<mirrored>(device);
 }

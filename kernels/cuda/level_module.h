@@ -22,6 +22,7 @@ typedef enum iq_cuda_level_kind {
     IQ_CUDA_BINGRAD_PB,
     IQ_CUDA_ORQ,
     IQ_CUDA_EDEN,
+    IQ_CUDA_MX,
 } iq_cuda_level_kind_t;
 
 #define IQ_CUDA_LEVEL_BUCKET 8192 /* most elements of one */
@@ -30,9 +31,10 @@ typedef enum iq_cuda_level_kind {
 /* One message and its values: elements first .. first + count - 1, count > 0. */
 typedef struct iq_cuda_levels {
     iq_cuda_level_kind_t kind;
-    unsigned bits;      /* qsgd, eden */
+    unsigned bits;      /* qsgd, eden, mx */
     unsigned levels;    /* orq: 3, 5 or 9 */
     bool euclidean;     /* qsgd: the norm */
+    bool nearest;       /* mx: rounding; else stochastic */
     unsigned symbols;   /* a code is below; groups of so many codes take so many bits, a unit of so many codes whole bytes */
     unsigned group_codes, group_bits, unit;
     size_t header_bytes;

@@ -195,7 +195,7 @@ static __device__ __forceinline__ uint32_t iq_unit_bytes(const iq_cuda_levels_t 
     return call.unit / call.group_codes * call.group_bits / 8;
 }
 
-/* Eight codes of `width` bits. Codes come after headers, whose bytes are even but for those of nine-bit codes. */
+/* Eight codes of `width` bits. Codes come after headers, and an odd number of these may be of one byte. */
 template <typename code_t> static __device__ __forceinline__ void iq_write_plain(uint32_t width, uint8_t *to, const code_t &code)
 {
     uint64_t bits = 0;
@@ -205,7 +205,7 @@ template <typename code_t> static __device__ __forceinline__ void iq_write_plain
         last = code(k);
         bits |= (uint64_t)last << k * width;
     }
-    if (width == 2 || width == 4) {
+    if ((width == 2 || width == 4) && (uintptr_t)to % 2 == 0) {
         for (uint32_t i = 0; i < width; i += 2, bits >>= 16)
             *(uint16_t *)(to + i) = (uint16_t)bits;
         return;

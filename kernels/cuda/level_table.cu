@@ -30,7 +30,8 @@ static isgq_result_t encode_runs(int device, isgq_stream_t stream, const iq_leve
 {
     switch (args.call.kind) {
     case IQ_CUDA_QSGD:
-    case IQ_CUDA_NATURAL: return iq_level_encode_plain(device, stream, args);
+    case IQ_CUDA_NATURAL:
+    case IQ_CUDA_MX: return iq_level_encode_plain(device, stream, args);
     case IQ_CUDA_ORQ: return iq_level_encode_sorted(device, stream, args);
     case IQ_CUDA_EDEN: return iq_level_encode_eden(device, stream, args);
     default: return iq_level_encode_fitted(device, stream, args);

@@ -16,7 +16,8 @@ static const struct {
 } kinds[] = {{&iq_level_qsgd, IQ_CUDA_QSGD},           {&iq_level_natural, IQ_CUDA_NATURAL},
              {&iq_level_onebit, IQ_CUDA_ONEBIT},       {&iq_level_ef_sign, IQ_CUDA_EF_SIGN},
              {&iq_level_bingrad_b, IQ_CUDA_BINGRAD_B}, {&iq_level_bingrad_pb, IQ_CUDA_BINGRAD_PB},
-             {&iq_level_orq, IQ_CUDA_ORQ},             {&iq_level_eden, IQ_CUDA_EDEN}};
+             {&iq_level_orq, IQ_CUDA_ORQ},             {&iq_level_eden, IQ_CUDA_EDEN},
+             {&iq_level_mx, IQ_CUDA_MX}};
 
 static bool kind_of(const iq_codec_t *codec, iq_cuda_level_kind_t *kind)
 {
@@ -59,6 +60,7 @@ static iq_cuda_levels_t levels_of(const iq_codec_t *codec, const iq_codec_call_t
     iq_cuda_levels_t levels = {.bits = codec->bits,
                                .levels = codec->levels,
                                .euclidean = codec->norm == IQ_NORM_L2,
+                               .nearest = codec->rounding == IQ_ROUND_NEAREST,
                                .symbols = digits.symbols,
                                .group_codes = digits.count,
                                .group_bits = digits.bits,

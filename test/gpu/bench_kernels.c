@@ -451,7 +451,7 @@ static void run_families(bench_t *bench)
 /* A message and back, with each family's own settings. */
 static void run_levels_of_families(bench_t *bench)
 {
-    static const char *const names[] = {"qsgd", "natural", "onebit", "ef-sign", "bingrad-b", "bingrad-pb", "orq-3", "orq-5", "orq-9", "drive", "eden"};
+    static const char *const names[] = {"qsgd", "natural", "onebit", "ef-sign", "bingrad-b", "bingrad-pb", "orq-3", "orq-5", "orq-9", "drive", "eden", "mx"};
     for (size_t i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
         char name[32];
         const iq_family_t *family = iq_families;

@@ -127,8 +127,8 @@ static void quantized_body(iq_rank_t *rank)
                                              "uniform:bits=4,sum=requantized", "isgq:bits=4,coding=none",
                                              /* from here on a few jobs each */
                                              "uniform:bits=4,rounding=stratified", "terngrad", "global-qsgd:norm=l2,levels=7", "intsgd",
-                                             "qsgd:bits=3", "orq-5:bucket=96", "drive"};
-    const size_t basic = sizeof(quantizers) / sizeof(quantizers[0]) - 7;
+                                             "qsgd:bits=3", "orq-5:bucket=96", "drive", "mx:bits=4"};
+    const size_t basic = sizeof(quantizers) / sizeof(quantizers[0]) - 8;
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_FLOAT16, ISGQ_BFLOAT16};
     static const size_t counts[] = {1, 33, 4097, MOST_COUNT};
     pair_t pair = open_pair(rank);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* The device row of codec `levels`, side by side with the host's, for all models: see support/codec_twin.h. */
 #include "support/check_main.h"
+#include "support/codec_run.h"
 #include "support/codec_twin.h"
 #include "support/level_kinds.h"
 
@@ -8,12 +9,22 @@
 
 static const isgq_data_type_t floats[] = {ISGQ_FLOAT32, ISGQ_FLOAT16, ISGQ_BFLOAT16};
 
-static iq_codec_t level_codec(int kind)
+enum { BEFORE_MX = LEVEL_KINDS + ROTATED_KINDS, MX_KINDS = 3, ALL_LEVEL_KINDS = BEFORE_MX + MX_KINDS };
+
+static iq_codec_t mx_codec(int kind)
 {
-    return kind < LEVEL_KINDS ? level_kind_codec(kind) : rotated_kind_codec(kind - LEVEL_KINDS);
+    iq_codec_t codec = codec_of_family("mx");
+    codec.bits = kind == 0 ? 8 : 4;
+    codec.rounding = kind == 2 ? IQ_ROUND_NEAREST : IQ_ROUND_STOCHASTIC;
+    return codec;
 }
 
-enum { ALL_LEVEL_KINDS = LEVEL_KINDS + ROTATED_KINDS };
+static iq_codec_t level_codec(int kind)
+{
+    if (kind >= BEFORE_MX)
+        return mx_codec(kind - BEFORE_MX);
+    return kind < LEVEL_KINDS ? level_kind_codec(kind) : rotated_kind_codec(kind - LEVEL_KINDS);
+}
 
 /* Spans that are cut inside buckets, quads and bytes; buckets of a warp and of a block. */
 START_TEST(levels)
