@@ -6,6 +6,7 @@
 
 #include "base/config.h"
 #include "base/log.h"
+#include "base/process.h"
 #include "base/util.h"
 #include "codec/strata.h"
 #include "core/gpu.h"
@@ -51,7 +52,7 @@ isgq_result_t iq_comm_check_handle(isgq_comm_t comm, const char *operation)
 {
     if (comm == NULL)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: comm is NULL", operation);
-    if (comm->pid != getpid())
+    if (comm->pid != iq_process_id())
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator belongs to process %d; a forked child may not use it", operation,
                        (int)comm->pid);
     return ISGQ_SUCCESS;
@@ -84,7 +85,8 @@ static isgq_result_t take_memory(isgq_comm_t comm)
     }
     comm->run = calloc(1, sizeof(*comm->run));
     comm->calls = calloc(IQ_QUEUE_CALLS, sizeof(*comm->calls));
-    if (comm->run == NULL || comm->calls == NULL)
+    comm->decisions = calloc(IQ_DECISIONS, sizeof(*comm->decisions));
+    if (comm->run == NULL || comm->calls == NULL || comm->decisions == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "queue of %d calls", IQ_QUEUE_CALLS);
     return iq_plan_cache_init(&comm->plans, iq_max(iq_config()->plan_cache, 8));
 }
@@ -111,6 +113,7 @@ void iq_comm_release(isgq_comm_t comm)
     }
     if (comm->scratch.mapped != 0)
         munmap(comm->scratch.base, comm->scratch.mapped);
+    iq_decisions_forget(comm);
     isgq_quantizer_destroy(comm->quantizer);
     free(comm->calls);
     free(comm->run);
@@ -164,6 +167,16 @@ static isgq_result_t check_chunk(size_t chunk_bytes)
     return ISGQ_SUCCESS;
 }
 
+/* Waited for until a time of the clock that is never set. */
+static void init_condition(pthread_cond_t *condition)
+{
+    pthread_condattr_t attributes;
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(condition, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_comm_config_t *config, isgq_comm_t *out)
 {
     static const isgq_comm_config_t defaults = ISGQ_COMM_CONFIG_INIT;
@@ -182,12 +195,12 @@ isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_c
     comm->lineage = origin.lineage;
     comm->device = origin.device;
     comm->native = origin.native;
-    comm->pid = getpid();
+    comm->pid = iq_process_id();
     atomic_store(&comm->awaited, -1);
     pthread_mutex_init(&comm->progress_lock, NULL);
     pthread_mutex_init(&comm->queue_lock, NULL);
     pthread_mutex_init(&comm->failure_lock, NULL);
-    pthread_cond_init(&comm->queue_changed, NULL);
+    init_condition(&comm->queue_changed);
     const iq_config_t *global = copy_settings(comm, config);
     isgq_result_t result = check_chunk(comm->chunk_bytes);
     comm->chunk_bytes = comm->chunk_bytes / 256 * 256;

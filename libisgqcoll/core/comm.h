@@ -3,9 +3,10 @@
  * The communicator: owner of everything. Which thread may touch what:
  *
  *   constant after init      rank, nranks, links, transports, control, config copies
- *   under queue_lock         the ring of calls, `submitted`, stats, the record of the last call
+ *   under queue_lock         the ring of calls, stats, the record of the last call, what the communicator's thread does
+ *   the calling thread       decisions
  *   under progress_lock      run (the call in progress), scratch, plan cache, links
- *   atomic                   completed, failed, waiters, awaited
+ *   atomic                   submitted (written under queue_lock), completed, failed, waiters, awaited
  *
  * Lock order: progress_lock, then queue_lock. Neither is held while calling into the control channel's `failed`.
  */
@@ -25,6 +26,7 @@
 #include <sys/types.h>
 
 #define IQ_QUEUE_CALLS 256 /* calls queued or remembered for mismatch reports; a power of two */
+#define IQ_DECISIONS 64    /* remembered; a power of two */
 #define IQ_SLOTS 4         /* messages per link and direction */
 #define IQ_BOARDS 64       /* ranks that have them at most: beyond, nothing is gained by them */
 #define IQ_MAX_TRANSPORTS 4
@@ -75,6 +77,24 @@ typedef struct iq_call {
     bool captured;                    /* streamed into a CUDA graph */
     uint64_t wire_bytes, own_bytes;   /* streamed: what was enqueued */
 } iq_call_t;
+
+/* What decide.c made of a call without a tensor: the same again for the next of its kind. */
+typedef struct iq_decision {
+    isgq_quantizer_t quantizer; /* holds a reference; NULL: no decision here */
+    iq_call_kind_t kind;
+    isgq_data_type_t datatype;
+    isgq_red_op_t op;
+    size_t count;
+    bool accumulate;
+    /* decided */
+    bool fallback;
+    iq_codec_t codec;
+    const iq_algorithm_t *algorithm;
+    char why[96];
+} iq_decision_t;
+
+/* The communicator's thread. Asleep it has to be woken for work, napping it comes by itself, soon or a little later. */
+typedef enum iq_thread_state { IQ_THREAD_AWAKE, IQ_THREAD_NAPPING, IQ_THREAD_NAPPING_LONG, IQ_THREAD_ASLEEP } iq_thread_state_t;
 
 struct iq_run;    /* core/run.h */
 struct iq_gpu;    /* core/gpu.c */
@@ -163,13 +183,15 @@ struct isgq_comm {
     pthread_mutex_t queue_lock;
     pthread_cond_t queue_changed;     /* for the communicator's thread: work came, a waiter left, stop */
     iq_call_t *calls;                 /* [IQ_QUEUE_CALLS], call s at s % IQ_QUEUE_CALLS */
-    uint64_t submitted;
+    atomic_uint_fast64_t submitted;
+    iq_decision_t *decisions;         /* [IQ_DECISIONS] of earlier calls */
     struct iq_memory *memory;         /* of isgq_mem_alloc */
     isgq_stats_t stats;
     isgqx_call_record_t record;
     uint64_t own_bytes;               /* contributed so far, see isgqx_call_record_t */
     bool stop;
     bool thread_running;
+    iq_thread_state_t thread_state;
     pthread_t thread;
 
     atomic_uint_fast64_t completed;
@@ -232,6 +254,9 @@ isgq_result_t iq_check_factored_shape(size_t m, size_t n, size_t max_batch, isgq
 
 /* Fill in what follows from the arguments: codec, algorithm, way. Pure, equal on all ranks. */
 isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm);
+
+/* Let go of all that was decided before. */
+void iq_decisions_forget(isgq_comm_t comm);
 
 /* The algorithm of one plan; `forced` is a name or NULL. */
 isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nhosts, bool boards, const iq_codec_t *codec, isgq_data_type_t datatype,

@@ -12,6 +12,7 @@
 #include "core/run.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 static const iq_collective_t kind_collectives[IQ_CALL_KIND_COUNT] = {IQ_ALLREDUCE, IQ_REDUCE_SCATTER, IQ_ALLGATHER,
@@ -264,8 +265,59 @@ static const char *forced_algorithm(isgq_comm_t comm, const iq_call_t *call, con
     return NULL;
 }
 
-isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
+static isgq_result_t decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     const char *forced = forced_algorithm(comm, call, algorithm);
     return call->kind == IQ_CALL_FACTORED ? decide_factored(comm, call, forced) : decide_collective(comm, call, forced);
+}
+
+/* ---- what was decided before ---- */
+
+/* Where a call's decision is if there is one. */
+static iq_decision_t *find_decision(isgq_comm_t comm, const iq_call_t *call)
+{
+    uint64_t key = (call->count ^ (uint64_t)(uintptr_t)call->quantizer << 8) * 8 + (uint64_t)call->kind * 64 + (uint64_t)call->datatype;
+    return &comm->decisions[(key * 0x9e3779b97f4a7c15ull) >> 32 & (IQ_DECISIONS - 1)];
+}
+
+static bool is_of(const iq_decision_t *decision, const iq_call_t *call)
+{
+    return decision->quantizer == call->quantizer && decision->kind == call->kind && decision->count == call->count &&
+           decision->datatype == call->datatype && decision->op == call->op && decision->accumulate == call->accumulate;
+}
+
+static void keep_decision(iq_decision_t *decision, const iq_call_t *call)
+{
+    isgq_quantizer_destroy(decision->quantizer);
+    *decision = (iq_decision_t){.quantizer = call->quantizer, .kind = call->kind, .datatype = call->datatype, .op = call->op,
+                                .count = call->count, .accumulate = call->accumulate, .fallback = call->fallback, .codec = call->codec,
+                                .algorithm = call->algorithm};
+    memcpy(decision->why, call->why, sizeof(decision->why));
+    iq_quantizer_retain(decision->quantizer);
+}
+
+void iq_decisions_forget(isgq_comm_t comm)
+{
+    for (int i = 0; comm->decisions != NULL && i < IQ_DECISIONS; i++)
+        isgq_quantizer_destroy(comm->decisions[i].quantizer);
+    free(comm->decisions);
+    comm->decisions = NULL;
+}
+
+/* Deciding is pure, so what it made of an equal call holds again: small calls take little longer than deciding and saying why. */
+isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
+{
+    if (call->kind == IQ_CALL_FACTORED || call->names_tensor || algorithm != NULL || call->quantizer == NULL)
+        return decide(comm, call, algorithm);
+    iq_decision_t *decision = find_decision(comm, call);
+    if (!is_of(decision, call)) {
+        IQ_TRY(decide(comm, call, NULL));
+        keep_decision(decision, call);
+        return ISGQ_SUCCESS;
+    }
+    call->fallback = decision->fallback;
+    call->codec = decision->codec;
+    call->algorithm = decision->algorithm;
+    memcpy(call->why, decision->why, sizeof(call->why));
+    return ISGQ_SUCCESS;
 }

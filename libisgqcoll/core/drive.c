@@ -9,22 +9,25 @@
  */
 #include "base/log.h"
 #include "base/util.h"
+#include "core/float_env.h"
 #include "core/gpu.h"
 #include "core/run.h"
 #include "core/tensor.h"
 
-#include <fenv.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <string.h>
 
 #define ACTIONS_PER_TURN 8 /* between looks at the network */
-#define SPINS 300 /* turns of about 100 ns */
+#define SPINS 300 /* turns of about 100 ns, at most */
+#define LEAST_SPINS 8
 #define YIELDS 100
 #define SLEEP_NS 1000000u
 #define GPU_NAP_NS 5000 /* nobody rings when a GPU is done */
-#define COURTESY_NS 20000
+#define NAP_NS 20000        /* of the communicator's thread, before it takes a call away from its caller */
+#define LONG_NAP_NS 200000  /* at most, where callers wait themselves */
+#define QUIET_NAPS 4        /* without a call: then it sleeps */
 #define GRACE_NS 2000000000u
 #define VERDICT_NS 5000000000u /* the control channel answers a stall or mismatch report within 3 s */
 
@@ -57,7 +60,7 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     isgqx_call_record_t *record = &comm->record;
     record->sequence = call->sequence;
     keep_text(record->algorithm, sizeof(record->algorithm), iq_call_algorithm_name(call));
-    keep_text(record->why, sizeof(record->why), call->why);
+    memcpy(record->why, call->why, sizeof(record->why));
     if (run->prediction.guards)
         snprintf(record->why, sizeof(record->why), "%.72s%s", call->why, iq_run_prediction_text(run));
     record->input_bytes = call->input_bytes;
@@ -82,9 +85,7 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
 static isgq_result_t begin_next(isgq_comm_t comm, iq_run_t *run, bool *idle)
 {
     uint64_t next = atomic_load(&comm->completed) + 1;
-    pthread_mutex_lock(&comm->queue_lock);
-    *idle = next > comm->submitted;
-    pthread_mutex_unlock(&comm->queue_lock);
+    *idle = next > atomic_load(&comm->submitted);
     if (*idle)
         return ISGQ_SUCCESS;
     atomic_store(&comm->current, next);
@@ -119,11 +120,20 @@ static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
     return settled ? ISGQ_SUCCESS : ISGQ_IN_PROGRESS;
 }
 
+/* How long spinning pays shows by what it led to: where the peer came only after this rank had yielded, the scheduler may have put both on one core. */
+static void learn_spins(iq_run_t *run, unsigned turns)
+{
+    if (turns < run->spins)
+        run->spins = (unsigned)iq_min(2 * run->spins, SPINS);
+    else
+        run->spins = (unsigned)iq_max(run->spins / 2, LEAST_SPINS);
+}
+
 /* No step could be done: the `turn`th time in a row. */
 static void back_off(isgq_comm_t comm, const iq_run_t *run, unsigned turn)
 {
     const struct timespec nap = {.tv_nsec = GPU_NAP_NS};
-    unsigned spins = comm->crowded ? 0 : SPINS;
+    unsigned spins = comm->crowded ? 0 : run->spins;
     if (turn < spins)
         cpu_pause();
     else if (turn < spins + YIELDS)
@@ -246,9 +256,8 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
     iq_run_t *run = comm->run;
     unsigned turns = 0;
     bool idle = false, moved = false;
-    fenv_t caller;
-    fegetenv(&caller); /* callers may flush denormals or round differently; codecs must not */
-    fesetenv(FE_DFL_ENV);
+    iq_float_env_t caller;
+    iq_float_env_enter(&caller);
     atomic_store(&comm->driver, pthread_self());
     while (atomic_load(&comm->failed) == 0 && atomic_load(&comm->completed) < sequence && !idle) {
         if (background && atomic_load(&comm->waiters) > 0)
@@ -258,6 +267,8 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
             report_failure(comm, result);
             break;
         }
+        if (moved && turns > 0)
+            learn_spins(run, turns);
         turns = moved ? 0 : turns + 1;
         if (moved)
             continue;
@@ -268,26 +279,40 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
     if (atomic_load(&comm->failed) != 0)
         iq_gpu_surrender(comm);
     atomic_store(&comm->driver, (pthread_t)0);
-    fesetenv(&caller);
+    iq_float_env_leave(&caller);
 }
 
 bool iq_progress_is_mine(isgq_comm_t comm) { return pthread_equal(atomic_load(&comm->driver), pthread_self()) != 0; }
+
+/* Somebody waits: whoever drives meanwhile should step aside. Who begins to drive later sees `waiters` before it sleeps. */
+static void interrupt_driver(isgq_comm_t comm)
+{
+    if (atomic_load(&comm->driver) == (pthread_t)0)
+        return;
+    for (int i = 0; i < comm->ntransports; i++)
+        comm->transports[i]->ops->wake(comm->transports[i]);
+}
+
+/* There is work that nobody waits for. Under the lock, or the thread might be between looking and sleeping. */
+static void wake_thread(isgq_comm_t comm)
+{
+    pthread_mutex_lock(&comm->queue_lock);
+    comm->thread_state = IQ_THREAD_AWAKE;
+    pthread_mutex_unlock(&comm->queue_lock);
+    pthread_cond_signal(&comm->queue_changed);
+}
 
 static isgq_result_t wait_for(isgq_comm_t comm, uint64_t sequence)
 {
     if (atomic_load(&comm->completed) < sequence) {
         atomic_fetch_add(&comm->waiters, 1);
-        for (int i = 0; i < comm->ntransports; i++)
-            comm->transports[i]->ops->wake(comm->transports[i]);
+        interrupt_driver(comm);
         pthread_mutex_lock(&comm->progress_lock);
         drive(comm, sequence, false);
         pthread_mutex_unlock(&comm->progress_lock);
         atomic_fetch_sub(&comm->waiters, 1);
-        pthread_mutex_lock(&comm->queue_lock);
-        bool more = atomic_load(&comm->completed) < comm->submitted;
-        pthread_mutex_unlock(&comm->queue_lock);
-        if (more)
-            pthread_cond_signal(&comm->queue_changed);
+        if (atomic_load(&comm->completed) < atomic_load(&comm->submitted))
+            wake_thread(comm);
     }
     return atomic_load(&comm->completed) >= sequence ? ISGQ_SUCCESS : iq_comm_check(comm);
 }
@@ -303,10 +328,7 @@ isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
 isgq_result_t iq_progress_synchronize(isgq_comm_t comm)
 {
     atomic_fetch_add(&comm->users, 1);
-    pthread_mutex_lock(&comm->queue_lock);
-    uint64_t last = comm->submitted;
-    pthread_mutex_unlock(&comm->queue_lock);
-    isgq_result_t result = wait_for(comm, last);
+    isgq_result_t result = wait_for(comm, atomic_load(&comm->submitted));
     if (result == ISGQ_SUCCESS)
         result = iq_comm_check(comm); /* a failure after the last call counts too */
     atomic_fetch_sub(&comm->users, 1);
@@ -320,25 +342,66 @@ static bool has_background_work(isgq_comm_t comm)
     return atomic_load(&comm->failed) == 0 && atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) < comm->submitted;
 }
 
+/* Until somebody signals, or for so long. queue_lock is held. */
+static void nap(isgq_comm_t comm, uint64_t ns)
+{
+    uint64_t end = iq_now_ns() + ns;
+    struct timespec until = {.tv_sec = (time_t)(end / 1000000000u), .tv_nsec = (long)(end % 1000000000u)};
+    comm->thread_state = ns > NAP_NS ? IQ_THREAD_NAPPING_LONG : IQ_THREAD_NAPPING;
+    pthread_cond_timedwait(&comm->queue_changed, &comm->queue_lock, &until);
+    comm->thread_state = IQ_THREAD_AWAKE;
+}
+
+static void sleep_until_woken(isgq_comm_t comm)
+{
+    comm->thread_state = IQ_THREAD_ASLEEP;
+    while (comm->thread_state == IQ_THREAD_ASLEEP && !comm->stop)
+        pthread_cond_wait(&comm->queue_changed, &comm->queue_lock);
+    comm->thread_state = IQ_THREAD_AWAKE;
+}
+
+/*
+ * Most callers wait at once, and then do the work themselves. To be woken for each of their calls would cost them more than the call, so
+ * this thread naps as long as calls keep coming, the longer the more of them it had nothing to do with, and takes over a call that was there
+ * before the nap and that nobody waits for after it. queue_lock is held when this returns: there is such a call, or it is time to stop.
+ */
+static void await_work(isgq_comm_t comm)
+{
+    uint64_t seen = 0, ns = NAP_NS;
+    unsigned quiet = 0;
+    while (!comm->stop) {
+        bool leftover = has_background_work(comm);
+        uint64_t submitted = atomic_load(&comm->submitted);
+        if (leftover && atomic_load(&comm->completed) < seen)
+            return;
+        if (leftover)
+            ns = NAP_NS;
+        else if (submitted != seen)
+            ns = iq_min(2 * ns, LONG_NAP_NS);
+        quiet = leftover || submitted != seen ? 0 : quiet + 1;
+        seen = submitted;
+        if (quiet < QUIET_NAPS)
+            nap(comm, ns);
+        else
+            sleep_until_woken(comm);
+        ns = quiet < QUIET_NAPS ? ns : NAP_NS;
+    }
+}
+
 static void *progress_main(void *argument)
 {
     isgq_comm_t comm = argument;
-    struct timespec courtesy = {.tv_nsec = COURTESY_NS};
     bool stop = false;
     iq_log_identity(comm->rank, comm->nranks);
     iq_gpu_use(comm);
     pthread_setname_np(pthread_self(), "isgq-progress");
     while (!stop) {
         pthread_mutex_lock(&comm->queue_lock);
-        while (!comm->stop && !has_background_work(comm))
-            pthread_cond_wait(&comm->queue_changed, &comm->queue_lock);
+        await_work(comm);
         stop = comm->stop;
         pthread_mutex_unlock(&comm->queue_lock);
         if (stop)
             break;
-        nanosleep(&courtesy, NULL); /* most callers wait at once, and then do the work themselves */
-        if (atomic_load(&comm->waiters) > 0)
-            continue;
         pthread_mutex_lock(&comm->progress_lock);
         drive(comm, UINT64_MAX, true);
         pthread_mutex_unlock(&comm->progress_lock);

@@ -8,7 +8,6 @@
 #include "base/util.h"
 #include "core/exec_stream.h"
 #include "core/gpu.h"
-#include "transport/topology.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -248,6 +247,20 @@ static isgq_result_t find_neighbours(isgq_comm_t comm)
     return ISGQ_SUCCESS;
 }
 
+/* Do more ranks of this host share a set of cores than it has? Ranks that are bound to cores of their own do not, however few each has. */
+static bool is_crowded(isgq_comm_t comm)
+{
+    for (int i = 0; i < comm->host_size; i++) {
+        const iq_peer_t *one = &comm->peers[comm->host_ranks[i]];
+        int sharing = 0;
+        for (int j = 0; j < comm->host_size; j++)
+            sharing += comm->peers[comm->host_ranks[j]].core_set == one->core_set;
+        if (sharing > one->cores)
+            return true;
+    }
+    return false;
+}
+
 static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
 {
     isgq_result_t result = ISGQ_SUCCESS;
@@ -261,7 +274,7 @@ static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
     }
     comm->nhosts = count_hosts(comm);
     result = find_neighbours(comm);
-    comm->crowded = comm->host_size > iq_topology()->cores;
+    comm->crowded = is_crowded(comm);
     comm->has_boards = have_boards(comm);
     if (result == ISGQ_SUCCESS)
         result = check_pairs(comm);

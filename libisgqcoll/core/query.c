@@ -40,13 +40,7 @@ isgq_result_t isgq_get_config_var(size_t index, isgq_config_var_t *var)
     return iq_config_describe(index, var);
 }
 
-static uint64_t submitted(isgq_comm_t comm)
-{
-    pthread_mutex_lock(&comm->queue_lock);
-    uint64_t sequence = comm->submitted;
-    pthread_mutex_unlock(&comm->queue_lock);
-    return sequence;
-}
+static uint64_t submitted(isgq_comm_t comm) { return atomic_load(&comm->submitted); }
 
 isgq_result_t isgq_comm_synchronize(isgq_comm_t comm)
 {

@@ -63,32 +63,34 @@ static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_
                  call->algorithm->name, format_history(call, history));
 }
 
+/* Words instead of bytes: hashing all of them one by one takes a tenth of a small call. */
+static uint64_t hash_words(uint64_t hash, const uint64_t *words, size_t count)
+{
+    for (size_t i = 0; i < count; i++) {
+        hash = (hash ^ words[i]) * 0x9e3779b97f4a7c15ull;
+        hash ^= hash >> 32;
+    }
+    return hash;
+}
+
 /* Hash of what all ranks must agree on. */
 static uint64_t fingerprint(const iq_call_t *call)
 {
-    struct {
-        uint64_t count, max_batch, m, n, rows, columns, history, history_mark;
-        int32_t kind, datatype, op, root, bias, way, captured;
-    } key;
-    memset(&key, 0, sizeof(key));
-    key.kind = (int32_t)call->kind;
-    key.datatype = (int32_t)call->datatype;
-    key.op = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST ? 0 : (int32_t)call->op;
-    key.root = call->root;
-    key.count = call->count;
-    key.history = call->history;
-    key.rows = call->power_rank != 0 ? call->rows : 0;
-    key.columns = call->power_rank != 0 ? call->columns : 0;
-    key.history_mark = call->history_mark;
-    key.way = (int32_t)call->way;
-    key.captured = call->captured;
-    if (call->kind == IQ_CALL_FACTORED) {
-        key.max_batch = call->max_batch;
-        key.m = call->factors.m;
-        key.n = call->factors.n;
-        key.bias = call->factors.bias != NULL;
-    }
-    uint64_t hash = iq_hash(IQ_HASH_START, &key, sizeof(key));
+    bool factored = call->kind == IQ_CALL_FACTORED, powers = call->power_rank != 0;
+    bool sums = call->kind != IQ_CALL_ALLGATHER && call->kind != IQ_CALL_BROADCAST;
+    uint64_t small = (uint64_t)call->kind | (uint64_t)call->datatype << 8 | (sums ? (uint64_t)call->op << 16 : 0) | (uint64_t)call->way << 24 |
+                     (uint64_t)call->captured << 32 | (uint64_t)(factored && call->factors.bias != NULL) << 33;
+    const uint64_t key[] = {small,
+                            (uint64_t)call->root,
+                            call->count,
+                            call->history,
+                            call->history_mark,
+                            powers ? call->rows : 0,
+                            powers ? call->columns : 0,
+                            factored ? call->max_batch : 0,
+                            factored ? call->factors.m : 0,
+                            factored ? call->factors.n : 0};
+    uint64_t hash = hash_words(IQ_HASH_START, key, IQ_ARRAY_SIZE(key));
     const char *name = iq_call_algorithm_name(call);
     hash = iq_hash(hash, name, strlen(name));
     if (call->quantizer != NULL && call->kind != IQ_CALL_BROADCAST && call->kind != IQ_CALL_BARRIER)
@@ -112,10 +114,7 @@ static uint64_t queue_room(isgq_comm_t comm) { return comm->gpu != NULL ? IQ_GPU
 
 bool iq_queue_full(isgq_comm_t comm)
 {
-    pthread_mutex_lock(&comm->queue_lock);
-    bool full = comm->submitted >= atomic_load(&comm->completed) + queue_room(comm);
-    pthread_mutex_unlock(&comm->queue_lock);
-    return full;
+    return atomic_load(&comm->submitted) >= atomic_load(&comm->completed) + queue_room(comm);
 }
 
 isgq_result_t iq_queue_wait(isgq_comm_t comm)
@@ -136,6 +135,18 @@ static isgq_result_t enqueue(isgq_comm_t comm, iq_call_t *call)
     return result == ISGQ_SUCCESS || !begun ? result : iq_gpu_give_up(comm, result);
 }
 
+/* Must the communicator's thread be woken for call `sequence`? A napping one looks by itself; but who has made two calls and waits for neither
+ * should not have to wait for it either. */
+static bool needs_thread(isgq_comm_t comm, uint64_t sequence)
+{
+    bool more = atomic_load(&comm->completed) + 1 < sequence;
+    bool wake = comm->thread_state == IQ_THREAD_ASLEEP || (comm->thread_state == IQ_THREAD_NAPPING_LONG && more);
+    if (!wake || atomic_load(&comm->waiters) > 0)
+        return false;
+    comm->thread_state = IQ_THREAD_AWAKE;
+    return true;
+}
+
 isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
 {
     IQ_TRY(iq_comm_check(comm));
@@ -143,23 +154,30 @@ isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[call->kind]);
     IQ_TRY(iq_queue_wait(comm));
     uint64_t sequence = comm->submitted + 1; /* one thread at a time makes calls */
-    iq_call_t enqueued = *call;
-    enqueued.sequence = sequence;
-    IQ_TRY(enqueue(comm, &enqueued));
+    iq_call_t enqueued;
+    if (comm->gpu != NULL) {
+        enqueued = *call;
+        enqueued.sequence = sequence;
+        IQ_TRY(enqueue(comm, &enqueued));
+        call = &enqueued;
+    }
     pthread_mutex_lock(&comm->queue_lock);
     iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
     isgq_quantizer_t forgotten = slot->quantizer;
-    *slot = enqueued;
+    *slot = *call;
+    slot->sequence = sequence;
     slot->history_mark = slot->history != 0 ? iq_tensor_mark(slot->tensor, slot, sequence) : 0;
     slot->fingerprint = fingerprint(slot);
-    if (slot->quantizer != NULL)
+    if (slot->quantizer == forgotten)
+        forgotten = NULL; /* the reference stays */
+    else if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
     iq_tensor_hold(slot->tensor);
-    comm->submitted = sequence;
-    bool idle = atomic_load(&comm->waiters) == 0 && atomic_load(&comm->completed) + 1 == sequence;
+    atomic_store(&comm->submitted, sequence);
+    bool wake = needs_thread(comm, sequence);
     pthread_mutex_unlock(&comm->queue_lock);
     isgq_quantizer_destroy(forgotten);
-    if (idle)
+    if (wake)
         pthread_cond_signal(&comm->queue_changed);
     return ISGQ_SUCCESS;
 }

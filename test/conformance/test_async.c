@@ -10,6 +10,7 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 #define FRAME 32 /* bytes in front of every message */
 
@@ -109,6 +110,44 @@ static void mixed_body(iq_rank_t *rank)
 START_TEST(waiters_and_threads_mix)
 {
     iq_ranks_t ranks = {.kind = _i == 1 ? IQ_RANKS_PROCESSES : IQ_RANKS_THREADS, .nranks = 4, .body = mixed_body};
+    iq_ranks_run(&ranks, NULL);
+}
+END_TEST
+
+/*
+ * The communicators' threads nap while callers do their own work, the longer the more of it there was, and sleep when nothing comes. Whatever they
+ * are at, calls that nobody waits for are done.
+ */
+static void habits_body(iq_rank_t *rank)
+{
+    int64_t value = 1, late[2];
+    for (int round = 0; round < 12; round++) {
+        for (int call = 0; call < 40 * (round % 4); call++) {
+            RANK_OK(rank, isgq_allreduce(&value, &value, 1, ISGQ_INT64, ISGQ_MAX, NULL, rank->comm, NULL, NULL));
+            RANK_OK(rank, isgq_comm_synchronize(rank->comm));
+        }
+        if (round % 3 == 2)
+            nanosleep(&(struct timespec){.tv_nsec = 3000000}, NULL);
+        int unwaited = 1 + round % 2, done = 0;
+        uint64_t sequence = 0, started = iq_test_now_ns();
+        for (int i = 0; i < unwaited; i++) {
+            late[i] = round + i;
+            RANK_OK(rank, isgq_allreduce(&late[i], &late[i], 1, ISGQ_INT64, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+        }
+        RANK_OK(rank, isgq_comm_get_sequence(rank->comm, &sequence));
+        while (!done && iq_test_now_ns() - started < 20000000000u) {
+            RANK_OK(rank, isgq_comm_test(rank->comm, sequence, &done));
+            iq_test_pause();
+        }
+        RANK_CHECK(rank, done == 1, "round %d: nobody waits, and nobody does the work", round);
+        for (int i = 0; i < unwaited; i++)
+            RANK_CHECK(rank, late[i] == (int64_t)(round + i) * rank->nranks, "round %d: a wrong sum", round);
+    }
+}
+
+START_TEST(threads_come_back_from_naps)
+{
+    iq_ranks_t ranks = {.kind = _i == 1 ? IQ_RANKS_PROCESSES : IQ_RANKS_THREADS, .nranks = 2, .body = habits_body};
     iq_ranks_run(&ranks, NULL);
 }
 END_TEST
@@ -263,6 +302,7 @@ Suite *iq_suite(void)
     iq_add_case(suite, tcase_create("returns"), calls_return_once_queued, 2);
     iq_add_case(suite, tcase_create("polled"), work_goes_on_without_waiting, 2);
     iq_add_case(suite, tcase_create("mixed"), waiters_and_threads_mix, 2);
+    iq_add_case(suite, tcase_create("habits"), threads_come_back_from_naps, 2);
     iq_add_case(suite, tcase_create("many"), a_thousand_calls, 2);
     iq_add_case(suite, tcase_create("wire_bytes"), wire_bytes_follow_from_the_shape, IQ_RANK_COUNTS);
     iq_add_case(suite, tcase_create("stats"), statistics_add_up, 3);
