@@ -22,6 +22,7 @@
 #define ACTIONS_PER_TURN 8 /* between looks at the network */
 #define SPINS 300 /* turns of about 100 ns, at most */
 #define LEAST_SPINS 8
+#define SPIN_TRIALS 16 /* waits from one that spins to the end to the next */
 #define YIELDS 100
 #define SLEEP_NS 1000000u
 #define GPU_NAP_NS 5000 /* nobody rings when a GPU is done */
@@ -120,13 +121,16 @@ static isgq_result_t poll_transports(isgq_comm_t comm, bool settle)
     return settled ? ISGQ_SUCCESS : ISGQ_IN_PROGRESS;
 }
 
-/* How long spinning pays shows by what it led to: where the peer came only after this rank had yielded, the scheduler may have put both on one core. */
+/*
+ * How long spinning pays shows by what it led to: where the peer came only after this rank had yielded, the scheduler may have put both on one core,
+ * or something else is there. Now and then a wait spins to the end, or nobody would find out that this has passed.
+ */
 static void learn_spins(iq_run_t *run, unsigned turns)
 {
     if (turns < run->spins)
-        run->spins = (unsigned)iq_min(2 * run->spins, SPINS);
+        run->spins = SPINS;
     else
-        run->spins = (unsigned)iq_max(run->spins / 2, LEAST_SPINS);
+        run->spins = ++run->waits % SPIN_TRIALS == 0 ? SPINS : (unsigned)iq_max(run->spins / 2, LEAST_SPINS);
 }
 
 /* No step could be done: the `turn`th time in a row. */

@@ -247,18 +247,17 @@ static isgq_result_t find_neighbours(isgq_comm_t comm)
     return ISGQ_SUCCESS;
 }
 
-/* Do more ranks of this host share a set of cores than it has? Ranks that are bound to cores of their own do not, however few each has. */
-static bool is_crowded(isgq_comm_t comm)
+/* Whether the ranks of this host cannot have a hardware thread each. Ranks that are bound to one of their own can, however few each has. */
+static isgq_result_t find_crowd(isgq_comm_t comm)
 {
-    for (int i = 0; i < comm->host_size; i++) {
-        const iq_peer_t *one = &comm->peers[comm->host_ranks[i]];
-        int sharing = 0;
-        for (int j = 0; j < comm->host_size; j++)
-            sharing += comm->peers[comm->host_ranks[j]].core_set == one->core_set;
-        if (sharing > one->cores)
-            return true;
-    }
-    return false;
+    iq_core_set_t *sets = calloc((size_t)comm->host_size, sizeof(*sets));
+    if (sets == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "hardware threads of %d ranks", comm->host_size);
+    for (int i = 0; i < comm->host_size; i++)
+        sets[i] = comm->peers[comm->host_ranks[i]].cores;
+    comm->crowded = !iq_cores_suffice(sets, comm->host_size);
+    free(sets);
+    return ISGQ_SUCCESS;
 }
 
 static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
@@ -274,7 +273,8 @@ static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
     }
     comm->nhosts = count_hosts(comm);
     result = find_neighbours(comm);
-    comm->crowded = is_crowded(comm);
+    if (result == ISGQ_SUCCESS)
+        result = find_crowd(comm);
     comm->has_boards = have_boards(comm);
     if (result == ISGQ_SUCCESS)
         result = check_pairs(comm);

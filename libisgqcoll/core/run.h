@@ -149,7 +149,7 @@ typedef struct iq_run {
     bool arrived, drained;  /* on a device: the caller's stream has reached the call; all its work is done */
     bool mismatch_reported, stall_reported;
     bool polls_device;      /* what could not be done waits for a device: nobody rings */
-    unsigned spins;         /* turns that are worth spinning; kept from call to call */
+    unsigned spins, waits;  /* turns that are worth spinning, and waits that were longer; kept from call to call */
     int awaits;             /* whom local work waits for: this rank's device unless it says so */
     iq_room_t room;         /* where the rank works */
     iq_room_t host_room;    /* on the host; only factored calls on devices need it */

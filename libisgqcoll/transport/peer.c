@@ -24,7 +24,6 @@ void iq_peer_describe(iq_peer_t *peer)
     int32_t pid = (int32_t)getpid(); /* differs in a forked child, which inherits the nonce */
     uint64_t process =
         iq_hash(iq_hash(iq_hash(IQ_HASH_START, &host, sizeof(host)), &pid, sizeof(pid)), &process_nonce, sizeof(process_nonce));
-    *peer = (iq_peer_t){.host = host, .process = process, .core_set = iq_core_set(), .pid = pid, .device_type = ISGQ_DEVICE_HOST,
-                        .cores = iq_topology()->cores};
-    peer->core_set = iq_hash(peer->core_set, &host, sizeof(host));
+    *peer = (iq_peer_t){.host = host, .process = process, .pid = pid, .device_type = ISGQ_DEVICE_HOST,
+                        .cores = iq_core_set()};
 }

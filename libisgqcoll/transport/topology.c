@@ -52,33 +52,17 @@ uint64_t iq_host_id(void)
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static iq_topology_t topology;
 
-/* How many CPUs the process may use, and a hash of which. A set of them that grows until the kernel's fits. */
-static int look_at_cpus(uint64_t *which)
+/* A set of CPUs that grows until the kernel's fits. */
+static int count_usable_cpus(void)
 {
     int count = 0;
-    *which = IQ_HASH_START;
     for (int cpus = 1024; count == 0 && cpus <= 1 << 20; cpus *= 2) {
         cpu_set_t *set = CPU_ALLOC(cpus);
-        if (set != NULL && sched_getaffinity(getpid(), CPU_ALLOC_SIZE(cpus), set) == 0) {
+        if (set != NULL && sched_getaffinity(getpid(), CPU_ALLOC_SIZE(cpus), set) == 0)
             count = CPU_COUNT_S(CPU_ALLOC_SIZE(cpus), set);
-            *which = iq_hash(*which, set, CPU_ALLOC_SIZE(cpus));
-        }
         CPU_FREE(set);
     }
     return count > 0 ? count : (int)iq_max((size_t)sysconf(_SC_NPROCESSORS_ONLN), 1);
-}
-
-static int count_usable_cpus(void)
-{
-    uint64_t which;
-    return look_at_cpus(&which);
-}
-
-uint64_t iq_core_set(void)
-{
-    uint64_t which;
-    look_at_cpus(&which);
-    return which;
 }
 
 static size_t cache_bytes(int name)

@@ -19,9 +19,6 @@ typedef struct iq_topology {
     char description[256]; /* one line */
 } iq_topology_t;
 
-/* Which these hardware threads are: equal in processes that share them. */
-uint64_t iq_core_set(void);
-
 /* Read once per process. Never fails. */
 const iq_topology_t *iq_topology(void);
 

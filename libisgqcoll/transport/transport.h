@@ -18,6 +18,7 @@
 #define ISGQ_TRANSPORT_TRANSPORT_H
 
 #include "isgqcoll.h"
+#include "transport/cores.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -27,11 +28,9 @@
 typedef struct iq_peer {
     uint64_t host;      /* hash of boot id, network namespace and ISGQ_HOSTID: equal means shared memory works */
     uint64_t process;   /* hash of host, pid and a random number: equal means same address space */
-    uint64_t core_set;  /* hash of host and of the cores that the process may run on: equal means that the same ones are shared */
     int32_t pid;
     int32_t device_type;
-    int32_t cores;      /* in that set */
-    int32_t unused;
+    iq_core_set_t cores; /* that it may run on */
 } iq_peer_t;
 
 /* Fill in what is known about this process. */

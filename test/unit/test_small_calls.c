@@ -6,9 +6,7 @@
 #include "codec/dense.h"
 #include "core/float_env.h"
 #include "core/run.h"
-#include "transport/topology.h"
 
-#include <sched.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/syscall.h>
@@ -150,26 +148,6 @@ START_TEST(children_are_others)
 }
 END_TEST
 
-/* A process on fewer cores says so, and the same ones are called the same. */
-START_TEST(core_sets_differ)
-{
-    cpu_set_t before, one_core;
-    uint64_t all = iq_core_set();
-    ck_assert_uint_eq(all, iq_core_set());
-    ck_assert_int_eq(sched_getaffinity(0, sizeof(before), &before), 0);
-    if (CPU_COUNT(&before) == 1)
-        return;
-    CPU_ZERO(&one_core);
-    for (int cpu = 0; CPU_COUNT(&one_core) == 0; cpu++)
-        if (CPU_ISSET(cpu, &before))
-            CPU_SET(cpu, &one_core);
-    ck_assert_int_eq(sched_setaffinity(0, sizeof(one_core), &one_core), 0);
-    ck_assert_uint_ne(iq_core_set(), all);
-    ck_assert_int_eq(sched_setaffinity(0, sizeof(before), &before), 0);
-    ck_assert_uint_eq(iq_core_set(), all);
-}
-END_TEST
-
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("small_calls");
@@ -178,7 +156,6 @@ Suite *iq_suite(void)
     tcase_add_test(decisions, names_are_not_remembered);
     tcase_add_loop_test(float_env, callers_keep_their_environment, 0, 10);
     tcase_add_loop_test(processes, children_are_others, 0, 2);
-    tcase_add_test(processes, core_sets_differ);
     suite_add_tcase(suite, decisions);
     suite_add_tcase(suite, float_env);
     suite_add_tcase(suite, processes);
