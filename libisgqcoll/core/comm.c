@@ -103,6 +103,7 @@ void iq_comm_release(isgq_comm_t comm)
     }
     if (comm->gpu == NULL)
         iq_memory_release(comm);
+    iq_views_close(comm->views);
     iq_gpu_close(comm);
     iq_plan_cache_fini(&comm->plans);
     if (comm->run != NULL && comm->run->call != NULL && comm->run->call->tensor != NULL)

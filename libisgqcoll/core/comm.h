@@ -20,6 +20,7 @@
 #include "plan/plan.h"
 #include "transport/control.h"
 #include "transport/transport.h"
+#include "transport/views.h"
 
 #include <pthread.h>
 #include <stdatomic.h>
@@ -166,6 +167,8 @@ struct isgq_comm {
     iq_link_t **boards;               /* [nranks] */
     const void **posted;              /* [nranks] what lies on them now; NULL for this rank */
     bool has_boards;                  /* equal on all ranks */
+    bool may_view;                    /* the boards' transport can let ranks map others' memory; equal on all ranks */
+    iq_views_t *views;                /* transport/views.h; NULL: not here */
     iq_transport_t *transports[IQ_MAX_TRANSPORTS];
     int ntransports;
 
@@ -254,6 +257,9 @@ isgq_result_t iq_check_factored_shape(size_t m, size_t n, size_t max_batch, isgq
 
 /* Fill in what follows from the arguments: codec, algorithm, way. Pure, equal on all ranks. */
 isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm);
+
+/* Where `bytes` bytes are for other ranks; false if they are not in memory of isgq_mem_alloc that these can map. */
+bool iq_memory_view(isgq_comm_t comm, const void *data, size_t bytes, iq_view_t *view);
 
 /* Let go of all that was decided before. */
 void iq_decisions_forget(isgq_comm_t comm);

@@ -178,6 +178,10 @@ static isgq_result_t open_transport(isgq_comm_t comm, const iq_transport_ops_t *
             comm->links[r] = ops->link(transport, r);
     for (int r = 0; r < comm->nranks && comm->has_boards; r++)
         comm->boards[r] = ops->board(transport, r);
+    if (comm->has_boards && ops->views != NULL) {
+        comm->may_view = true;
+        comm->views = ops->views(transport);
+    }
     if (used) {
         size_t length = strlen(comm->transport_names);
         snprintf(comm->transport_names + length, sizeof(comm->transport_names) - length, "%s%s", length > 0 ? "+" : "", ops->name);

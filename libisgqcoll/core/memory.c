@@ -7,24 +7,37 @@
 #include "core/gpu.h"
 
 #include <stdlib.h>
+#include <unistd.h>
+
+#define LEAST_VIEWED ((size_t)64 << 10) /* mappings are few and whole pages */
 
 typedef struct iq_memory {
     struct iq_memory *next;
     void *data;
+    size_t bytes;
+    bool viewed;   /* other ranks can map it, at: */
+    uint64_t base;
 } iq_memory_t;
 
-static isgq_result_t take(isgq_comm_t comm, size_t bytes, void **data)
+static isgq_result_t take(isgq_comm_t comm, size_t bytes, iq_memory_t *memory)
 {
+    *memory = (iq_memory_t){.bytes = bytes};
     if (comm->gpu != NULL)
-        return iq_gpu_alloc(comm, bytes, data);
-    *data = aligned_alloc(IQ_CACHE_LINE, iq_align_up(bytes, IQ_CACHE_LINE));
-    return *data != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
+        return iq_gpu_alloc(comm, bytes, &memory->data);
+    if (comm->views != NULL && bytes >= LEAST_VIEWED)
+        memory->data = iq_views_alloc(comm->views, bytes, &memory->base);
+    memory->viewed = memory->data != NULL;
+    if (memory->data == NULL)
+        memory->data = aligned_alloc(IQ_CACHE_LINE, iq_align_up(bytes, IQ_CACHE_LINE));
+    return memory->data != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
 }
 
 static void give_back(isgq_comm_t comm, iq_memory_t *memory)
 {
     if (comm->gpu != NULL)
         iq_gpu_free(comm, memory->data);
+    else if (memory->viewed)
+        iq_views_free(comm->views, memory->data, memory->base, memory->bytes);
     else
         free(memory->data);
     free(memory);
@@ -40,7 +53,7 @@ isgq_result_t isgq_mem_alloc(void **ptr, isgq_comm_t comm, size_t bytes)
     iq_memory_t *memory = malloc(sizeof(*memory));
     if (memory == NULL)
         return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "mem_alloc: %zu bytes", bytes);
-    isgq_result_t result = take(comm, bytes, &memory->data);
+    isgq_result_t result = take(comm, bytes, memory);
     if (result != ISGQ_SUCCESS) {
         free(memory);
         return result;
@@ -78,6 +91,20 @@ isgq_result_t isgq_mem_free(void *ptr, isgq_comm_t comm)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "mem_free: the memory is not from isgq_mem_alloc of this communicator, or was freed");
     give_back(comm, memory);
     return ISGQ_SUCCESS;
+}
+
+bool iq_memory_view(isgq_comm_t comm, const void *data, size_t bytes, iq_view_t *view)
+{
+    bool found = false;
+    pthread_mutex_lock(&comm->queue_lock);
+    for (const iq_memory_t *memory = comm->memory; memory != NULL && !found; memory = memory->next) {
+        uintptr_t at = (uintptr_t)data - (uintptr_t)memory->data;
+        found = memory->viewed && at <= memory->bytes && bytes <= memory->bytes - at;
+        if (found)
+            *view = (iq_view_t){.base = memory->base, .bytes = iq_align_up(memory->bytes, (size_t)sysconf(_SC_PAGESIZE)), .at = at};
+    }
+    pthread_mutex_unlock(&comm->queue_lock);
+    return found;
 }
 
 void iq_memory_release(isgq_comm_t comm)

@@ -222,6 +222,8 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
         IQ_TRY(add_data(comm, run, algorithm, &codec, &codec_call, own_type, src, dst));
         iq_run_add_verdict(run, &run->stages[run->nstages - 1]);
     }
+    if (iq_views_may_serve(comm, run, algorithm, &codec, &codec_call))
+        IQ_TRY(iq_run_add_views(comm, run, &codec_call));
     IQ_TRY(add_data(comm, run, algorithm, &codec, &codec_call, own_type, src, dst));
     iq_run_add_history(run);
     return ISGQ_SUCCESS;

@@ -160,6 +160,7 @@ typedef struct iq_run {
     iq_shadow_t shadow;
     unsigned char *level_sums; /* of a call in levels: sums of hosts, then of all; the output, or in scratch */
     iq_power_run_t power;
+    struct iq_views_run *views; /* run_views.c; in scratch */
     iq_factored_run_t factored;
     uint64_t started_ns, progress_ns, blocked_ns, waited_ns;
     uint64_t wire_bytes, own_bytes, shared_bytes;
@@ -203,6 +204,15 @@ isgq_result_t iq_run_begin_levels(isgq_comm_t comm, iq_run_t *run);
 /* Refuses what cannot be done that way; equal on all ranks. Scratch that it needs beside scales. */
 isgq_result_t iq_levels_check(isgq_comm_t comm, const iq_call_t *call);
 size_t iq_levels_scratch(const iq_call_t *call);
+
+/* ---- run_views.c: sums in place, where all ranks see all buffers ---- */
+
+/* Equal on all ranks: may this sum be done so? */
+bool iq_views_may_serve(isgq_comm_t comm, const iq_run_t *run, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
+                        const iq_codec_call_t *codec_call);
+
+/* The stages that do it, or find that it cannot be done and leave it to the next stage. */
+isgq_result_t iq_run_add_views(isgq_comm_t comm, iq_run_t *run, const iq_codec_call_t *codec_call);
 
 /* ---- run_scales.c ---- */
 

@@ -19,12 +19,14 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
 #define SEGMENT_MAGIC 0x67736d6851475349ull /* "ISGQhmsg" */
+#define BEYOND_UNIT ((uint64_t)2 << 20)     /* what is beyond the memory begins at a multiple */
 #define STRANGERS 8                         /* connections beside the members' that may be pending at once */
 
 typedef struct header {
@@ -123,6 +125,17 @@ static isgq_result_t receive_fd(iq_segment_t *segment, int socket_fd)
 
 /* ---- the leader ---- */
 
+static uint64_t beyond_at(const iq_segment_t *segment) { return iq_align_up(segment->mapped, BEYOND_UNIT); }
+
+/* Files are so long without taking anything, unless somebody counts lengths: then that would be a signal, not an error. */
+static bool extends(const iq_segment_t *segment)
+{
+    struct rlimit limit;
+    if (segment->params.beyond == 0 || getrlimit(RLIMIT_FSIZE, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY)
+        return false;
+    return ftruncate(segment->memory_fd, (off_t)(beyond_at(segment) + segment->params.beyond)) == 0;
+}
+
 static isgq_result_t create(iq_segment_t *segment)
 {
     const iq_segment_params_t *params = &segment->params;
@@ -131,7 +144,7 @@ static isgq_result_t create(iq_segment_t *segment)
     if (segment->memory_fd < 0)
         return IQ_FAIL(ISGQ_ERR_SYSTEM, "%s: memfd_create: %s", params->user, strerror(errno));
     /* Sealed: no process that holds it can shrink it under the others' feet. */
-    if (ftruncate(segment->memory_fd, (off_t)segment->mapped) != 0 ||
+    if ((!extends(segment) && ftruncate(segment->memory_fd, (off_t)segment->mapped) != 0) ||
         pwrite(segment->memory_fd, &header, sizeof(header), 0) != sizeof(header) ||
         fcntl(segment->memory_fd, F_ADD_SEALS, F_SEAL_SHRINK | F_SEAL_GROW | F_SEAL_SEAL) != 0)
         return IQ_FAIL(ISGQ_ERR_SYSTEM, "%s: segment of %zu bytes: %s", params->user, segment->mapped, strerror(errno));
@@ -279,6 +292,12 @@ isgq_result_t iq_segment_prepare(iq_segment_t *segment, const iq_segment_params_
     return listen_for_members(segment, name);
 }
 
+/* As long as what is mapped, or with all that is beyond. */
+static bool is_long_enough(const iq_segment_t *segment, uint64_t bytes)
+{
+    return bytes == segment->mapped || (segment->params.beyond != 0 && bytes == beyond_at(segment) + segment->params.beyond);
+}
+
 static isgq_result_t map(iq_segment_t *segment)
 {
     const iq_segment_params_t *params = &segment->params;
@@ -286,7 +305,7 @@ static isgq_result_t map(iq_segment_t *segment)
     struct stat file;
     int seals = fcntl(segment->memory_fd, F_GET_SEALS);
     if (seals < 0 || (seals & (F_SEAL_SHRINK | F_SEAL_GROW)) != (F_SEAL_SHRINK | F_SEAL_GROW) ||
-        fstat(segment->memory_fd, &file) != 0 || (size_t)file.st_size != segment->mapped)
+        fstat(segment->memory_fd, &file) != 0 || !is_long_enough(segment, (uint64_t)file.st_size))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "%s: the segment of rank %d is not sealed or not %zu bytes long", params->user,
                        params->ranks[0], segment->mapped);
     void *mapping = mmap(NULL, segment->mapped, PROT_READ | PROT_WRITE, MAP_SHARED, segment->memory_fd, 0);
@@ -297,6 +316,8 @@ static isgq_result_t map(iq_segment_t *segment)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "%s: the segment of rank %d belongs to another communicator", params->user,
                        params->ranks[0]);
     segment->memory = (unsigned char *)mapping + sizeof(header_t);
+    if ((uint64_t)file.st_size != segment->mapped)
+        segment->beyond_at = beyond_at(segment);
     IQ_DEBUG("%s: %u ranks share a segment of %zu bytes", params->user, params->count, segment->mapped);
     return ISGQ_SUCCESS;
 }
@@ -305,6 +326,11 @@ isgq_result_t iq_segment_join(iq_segment_t *segment, const iq_segment_name_t *na
 {
     IQ_TRY(segment->listen_fd >= 0 ? serve(segment) : fetch(segment, name));
     return map(segment);
+}
+
+int iq_segment_keep(const iq_segment_t *segment)
+{
+    return segment->beyond_at == 0 ? -1 : fcntl(segment->memory_fd, F_DUPFD_CLOEXEC, 0);
 }
 
 void iq_segment_settle(iq_segment_t *segment)

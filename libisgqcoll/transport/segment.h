@@ -27,6 +27,7 @@ typedef struct iq_segment_params {
     uint64_t token;    /* of the communicator */
     uint64_t shape[2]; /* what the memory is made of, in the user's words: members must agree */
     size_t bytes;      /* of `memory` */
+    uint64_t beyond;   /* bytes of the file that nobody maps yet, for iq_segment_keep; a file system or a limit may refuse them */
     const int *ranks;  /* [count] ascending; the first is the leader. Kept until settle */
     unsigned count;
     int rank;             /* this one, among them */
@@ -37,6 +38,7 @@ typedef struct iq_segment {
     void *memory;  /* 64-byte aligned, zeroed before the first member sees it; NULL before join */
     void *mapping; /* whole pages; `memory` lies within */
     size_t mapped;
+    uint64_t beyond_at; /* where those begin; 0: there are none */
     iq_segment_params_t params;
     int memory_fd, listen_fd; /* -1: none */
 } iq_segment_t;
@@ -46,6 +48,9 @@ isgq_result_t iq_segment_prepare(iq_segment_t *segment, const iq_segment_params_
 
 /* Leader: hand the memory to all members, until the deadline. Others: fetch it from the leader, whose name it is. Then map it. */
 isgq_result_t iq_segment_join(iq_segment_t *segment, const iq_segment_name_t *name);
+
+/* A descriptor of one's own, from join until settle; -1 if there is nothing beyond. */
+int iq_segment_keep(const iq_segment_t *segment);
 
 /* Close the descriptors: nobody joins any more. Also for a zeroed segment that was never prepared. */
 void iq_segment_settle(iq_segment_t *segment);

@@ -4,12 +4,14 @@
 #include "base/util.h"
 #include "transport/mesh.h"
 #include "transport/segment.h"
+#include "transport/views.h"
 
 #include <stdlib.h>
 
 typedef struct shm {
     iq_mesh_t mesh;
     iq_segment_t segment; /* not joined: no pair of this rank */
+    iq_views_t *views;    /* until somebody asks for them */
 } shm_t;
 
 /* What the leader of a host tells everybody, and how everybody fared: one allgather. */
@@ -29,7 +31,16 @@ static void shm_close(iq_transport_t *transport)
     shm_t *self = (shm_t *)transport;
     iq_mesh_detach(&self->mesh);
     iq_segment_leave(&self->segment);
+    iq_views_close(self->views);
     free(self);
+}
+
+static iq_views_t *shm_views(iq_transport_t *transport)
+{
+    shm_t *self = (shm_t *)transport;
+    iq_views_t *views = self->views;
+    self->views = NULL;
+    return views;
 }
 
 static isgq_result_t shm_prepare(shm_t *self, const iq_transport_params_t *params, const iq_mesh_group_t *group, offer_t *offer)
@@ -46,6 +57,7 @@ static isgq_result_t shm_prepare(shm_t *self, const iq_transport_params_t *param
         .token = params->token,
         .shape = {params->slot_bytes, params->slots},
         .bytes = bytes,
+        .beyond = params->boards ? group->count * IQ_VIEWS_REGION : 0,
         .ranks = group->ranks,
         .count = group->count,
         .rank = params->rank,
@@ -64,6 +76,8 @@ static isgq_result_t shm_join(shm_t *self, const iq_transport_params_t *params, 
                            isgq_get_error_string((isgq_result_t)offers[rank].result));
     if (group->used)
         IQ_TRY(iq_segment_join(&self->segment, &offers[group->ranks[0]].name));
+    if (group->used && params->boards)
+        self->views = iq_views_open(iq_segment_keep(&self->segment), self->segment.beyond_at, params->nranks, params->rank);
     return iq_mesh_attach(&self->mesh, &iq_transport_shm, params, group, self->segment.memory);
 }
 
@@ -106,6 +120,7 @@ const iq_transport_ops_t iq_transport_shm = {
     .open = shm_transport_open,
     .link = iq_mesh_link,
     .board = iq_mesh_board,
+    .views = shm_views,
     .progress = iq_mesh_progress,
     .sleep = iq_mesh_sleep,
     .wake = iq_mesh_wake,

@@ -92,6 +92,10 @@ typedef struct iq_transport_ops {
     /* This rank's end of the board of `rank`; NULL if there are none. Absent where the transport has none at all. */
     iq_link_t *(*board)(iq_transport_t *transport, int rank);
 
+    /* Memory of its own for each rank that all others can map (transport/views.h), to be closed by the caller; NULL: not on this rank. Only where there
+     * are boards. Absent where the transport has none at all. */
+    struct iq_views *(*views)(iq_transport_t *transport);
+
     /* Move what can be moved; called often. With `settle`: ISGQ_IN_PROGRESS while a committed message has not left this rank (it would need more
      * progress calls to arrive); without, ISGQ_SUCCESS. ISGQ_ERR_REMOTE with the peer in the text. *failed_peer is the peer at fault or awaited
      * (any of them if that is not known closer), -1 with ISGQ_SUCCESS. */
