@@ -416,6 +416,43 @@ IQ_DEVICE int iq_factor_forms(const iq_factor_frame_t *frame, const iq_factor_ro
     return 2;
 }
 
+/* Expected squared norm of what the row's forms add to gradient and bias, up to what no form changes. */
+IQ_DEVICE double iq_factor_loss(const iq_factor_frame_t *frame, const iq_factor_row_t *row)
+{
+    iq_factor_form_t forms[2];
+    int count = iq_factor_forms(frame, row, forms);
+    double x = iq_factor_energy(&row->x, (int)row->width_x - IQ_FACTOR_MIN_WIDTH), bias = frame->want_bias ? 1 : 0;
+    double delta = iq_factor_energy(&row->delta, (int)row->width_delta - IQ_FACTOR_MIN_WIDTH);
+    if (count == 1)
+        return (x + bias) * delta / (double)forms[0].keep;
+    return x * delta / (double)forms[0].keep + bias * delta / (double)forms[1].keep;
+}
+
+/*
+ * Budgets choose widths before the grid is known. A row that turns out to be light there is better off with narrower codes, whose steps
+ * and hence weights are larger: it is kept more often, in fewer bytes.
+ */
+IQ_DEVICE void iq_factor_fit_grid(const iq_factor_frame_t *frame, iq_factor_row_t *row)
+{
+    iq_factor_form_t forms[2];
+    if (iq_factor_forms(frame, row, forms) == 1 && forms[0].keep == row->keep)
+        return;
+    iq_factor_row_t option = *row;
+    double least = iq_factor_loss(frame, row);
+    uint32_t most_x = row->width_x, most_delta = row->width_delta;
+    for (uint32_t x = most_x; x >= IQ_FACTOR_MIN_WIDTH; x--)
+        for (uint32_t delta = most_delta; delta >= IQ_FACTOR_MIN_WIDTH; delta--) {
+            option.width_x = x;
+            option.width_delta = delta;
+            double loss = iq_factor_loss(frame, &option);
+            if (loss < least) {
+                least = loss;
+                row->width_x = x;
+                row->width_delta = delta;
+            }
+        }
+}
+
 /* ---- rounding ---- */
 
 /* What values are multiplied with, one factor after the other. */

@@ -174,6 +174,8 @@ static __global__ void __launch_bounds__(IQ_FACTOR_THREADS, 1) pick_rows(iq_fact
         uint32_t r = i < batch ? args.order[i] : 0;
         iq_factor_form_t forms[2] = {};
         bool listed = i < batch && args.rows[r].keep != 0;
+        if (listed && args.call.width_x == 0)
+            iq_factor_fit_grid(&frame, &args.rows[r]);
         int options = listed ? iq_factor_forms(&frame, &args.rows[r], forms) : 0;
         uint64_t length_0 = options > 0 ? forms[0].keep : 0, length_1 = options > 1 ? forms[1].keep : 0;
         uint64_t from = start + iq_factor_before_in_block(length_0 + length_1, &total);

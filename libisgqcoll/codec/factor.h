@@ -109,8 +109,9 @@ size_t iq_factor_rows_bytes(const iq_factor_call_t *call);
 size_t iq_factor_rows_pack(const iq_factor_call_t *call, const iq_factor_rows_t *rows, void *packed);
 
 /* The other way, in place: `rows` points into the bytes. *used of them are read. ISGQ_ERR_CORRUPT if there are more rows than a batch has, if
- * they are cut short, or if a weight is none. */
-isgq_result_t iq_factor_rows_open(const iq_factor_call_t *call, void *packed, size_t bytes, iq_factor_rows_t *rows, size_t *used);
+ * they are cut short, or if a weight or a code is none of this quantizer's. */
+isgq_result_t iq_factor_rows_open(const iq_factor_spec_t *spec, const iq_factor_call_t *call, void *packed, size_t bytes,
+                                  iq_factor_rows_t *rows, size_t *used);
 
 /* ---- columns of decoded rows as bytes: for the rank that makes a block of the gradient ---- */
 

@@ -143,6 +143,13 @@ bool iq_factor_sample(iq_factor_sampler_t *sampler, size_t *row, iq_factor_form_
     }
 }
 
+void iq_factor_fit_rows(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const iq_factor_frame_t *frame, iq_factor_state_t *state)
+{
+    for (size_t r = 0; r < call->batch && spec->width_x == 0; r++)
+        if (state->rows[r].keep != 0)
+            iq_factor_fit_grid(frame, &state->rows[r]);
+}
+
 static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count)
 {
     iq_factor_sampler_t sampler = iq_factor_sampler_of(encoder->call, &encoder->state, &encoder->frame);
@@ -178,6 +185,8 @@ size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *ca
         return iq_factor_encode_fine(spec, call, x, delta, memory, peaks, blob);
     bool finite = encoder.state.facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
     encoder.frame = iq_factor_frame_of(call->want_bias, encoder.state.facts->unsigned_x, peaks[0], peaks[1]);
+    if (finite)
+        iq_factor_fit_rows(spec, call, &encoder.frame, &encoder.state);
     if (finite)
         bytes += write_rows(&encoder, out + bytes, &count);
     unsigned flags = (encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0u) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0u);

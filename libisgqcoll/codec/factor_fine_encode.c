@@ -200,6 +200,7 @@ size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_
     bool coded = false;
     encoder.frame = iq_factor_frame_of(call->want_bias, facts->unsigned_x, peaks[0], peaks[1]);
     if (facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1])) {
+        iq_factor_fit_rows(spec, call, &encoder.frame, &encoder.state);
         count = write_heads(&encoder, out + bytes, &packed);
         bytes += count * iq_factor_row_header(call->want_bias);
         size_t coded_bytes = spec->coded ? code_codes(&encoder, out + bytes, packed) : packed;

@@ -66,6 +66,9 @@ void iq_factor_allot_fine(const iq_factor_spec_t *spec, const iq_factor_call_t *
 void iq_factor_measure_variances(isgq_data_type_t datatype, const void *factor, size_t first, size_t count, bool is_unsigned,
                                  iq_factor_side_t *side);
 
+/* Budgets: the widths once more, of rows that turn out to be light when the grid is known. */
+void iq_factor_fit_rows(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const iq_factor_frame_t *frame, iq_factor_state_t *state);
+
 /* Which rows are sent: they lie on a line, each as long as it is likely; points one apart, the first at random, choose. */
 typedef struct iq_factor_sampler {
     const iq_factor_state_t *state;

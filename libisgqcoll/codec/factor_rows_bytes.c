@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
  * Decoded rows as bytes, for ranks of one host: how many, the weights, and the codes, without gaps. Nothing is packed, since these bytes
- * never leave the host.
+ * never leave the host. They are another process's all the same: what could not have come out of a decoder would make sums that are not exact.
  */
 #include "base/status.h"
 #include "base/util.h"
-#include "codec/factor_internal.h"
+#include "codec/factor_whole.h"
 
 #include <string.h>
 
@@ -53,17 +53,46 @@ size_t iq_factor_rows_pack(const iq_factor_call_t *call, const iq_factor_rows_t 
     return bytes;
 }
 
-/* 0, or (8 + m) * 2^e. */
-static bool weights_are_right(const int64_t *weights, size_t count)
+/* 0, or (8 + m) * 2^(e - 1). */
+static bool is_weight(int64_t weight)
 {
     const int64_t most = (int64_t)15 << (IQ_FACTOR_OCTAVES - 1);
+    if (weight == 0)
+        return true;
+    if (weight < 8 || weight > most)
+        return false;
+    while (weight > 15 && weight % 2 == 0)
+        weight /= 2;
+    return weight <= 15;
+}
+
+static bool weights_are_right(const int64_t *weights, size_t count)
+{
     bool right = true;
     for (size_t r = 0; r < count; r++)
-        right &= weights[r] >= 0 && weights[r] <= most;
+        right &= is_weight(weights[r]);
     return right;
 }
 
-isgq_result_t iq_factor_rows_open(const iq_factor_call_t *call, void *packed, size_t bytes, iq_factor_rows_t *rows, size_t *used)
+/* The largest value that a decoder of this quantizer makes of a code. */
+static int32_t most_of(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool is_x)
+{
+    unsigned width = spec->width_x == 0 ? IQ_FACTOR_MAX_WIDTH : is_x ? spec->width_x : spec->width_delta;
+    int32_t most = spec->method == IQ_FACTOR_ROWS ? iq_factor_levels(width, is_x) : iq_factor_whole_most(spec, call, is_x);
+    int32_t fine = (int32_t)1 << call->fraction; /* dither adds less than half a step */
+    return most * fine + (fine > 1 ? fine / 2 - 1 : 0);
+}
+
+static bool codes_are_right(const int16_t *codes, size_t count, int32_t most)
+{
+    bool right = true;
+    for (size_t i = 0; i < count; i++)
+        right &= codes[i] >= -most && codes[i] <= most;
+    return right;
+}
+
+isgq_result_t iq_factor_rows_open(const iq_factor_spec_t *spec, const iq_factor_call_t *call, void *packed, size_t bytes,
+                                  iq_factor_rows_t *rows, size_t *used)
 {
     sizes_t sizes = sizes_of(call);
     char *at = packed;
@@ -84,6 +113,9 @@ isgq_result_t iq_factor_rows_open(const iq_factor_call_t *call, void *packed, si
     rows->p = (int16_t *)(void *)(at + count * sizes.q);
     *used = bytes_of(&sizes, (size_t)count);
     if (!weights_are_right(rows->weight_c, rows->count) || (call->want_bias && !weights_are_right(rows->weight_b, rows->count)))
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "decoded rows: a weight is beyond the grid");
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "decoded rows: a weight is not on the grid");
+    if (!codes_are_right(rows->q, rows->count * call->m, most_of(spec, call, true)) ||
+        !codes_are_right(rows->p, rows->count * call->n, most_of(spec, call, false)))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "decoded rows: a code is larger than this quantizer's");
     return ISGQ_SUCCESS;
 }

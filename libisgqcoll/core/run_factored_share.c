@@ -79,7 +79,7 @@ static isgq_result_t work_open(isgq_comm_t comm, iq_run_t *run, size_t trip)
         unsigned char *at = share->packed + member * share->packed_stride;
         size_t left = share->packed_bytes[member], used;
         for (size_t i = 0; i < share->each && blob < nranks; i++, blob++) {
-            IQ_TRY(iq_factor_rows_open(&run->factored.call, at, left, &share->rows[blob], &used));
+            IQ_TRY(iq_factor_rows_open(&run->call->factor, &run->factored.call, at, left, &share->rows[blob], &used));
             share->rows[blob].next = blob + 1 < nranks ? &share->rows[blob + 1] : NULL;
             at += used;
             left -= used;

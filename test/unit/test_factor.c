@@ -81,7 +81,8 @@ static void share_product(ranks_t *ranks, size_t band, bool avg, void *grad, voi
         ck_assert_int_eq(iq_factor_decode(&ranks->spec, call, r, ranks->blob[r], ranks->bytes[r], &ranks->rows), ISGQ_SUCCESS);
         size_t packed_bytes = iq_factor_rows_pack(call, &ranks->rows, packed + (size_t)r * bytes);
         ck_assert_uint_le(packed_bytes, bytes);
-        ck_assert_int_eq(iq_factor_rows_open(call, packed + (size_t)r * bytes, packed_bytes, &rows[r], &used), ISGQ_SUCCESS);
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, call, packed + (size_t)r * bytes, packed_bytes, &rows[r], &used),
+                         ISGQ_SUCCESS);
         ck_assert_uint_eq(used, packed_bytes);
         rows[r].next = r + 1 < call->nranks ? &rows[r + 1] : NULL;
     }

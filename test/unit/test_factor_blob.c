@@ -50,18 +50,20 @@ START_TEST(test_damaged_rows)
     for (size_t length = 0; length < bytes; length++) {
         copy = malloc(length > 0 ? length : 1); /* exact, for the address sanitizer */
         memcpy(copy, packed, length);
-        ck_assert_int_eq(iq_factor_rows_open(&ranks->call, copy, length, &rows, &used), ISGQ_ERR_CORRUPT);
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, &ranks->call, copy, length, &rows, &used), ISGQ_ERR_CORRUPT);
         free(copy);
     }
     for (size_t word = 0; word < 1 + 2 * ranks->rows.count; word++) { /* the count, and all weights */
         uint64_t good = packed[word];
         packed[word] = UINT64_MAX / 3;
-        ck_assert_int_eq(iq_factor_rows_open(&ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, &ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
+        packed[word] = 17; /* five bits where a weight has four */
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, &ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
         packed[word] = (uint64_t)-8;
-        ck_assert_int_eq(iq_factor_rows_open(&ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
+        ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, &ranks->call, packed, bytes, &rows, &used), ISGQ_ERR_CORRUPT);
         packed[word] = good;
     }
-    ck_assert_int_eq(iq_factor_rows_open(&ranks->call, packed, bytes, &rows, &used), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, &ranks->call, packed, bytes, &rows, &used), ISGQ_SUCCESS);
     free(packed);
     ranks_destroy(ranks);
 }
@@ -117,6 +119,43 @@ START_TEST(test_damaged_parts)
     free(good);
     free(memory);
     ranks_destroy(ranks);
+}
+END_TEST
+
+/* The largest code of either factor is taken, and the next refused: one that large would make sums that are not exact. */
+START_TEST(test_damaged_codes)
+{
+    static const struct {
+        iq_factor_spec_t spec;
+        int x, delta;
+    } cases[] = {
+        {{.width_x = 4, .width_delta = 3}, 15, 3},
+        {{.budget_bits = 3}, 255, 127},
+        {{.budget_bits = 3, .dither = true, .coded = true}, 255 * 32 + 15, 127 * 32 + 15},
+        {{.method = IQ_FACTOR_MSE, .levels = 4}, 4095, 4095},
+        {{.method = IQ_FACTOR_DITHERED, .width_x = 4, .width_delta = 3}, 7 * 32 + 15, 3 * 32 + 15},
+    };
+    for (size_t c = 0; c < IQ_ARRAY_SIZE(cases); c++) {
+        ranks_t *ranks = make_ranks(cases[c].spec, true, false);
+        iq_factor_rows_t rows;
+        uint64_t *packed = malloc(iq_factor_rows_bytes(&ranks->call));
+        size_t used, bytes = iq_factor_rows_pack(&ranks->call, &ranks->rows, packed), count = ranks->rows.count;
+        int16_t *q = (int16_t *)(void *)(packed + 1 + 2 * count), *p = q + count * ranks->call.m;
+        int16_t *last[] = {&q[count * ranks->call.m - 1], &p[count * ranks->call.n - 1]};
+        for (int side = 0; side < 2; side++)
+            for (int sign = -1; sign <= 1; sign += 2) {
+                int16_t good = *last[side];
+                int most = side == 0 ? cases[c].x : cases[c].delta;
+                *last[side] = (int16_t)(sign * most);
+                ck_assert_int_eq(iq_factor_rows_open(&ranks->spec, &ranks->call, packed, bytes, &rows, &used), ISGQ_SUCCESS);
+                *last[side] = (int16_t)(sign * (most + 1));
+                ck_assert_msg(iq_factor_rows_open(&ranks->spec, &ranks->call, packed, bytes, &rows, &used) == ISGQ_ERR_CORRUPT,
+                              "case %zu: %d was taken", c, sign * (most + 1));
+                *last[side] = good;
+            }
+        free(packed);
+        ranks_destroy(ranks);
+    }
 }
 END_TEST
 
@@ -280,6 +319,7 @@ Suite *iq_suite(void)
     tcase_add_test(format, test_too_many_rows);
     tcase_add_test(format, test_damaged_rows);
     tcase_add_test(format, test_damaged_parts);
+    tcase_add_test(format, test_damaged_codes);
     suite_add_tcase(suite, fuzzed);
     suite_add_tcase(suite, format);
     return suite;

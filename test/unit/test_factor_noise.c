@@ -322,6 +322,49 @@ START_TEST(test_budget_beats_width)
 }
 END_TEST
 
+/* The expected squared error of rank 0's rows, as they are sent; `fit` as encoding does it. */
+static double expected_error(ranks_t *ranks, bool fit)
+{
+    iq_factor_call_t call = call_of(ranks, 0);
+    float peaks[2];
+    double error = 0;
+    iq_factor_prepare(&ranks->spec, &call, ranks->x[0], ranks->delta[0], ranks->state, peaks);
+    iq_factor_state_t state = iq_factor_state(&ranks->spec, &call, ranks->state);
+    iq_factor_frame_t frame = iq_factor_frame_of(call.want_bias, state.facts->unsigned_x, peaks[0], peaks[1]);
+    if (fit)
+        iq_factor_fit_rows(&ranks->spec, &call, &frame, &state);
+    for (size_t r = 0; r < call.batch; r++) {
+        const iq_factor_row_t *row = &state.rows[r];
+        double exact = (row->x.sum_squares + (call.want_bias ? 1 : 0)) * row->delta.sum_squares;
+        error += row->keep != 0 ? iq_factor_loss(&frame, row) * (double)IQ_FACTOR_CERTAIN - exact : 0;
+    }
+    return error;
+}
+
+/* More budget never costs error, also where all rows fit in their widest codes and many are lighter than the grid. */
+START_TEST(test_more_is_better)
+{
+    static const double bits[] = {1, 2, 3, 4, 5, 8};
+    static const size_t batch[] = {200};
+    for (int kind = 0; kind < 6; kind++) {
+        double before = (double)INFINITY, plain = 0;
+        for (size_t b = 0; b < IQ_ARRAY_SIZE(bits); b++) {
+            iq_factor_spec_t spec = budget(bits[b]);
+            spec.dither = kind > 1;
+            spec.coded = kind > 3;
+            ranks_t *ranks = ranks_create(spec, shape(1, 60, 50, kind % 2 == 1), batch);
+            fill_normal(ranks, 500, true, 4);
+            plain = expected_error(ranks, false);
+            double error = expected_error(ranks, true);
+            ck_assert_msg(error <= plain && error < 1.001 * before, "kind %d, %g bits: %g; with less budget %g", kind, bits[b], error, before);
+            before = error;
+            ranks_destroy(ranks);
+        }
+        ck_assert_msg(plain > 1.01 * before, "kind %d: no row was light", kind);
+    }
+}
+END_TEST
+
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("factor_noise");
@@ -334,6 +377,7 @@ Suite *iq_suite(void)
     tcase_add_test(light, test_split_rows);
     tcase_add_test(error, test_variance);
     tcase_add_test(error, test_budget_beats_width);
+    tcase_add_test(error, test_more_is_better);
     tcase_add_test(bytes, test_budget_is_met);
     tcase_add_test(bytes, test_coded_budget);
     tcase_add_test(bytes, test_error_is_met);
