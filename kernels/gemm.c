@@ -53,6 +53,23 @@ const char *iq_gemm_backend(void)
     return blas != NULL ? "blas" : "reference";
 }
 
+bool iq_product_svd_present(void)
+{
+    pthread_once(&blas_once, load_blas);
+    return blas != NULL && blas->product_svd != NULL;
+}
+
+size_t iq_product_svd_scratch(size_t rows, size_t m, size_t n) { return iq_product_svd_doubles(rows, m, n) * sizeof(double); }
+
+int iq_product_svd(size_t rows, size_t m, size_t n, double *x, double *delta, double *scratch)
+{
+    if (rows == 0 || m == 0 || n == 0)
+        return 0;
+    if (!iq_product_svd_present() || m > INT_MAX || n > INT_MAX || rows > 16384) /* work is counted in an int */
+        return -1;
+    return blas->product_svd((int)rows, (int)m, (int)n, x, delta, scratch);
+}
+
 void iq_gemm_tn_f64(size_t m, size_t n, size_t k, const double *a, size_t lda, const double *b, size_t ldb, double *c, size_t ldc,
                     bool accumulate)
 {

@@ -22,6 +22,15 @@ void iq_gemm_reference_f64(size_t m, size_t n, size_t k, const double *a, size_t
 void iq_gemm_reference_f32(size_t m, size_t n, size_t k, const float *a, size_t lda, const float *b, size_t ldb, float *c,
                            size_t ldc, bool accumulate);
 
+/*
+ * Rows with the same product, as few as it takes: transpose(x) * delta is kept, x [rows x m], delta [rows x n] become the singular vectors of
+ * it, each scaled by the root of its value, the heaviest first. Returns how many, at most the least of rows, m and n; negative: there is no
+ * LAPACK here, sizes are beyond it, or it did not converge, and x and delta are lost. Not the same bits on other machines.
+ */
+int iq_product_svd(size_t rows, size_t m, size_t n, double *x, double *delta, double *scratch);
+size_t iq_product_svd_scratch(size_t rows, size_t m, size_t n); /* bytes */
+bool iq_product_svd_present(void);
+
 /* "blas" or "reference"; loads the module like a first product. */
 const char *iq_gemm_backend(void);
 

@@ -53,6 +53,11 @@ static bool shape_is_legal(const iq_factor_call_t *call)
            iq_checked_mul(call->m, call->n, &outputs) && outputs <= SIZE_MAX / 16;
 }
 
+size_t iq_factor_most_rows(const iq_factor_spec_t *spec, size_t batch, bool want_bias)
+{
+    return batch + (spec->svd && want_bias && batch > 0);
+}
+
 size_t iq_factor_budget(const iq_factor_spec_t *spec, const iq_factor_call_t *call, size_t batch)
 {
     double bytes = spec->budget_bits * (double)batch * ((double)call->m + (double)call->n) / 8;
@@ -94,7 +99,8 @@ size_t iq_factor_mean_bytes(const iq_factor_spec_t *spec, const iq_factor_call_t
 }
 
 /* Offsets of the state's parts; the last is the end. */
-enum { STATE_FACTS, STATE_ROWS, STATE_ORDER, STATE_CODES, STATE_SYMBOLS, STATE_COLUMNS, STATE_RATES, STATE_WHOLE, STATE_ALL, STATE_PARTS };
+enum { STATE_FACTS, STATE_ROWS, STATE_ORDER, STATE_CODES, STATE_SYMBOLS, STATE_COLUMNS, STATE_RATES, STATE_WHOLE, STATE_ALL, STATE_SVD_X, STATE_SVD_DELTA,
+       STATE_SVD_SCRATCH, STATE_PARTS };
 
 static void lay_state(const iq_factor_spec_t *spec, const iq_factor_call_t *call, size_t offsets[STATE_PARTS + 1])
 {
@@ -108,7 +114,10 @@ static void lay_state(const iq_factor_spec_t *spec, const iq_factor_call_t *call
                                        [STATE_COLUMNS] = plain ? 0 : (call->m + call->n) * sizeof(iq_bit_model_t),
                                        [STATE_RATES] = fine ? call->max_batch * sizeof(iq_factor_rate_t) : 0,
                                        [STATE_WHOLE] = sizeof(iq_factor_whole_t),
-                                       [STATE_ALL] = all * (call->m + call->n) * sizeof(uint16_t)};
+                                       [STATE_ALL] = all * (call->m + call->n) * sizeof(uint16_t),
+                                       [STATE_SVD_X] = spec->svd ? call->max_batch * call->m * sizeof(float) : 0,
+                                       [STATE_SVD_DELTA] = spec->svd ? call->max_batch * call->n * sizeof(float) : 0,
+                                       [STATE_SVD_SCRATCH] = spec->svd ? iq_factor_svd_scratch(call) : 0};
     offsets[0] = 0;
     for (int part = 0; part < STATE_PARTS; part++)
         offsets[part + 1] = offsets[part] + iq_align_up(bytes[part], IQ_CACHE_LINE);
@@ -134,6 +143,9 @@ iq_factor_state_t iq_factor_state(const iq_factor_spec_t *spec, const iq_factor_
                                .columns = (iq_bit_model_t *)(void *)(base + offsets[STATE_COLUMNS]),
                                .rates = (iq_factor_rate_t *)(void *)(base + offsets[STATE_RATES]),
                                .whole = (iq_factor_whole_t *)(void *)(base + offsets[STATE_WHOLE]),
+                               .svd_x = (float *)(void *)(base + offsets[STATE_SVD_X]),
+                               .svd_delta = (float *)(void *)(base + offsets[STATE_SVD_DELTA]),
+                               .svd_scratch = (double *)(void *)(base + offsets[STATE_SVD_SCRATCH]),
                                .all_symbols = (uint16_t *)(void *)(base + offsets[STATE_ALL])};
 }
 

@@ -37,6 +37,7 @@ typedef struct iq_factor_spec {
     bool nearest;       /* rounding=nearest (biased), else stochastic */
     bool dither;        /* rounding=dither: subtractive */
     bool coded;         /* blobs go through the entropy coder */
+    bool svd;           /* rows=svd: other rows with the same product are sent, and the bias as a row of its own */
     iq_factor_method_t method;
     unsigned levels;    /* isgq-mse, isgq-mvu: of either factor, zero not counted: 2, 4 or 8 */
 } iq_factor_spec_t;
@@ -56,6 +57,9 @@ typedef struct iq_factor_call {
 
 /* Decoded codes of X and of Delta are multiples of 2^-fraction of their steps, held as integers. Equal on all ranks. */
 uint32_t iq_factor_fraction(const iq_factor_spec_t *spec, const iq_factor_call_t *call);
+
+/* Rows that a rank may send where it has up to `batch`: what max_batch of a call is. rows=svd adds one for the bias. */
+size_t iq_factor_most_rows(const iq_factor_spec_t *spec, size_t batch, bool want_bias);
 
 /* Most bytes that encode writes on any rank, whatever the data. Equal on all ranks. In budget mode: the budget of max_batch rows
  * (at least 32 bytes) and one largest row more; the mean meets the budget of the rank's own rows. 0 if widths or budget are out

@@ -41,5 +41,5 @@ size_t iq_factor_device_bytes(const iq_factor_spec_t *spec, const iq_factor_call
 
 bool iq_factor_has_device(const iq_factor_spec_t *spec)
 {
-    return spec->method == IQ_FACTOR_ROWS && !spec->dither && !spec->coded && spec->budget_nmse == 0.0;
+    return spec->method == IQ_FACTOR_ROWS && !spec->dither && !spec->coded && !spec->svd && spec->budget_nmse == 0.0;
 }

@@ -131,7 +131,8 @@ bool iq_factor_sample(iq_factor_sampler_t *sampler, size_t *row, iq_factor_form_
             sampler->row = sampler->state->order[sampler->index++];
             if (sampler->state->rows[sampler->row].keep == 0)
                 continue;
-            sampler->forms = iq_factor_forms(sampler->frame, &sampler->state->rows[sampler->row], sampler->option);
+            iq_factor_frame_t own = iq_factor_frame_of_row(sampler->state->facts, sampler->frame, &sampler->state->rows[sampler->row]);
+            sampler->forms = iq_factor_forms(&own, &sampler->state->rows[sampler->row], sampler->option);
             sampler->form = 0;
         }
         *row = sampler->row;
@@ -146,8 +147,10 @@ bool iq_factor_sample(iq_factor_sampler_t *sampler, size_t *row, iq_factor_form_
 void iq_factor_fit_rows(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const iq_factor_frame_t *frame, iq_factor_state_t *state)
 {
     for (size_t r = 0; r < call->batch && spec->width_x == 0; r++)
-        if (state->rows[r].keep != 0)
-            iq_factor_fit_grid(frame, &state->rows[r]);
+        if (state->rows[r].keep != 0) {
+            iq_factor_frame_t own = iq_factor_frame_of_row(state->facts, frame, &state->rows[r]);
+            iq_factor_fit_grid(&own, &state->rows[r]);
+        }
 }
 
 static size_t write_rows(const encoder_t *encoder, uint8_t *out, uint32_t *count)

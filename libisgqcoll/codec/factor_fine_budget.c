@@ -175,11 +175,17 @@ static void dither_variances(const iq_factor_call_t *call, bool is_unsigned, iq_
             iq_factor_variance(IQ_FACTOR_MIN_WIDTH + w, is_unsigned, (float)((1 + grain) / 12 * (double)side->nonzero));
 }
 
+/* The bias as one more column of X. */
+static double bias_column(const allotment_t *allotment, const iq_factor_row_t *row)
+{
+    return iq_factor_has_bias(allotment->state->facts, allotment->shape.want_bias, row) ? 1 : 0;
+}
+
 /* As iq_factor_choose. */
 static void choose(const allotment_t *allotment, double price, iq_factor_row_t *row, iq_factor_rate_t *rate)
 {
     const iq_factor_shape_t *shape = &allotment->shape;
-    double best = (double)INFINITY, column = shape->want_bias ? 1 : 0;
+    double best = (double)INFINITY, column = bias_column(allotment, row);
     for (unsigned i = 0; i < IQ_FACTOR_WIDTHS; i++)
         for (unsigned j = 0; j < IQ_FACTOR_WIDTHS; j++) {
             if (j > i + IQ_FACTOR_WIDTH_SPREAD || i > j + IQ_FACTOR_WIDTH_SPREAD)
@@ -222,7 +228,7 @@ static outcome_t choose_all(const allotment_t *allotment, double price)
         outcome.bytes += p * (double)state->rates[r].bytes;
         outcome.packed += p * (double)row->bytes;
         outcome.error += state->rates[r].energy / p -
-                         (row->x.sum_squares + (allotment->shape.want_bias ? 1 : 0)) * row->delta.sum_squares;
+                         (row->x.sum_squares + bias_column(allotment, row)) * row->delta.sum_squares;
         outcome.rows += p;
         outcome.candidates++;
     }
@@ -236,13 +242,13 @@ static double first_price(const allotment_t *allotment)
     double price = 0;
     for (size_t r = 0; r < allotment->call->batch; r++)
         if (state->rows[r].keep != 0)
-            price = iq_larger(price, iq_factor_price(&state->rows[r], allotment->shape.want_bias));
+            price = iq_larger(price, iq_factor_price(&state->rows[r], bias_column(allotment, &state->rows[r]) > 0));
     return price;
 }
 
 static outcome_t meet_bytes(const allotment_t *allotment)
 {
-    double budget = (double)iq_factor_budget(allotment->spec, allotment->call, allotment->call->batch);
+    double budget = (double)iq_factor_budget(allotment->spec, allotment->call, allotment->state->facts->budget_batch);
     iq_factor_search_t search = iq_factor_search_from(budget);
     outcome_t outcome;
     double expected;
@@ -262,7 +268,7 @@ static double energy_of_rows(const allotment_t *allotment)
     for (size_t r = 0; r < allotment->call->batch; r++) {
         const iq_factor_row_t *row = &allotment->state->rows[r];
         if (row->keep != 0)
-            energy += (row->x.sum_squares + (allotment->shape.want_bias ? 1 : 0)) * row->delta.sum_squares;
+            energy += (row->x.sum_squares + bias_column(allotment, row)) * row->delta.sum_squares;
     }
     return energy;
 }

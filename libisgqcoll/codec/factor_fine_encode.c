@@ -188,11 +188,13 @@ static size_t code_codes(const encoder_t *encoder, uint8_t *out, size_t room)
 size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
                              void *memory, const float peaks[2], void *blob)
 {
+    iq_factor_state_t state = iq_factor_state(spec, call, memory);
+    iq_factor_call_t own = spec->svd ? iq_factor_svd_call(call, &state) : *call;
     encoder_t encoder = {.spec = spec,
-                         .call = call,
-                         .x = x,
-                         .delta = delta,
-                         .state = iq_factor_state(spec, call, memory),
+                         .call = &own,
+                         .x = spec->svd ? state.svd_x : x,
+                         .delta = spec->svd ? state.svd_delta : delta,
+                         .state = state,
                          .dither_bits = iq_dither_bits((uint64_t)call->nranks * call->max_batch)};
     uint8_t *out = blob;
     size_t count = 0, packed = 0, bytes = IQ_FACTOR_HEADER_BYTES;
@@ -200,7 +202,7 @@ size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_
     bool coded = false;
     encoder.frame = iq_factor_frame_of(call->want_bias, facts->unsigned_x, peaks[0], peaks[1]);
     if (facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1])) {
-        iq_factor_fit_rows(spec, call, &encoder.frame, &encoder.state);
+        iq_factor_fit_rows(spec, &own, &encoder.frame, &encoder.state);
         count = write_heads(&encoder, out + bytes, &packed);
         bytes += count * iq_factor_row_header(call->want_bias);
         size_t coded_bytes = spec->coded ? code_codes(&encoder, out + bytes, packed) : packed;

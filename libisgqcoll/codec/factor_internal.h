@@ -13,7 +13,7 @@
 /* Rows that are dithered or coded have a blob of their own, version 2. */
 static inline bool iq_factor_is_fine(const iq_factor_spec_t *spec)
 {
-    return spec->method == IQ_FACTOR_ROWS && (spec->dither || spec->coded);
+    return spec->method == IQ_FACTOR_ROWS && (spec->dither || spec->coded || spec->svd);
 }
 
 /* With a budget and the coder, packed codes may have so many times the budget's bytes. */
@@ -30,7 +30,25 @@ typedef struct iq_factor_rate {
 /* The state's parts; `order` lists the rows by growing `bytes`. */
 typedef struct iq_factor_facts {
     bool finite, unsigned_x;
+    bool bias_apart;     /* rows=svd: rows with X have no bias */
+    size_t budget_batch; /* rows that the budget is for */
+    size_t svd_rows;
 } iq_factor_facts_t;
+
+/* Does this row speak for the bias, in a call that wants it? */
+static inline bool iq_factor_has_bias(const iq_factor_facts_t *facts, bool want_bias, const iq_factor_row_t *row)
+{
+    return want_bias && !(facts->bias_apart && row->x.max_abs > 0);
+}
+
+/* The frame for one row: without a bias its weight B is on no grid. */
+static inline iq_factor_frame_t iq_factor_frame_of_row(const iq_factor_facts_t *facts, const iq_factor_frame_t *frame,
+                                                       const iq_factor_row_t *row)
+{
+    iq_factor_frame_t own = *frame;
+    own.want_bias = iq_factor_has_bias(facts, frame->want_bias, row);
+    return own;
+}
 
 typedef struct iq_factor_state {
     iq_factor_facts_t *facts;
@@ -41,6 +59,8 @@ typedef struct iq_factor_state {
     iq_bit_model_t *columns; /* m, then n */
     iq_factor_rate_t *rates; /* of the rows */
     struct iq_factor_whole *whole;
+    float *svd_x, *svd_delta; /* rows=svd: the rows that are sent instead */
+    double *svd_scratch;
     uint16_t *all_symbols; /* isgq-mse, isgq-mvu: batch * m, then batch * n */
 } iq_factor_state_t;
 
@@ -53,6 +73,11 @@ static inline iq_factor_shape_t iq_factor_shape(const iq_factor_call_t *call)
 
 /* Bytes that the budget leaves for rows, and the smallest blob a budget may ask for. */
 size_t iq_factor_budget(const iq_factor_spec_t *spec, const iq_factor_call_t *call, size_t batch);
+
+/* rows=svd: other rows of f32 to state->svd_x and svd_delta, and their number to the facts. The call that sends them. */
+void iq_factor_decompose(const iq_factor_call_t *call, const void *x, const void *delta, iq_factor_state_t *state);
+size_t iq_factor_svd_scratch(const iq_factor_call_t *call);
+iq_factor_call_t iq_factor_svd_call(const iq_factor_call_t *call, const iq_factor_state_t *state);
 
 /* Choose widths and keep probabilities of all rows so that the expected bytes meet the budget. */
 void iq_factor_allot(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,

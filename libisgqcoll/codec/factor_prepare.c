@@ -72,7 +72,8 @@ static void measure_rows(const iq_factor_call_t *call, const void *x, const void
         finite &= measure(call->datatype, x, r * call->m, call->m, &row->x, &negative);
         finite &= measure(call->datatype, delta, r * call->n, call->n, &row->delta, &ignored);
     }
-    *state->facts = (iq_factor_facts_t){finite, !negative};
+    state->facts->finite = finite;
+    state->facts->unsigned_x = !negative;
 }
 
 static void keep_all(const iq_factor_spec_t *spec, const iq_factor_call_t *call, iq_factor_state_t *state)
@@ -107,7 +108,17 @@ void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *cal
                        float peaks[2])
 {
     iq_factor_state_t state = iq_factor_state(spec, call, memory);
+    iq_factor_call_t own;
+    *state.facts = (iq_factor_facts_t){.bias_apart = spec->svd, .budget_batch = call->batch};
     measure_rows(call, x, delta, &state);
+    if (state.facts->finite && spec->svd) {
+        iq_factor_decompose(call, x, delta, &state);
+        own = iq_factor_svd_call(call, &state);
+        call = &own;
+        x = state.svd_x;
+        delta = state.svd_delta;
+        measure_rows(call, x, delta, &state); /* again: it may have left the range of floats */
+    }
     if (!state.facts->finite) {
         peaks[0] = peaks[1] = INFINITY;
         return;
@@ -126,9 +137,9 @@ void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *cal
     double b = 0, c = 0;
     for (size_t r = 0; r < call->batch; r++)
         if (state.rows[r].keep != 0) {
-            iq_factor_weights_t weights =
-                iq_factor_weigh(&state.rows[r], state.facts->unsigned_x, state.rows[r].keep, call->want_bias);
-            b = iq_larger(b, weights.b);
+            bool has_bias = iq_factor_has_bias(state.facts, call->want_bias, &state.rows[r]);
+            iq_factor_weights_t weights = iq_factor_weigh(&state.rows[r], state.facts->unsigned_x, state.rows[r].keep, has_bias);
+            b = has_bias ? iq_larger(b, weights.b) : b;
             c = iq_larger(c, weights.c);
         }
     peaks[0] = call->want_bias ? iq_factor_peak(b) : 0;

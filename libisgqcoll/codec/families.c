@@ -10,6 +10,7 @@
 #include "codec/option_values.h"
 #include "codec/powersgd.h"
 #include "codec/quantizer_text.h"
+#include "kernels/gemm.h"
 
 #include <stdio.h>
 #include <string.h>
@@ -164,7 +165,7 @@ static bool write_width(const iq_recipe_t *recipe, char *value)
 
 static bool set_factor_bits(iq_recipe_t *recipe, const char *value)
 {
-    return parse_fraction(value, MICRO, 8 * MICRO, &recipe->factor.budget_bits);
+    return parse_fraction(value, MICRO / 10, 8 * MICRO, &recipe->factor.budget_bits);
 }
 static bool write_factor_bits(const iq_recipe_t *recipe, char *value)
 {
@@ -188,6 +189,13 @@ static bool set_factor_levels(iq_recipe_t *recipe, const char *value)
            (recipe->factor.levels == 2 || recipe->factor.levels == 4 || recipe->factor.levels == 8);
 }
 static bool write_factor_levels(const iq_recipe_t *recipe, char *value) { return write_number(recipe->factor.levels, value); }
+
+static bool set_rows(iq_recipe_t *recipe, const char *value)
+{
+    recipe->factor.svd = strcmp(value, "svd") == 0;
+    return recipe->factor.svd || strcmp(value, "plain") == 0;
+}
+static bool write_rows(const iq_recipe_t *recipe, char *value) { return recipe->factor.svd && write_word("svd", value); }
 
 /* ---- options of isgq, for either kind of call ---- */
 
@@ -241,6 +249,7 @@ static bool write_isgq_coding(const iq_recipe_t *recipe, char *value)
 #define SMALL_BUCKET {"bucket", "a multiple of 32 from 32 to 8192", set_small_bucket, write_bucket}
 #define FEEDBACK {"feedback", "off, full or weighted", set_feedback, write_feedback}
 #define PREDICT {"predict", "off or on", set_predict, write_predict}
+#define ROWS {"rows", "plain or svd", set_rows, write_rows}
 #define FACTOR_CODING {"coding", "none or range", set_factor_coding, write_factor_coding}
 
 static const iq_option_t no_options[] = {{0}};
@@ -285,9 +294,10 @@ static const iq_option_t powersgd_options[] = {
 
 static const iq_option_t factor_options[] = {
     {"width", "2 to 8, or two of them as in 4/8", set_width, write_width},
-    {"bits", "1 to 8, fractions allowed", set_factor_bits, write_factor_bits},
+    {"bits", "0.1 to 8, fractions allowed", set_factor_bits, write_factor_bits},
     {"rounding", "nearest, stochastic or dither", set_factor_rounding, write_factor_rounding},
     FACTOR_CODING,
+    ROWS,
     {0},
 };
 
@@ -300,6 +310,7 @@ static const iq_option_t isgq_options[] = {
     {"bits", "1 to 8, fractions allowed", set_budget, write_budget},
     {"nmse", "0.000001 to 1", set_nmse, write_nmse},
     {"coding", "none or zstd", set_coding, write_isgq_coding},
+    ROWS,
     {0},
 };
 
@@ -309,6 +320,13 @@ static isgq_result_t check_coder(const char *text, bool coded)
 {
     if (coded && !iq_coder_present())
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': coding=zstd needs a build with libzstd", text);
+    return ISGQ_SUCCESS;
+}
+
+static isgq_result_t check_rows(const char *text, const iq_recipe_t *recipe)
+{
+    if (recipe->factor.svd && !iq_product_svd_present())
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': rows=svd needs LAPACK: a build with OpenBLAS, and its module in place", text);
     return ISGQ_SUCCESS;
 }
 
@@ -354,7 +372,7 @@ static isgq_result_t settle_factor(const char *text, iq_recipe_t *recipe)
         return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "quantizer '%s': width and bits exclude each other", text);
     if (factor->width_x == 0 && factor->budget_bits == 0.0)
         factor->width_x = factor->width_delta = 4;
-    return ISGQ_SUCCESS;
+    return check_rows(text, recipe);
 }
 
 static isgq_result_t settle_isgq(const char *text, iq_recipe_t *recipe)
@@ -372,7 +390,7 @@ static isgq_result_t settle_isgq(const char *text, iq_recipe_t *recipe)
     codec->ops = recipe->factor.coded ? &iq_codec_coded_ops : &iq_codec_uniform_ops;
     codec->shared = recipe->factor.coded;
     codec->rounding = recipe->factor.coded ? IQ_ROUND_STRATIFIED : IQ_ROUND_STOCHASTIC;
-    return ISGQ_SUCCESS;
+    return check_rows(text, recipe);
 }
 
 /* ---- the table ---- */

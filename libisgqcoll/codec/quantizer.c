@@ -22,7 +22,7 @@ static bool is_isgq_whole(const struct isgq_quantizer *quantizer)
 {
     const iq_recipe_t *dense = &quantizer->dense, *factored = &quantizer->factored;
     return quantizer->has_dense && quantizer->has_factored && dense->is_isgq && factored->is_isgq &&
-           dense->codec.ops == factored->codec.ops && dense->codec.budget_bits == factored->codec.budget_bits &&
+           dense->codec.ops == factored->codec.ops && dense->factor.svd == factored->factor.svd && dense->codec.budget_bits == factored->codec.budget_bits &&
            dense->codec.budget_nmse == factored->codec.budget_nmse;
 }
 
@@ -151,15 +151,23 @@ isgq_result_t iq_quantizer_moved(isgq_quantizer_t quantizer, bool devices, iq_co
     return ISGQ_SUCCESS;
 }
 
+/* With so many bits more an element of a product errs about as much as factors within their budget do. */
+#define PRODUCT_BITS 4.0
+
 void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec)
 {
     static const iq_codec_t eight_bits = {
         .ops = &iq_codec_uniform_ops, .bits = 8, .bucket = 1024, .rounding = IQ_ROUND_STOCHASTIC, .shared = true, .exact = -1};
-    if (is_isgq_whole(quantizer))
+    const iq_codec_t *dense = &quantizer->dense.codec;
+    if (is_isgq_whole(quantizer) && (devices || dense->ops != &iq_codec_coded_ops)) {
         *codec = eight_bits;
-    else if (!quantizer->has_dense || quantizer->dense.codec.power_rank != 0 ||
-             iq_quantizer_dense(quantizer, nranks, devices, codec) != ISGQ_SUCCESS)
+    } else if (is_isgq_whole(quantizer)) {
+        *codec = *dense;
+        if (dense->budget_bits > 0.0)
+            codec->budget_bits = dense->budget_bits + PRODUCT_BITS < 8.0 ? dense->budget_bits + PRODUCT_BITS : 8.0;
+    } else if (!quantizer->has_dense || dense->power_rank != 0 || iq_quantizer_dense(quantizer, nranks, devices, codec) != ISGQ_SUCCESS) {
         *codec = iq_codec_none;
+    }
 }
 
 isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, bool devices, iq_factor_spec_t *spec, bool *dense_only)
@@ -168,7 +176,7 @@ isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, bool devices, iq
     *spec = quantizer->factored.factor;
     if (*dense_only || !devices || iq_factor_has_device(spec))
         return ISGQ_SUCCESS;
-    if (!quantizer->factored.is_isgq || spec->budget_nmse > 0.0)
+    if (!quantizer->factored.is_isgq || spec->budget_nmse > 0.0 || spec->svd)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is for factors in host memory only in this version, and there are ranks on devices",
                        quantizer->text);
     *spec = (iq_factor_spec_t){.budget_bits = spec->budget_bits};

@@ -39,7 +39,8 @@ isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, bool de
 isgq_result_t iq_quantizer_moved(isgq_quantizer_t quantizer, bool devices, iq_codec_t *codec);
 
 /* What a factored call does with the product where factors would be more bytes: the dense half if the user named one; for `isgq`, whose budget
- * counts factor elements, 8-bit codes, which lose about as little as its factors; otherwise nothing is lost. */
+ * counts factor elements, dense `isgq` with four bits more, which errs about as its factors do (`coding=none`: 8-bit codes; `nmse`: the same
+ * error); otherwise nothing is lost. */
 void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec);
 
 /* A codec's settings as a quantizer's text: "fp16", "uniform:bits=4,...". */

@@ -207,6 +207,7 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "factored: quantizer '%s' is for allreduce alone", isgqx_quantizer_text(call->quantizer));
     if (call->max_batch == 0) /* no rows anywhere: nothing is coded, so nothing needs room for it */
         call->factor = (iq_factor_spec_t){.width_x = 4, .width_delta = 4};
+    shape.max_batch = iq_factor_most_rows(&call->factor, call->max_batch, shape.want_bias);
     iq_quantizer_product(call->quantizer, comm->nranks, comm->devices, &call->codec);
     IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, comm->has_boards, &call->codec, ISGQ_FLOAT32, call->op,
                                product, NULL, &call->algorithm, dense_why, sizeof(dense_why)));

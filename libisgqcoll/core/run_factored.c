@@ -240,7 +240,7 @@ isgq_result_t iq_run_begin_factored(isgq_comm_t comm, iq_run_t *run)
                                             .rank = comm->rank,
                                             .seed = comm->key,
                                             .call = call->sequence,
-                                            .max_batch = call->max_batch,
+                                            .max_batch = iq_factor_most_rows(&call->factor, call->max_batch, call->factors.bias != NULL),
                                             .m = call->factors.m,
                                             .n = call->factors.n,
                                             .batch = call->factors.batch,

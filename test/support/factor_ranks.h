@@ -67,6 +67,7 @@ static inline ranks_t *ranks_create(iq_factor_spec_t spec, iq_factor_call_t call
     ranks->call = call;
     for (int r = 0; r < call.nranks; r++)
         ranks->call.max_batch = iq_max(ranks->call.max_batch, batch[r]);
+    ranks->call.max_batch = iq_factor_most_rows(&spec, ranks->call.max_batch, call.want_bias);
     ranks->call.fraction = iq_factor_fraction(&spec, &ranks->call);
     size_t bound = iq_factor_blob_bytes(&spec, &ranks->call), capacity = (size_t)call.nranks * ranks->call.max_batch;
     require(bound > 0, "no bound");

@@ -153,6 +153,8 @@ static const iq_factor_spec_t specs[] = {
     {.budget_bits = 3, .dither = true, .coded = true},
     {.budget_bits = 1, .coded = true},
     {.budget_nmse = 0.01, .dither = true, .coded = true},
+    {.budget_bits = 3, .dither = true, .coded = true, .svd = true},
+    {.width_x = 4, .width_delta = 5, .svd = true},
     {.method = IQ_FACTOR_MSE, .levels = 4},
     {.method = IQ_FACTOR_MVU, .levels = 8, .coded = true},
     {.method = IQ_FACTOR_DITHERED, .width_x = 8, .width_delta = 8},

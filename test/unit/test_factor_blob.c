@@ -204,6 +204,7 @@ START_TEST(test_fuzz_versions)
         {.width_x = 4, .width_delta = 5, .dither = true},
         {.budget_bits = 4, .dither = true, .coded = true},
         {.width_x = 3, .width_delta = 3, .coded = true},
+        {.budget_bits = 4, .dither = true, .svd = true},
         {.method = IQ_FACTOR_MSE, .levels = 2},
         {.method = IQ_FACTOR_MSE, .levels = 4, .coded = true},
         {.method = IQ_FACTOR_MVU, .levels = 8},
