@@ -4,6 +4,7 @@
 #include "support/factor_ranks.h"
 
 #include "codec/factor_internal.h"
+#include "isgqcoll_ext.h"
 #include "kernels/gemm.h"
 
 static const iq_factor_spec_t svd = {.budget_bits = 64, .dither = true, .coded = true, .svd = true};
@@ -194,6 +195,31 @@ START_TEST(test_pays)
 }
 END_TEST
 
+/* A build that cannot do it says so when the quantizer is made. */
+START_TEST(test_texts)
+{
+    static const char *const texts[][2] = {
+        {"isgq:rows=svd,bits=2", "isgq:bits=2"},
+        {"factor:rows=svd,width=4", "factor:width=4/4,rounding=stochastic"},
+    };
+    isgq_quantizer_t quantizer;
+    for (size_t t = 0; t < IQ_ARRAY_SIZE(texts); t++) {
+        isgq_result_t result = isgq_quantizer_create(&quantizer, texts[t][0]);
+        if (!iq_product_svd_present()) {
+            ck_assert_int_eq(result, ISGQ_ERR_UNSUPPORTED);
+            ck_assert_ptr_nonnull(strstr(isgq_get_last_error(), "rows=svd needs LAPACK"));
+            continue;
+        }
+        ck_assert_int_eq(result, ISGQ_SUCCESS);
+        const char *text = isgqx_quantizer_text(quantizer);
+        ck_assert_int_eq(strncmp(text, texts[t][1], strlen(texts[t][1])), 0);
+        ck_assert_ptr_nonnull(strstr(text, "rows=svd"));
+        isgq_quantizer_destroy(quantizer);
+    }
+    ck_assert_int_eq(isgq_quantizer_create(&quantizer, "factor:rows=none"), ISGQ_ERR_INVALID_ARGUMENT);
+}
+END_TEST
+
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("factor_svd");
@@ -202,6 +228,7 @@ Suite *iq_suite(void)
     tcase_add_test(rows, test_same_product);
     tcase_add_test(rows, test_rank);
     tcase_add_test(rows, test_not_finite);
+    tcase_add_test(rows, test_texts);
     tcase_add_test(noise, test_unbiased);
     tcase_add_test(noise, test_pays);
     suite_add_tcase(suite, rows);
