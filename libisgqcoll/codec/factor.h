@@ -80,10 +80,6 @@ size_t iq_factor_state_bytes(const iq_factor_spec_t *spec, const iq_factor_call_
 void iq_factor_prepare(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
                        float peaks[2]);
 
-/* Write this rank's blob; returns its bytes, at most iq_factor_blob_bytes. peaks are the shared ones. */
-size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
-                        const float peaks[2], void *blob);
-
 /* Decoded rows of all ranks, appended blob by blob. Codes are small integers. The caller provides the arrays
  * (iq_factor_rows_layout). */
 typedef struct iq_factor_rows {
@@ -96,6 +92,11 @@ typedef struct iq_factor_rows {
     void *columns;     /* what a decoder learns on its way, m + n times 4 bytes */
     const struct iq_factor_rows *next; /* more rows of the same sum, or NULL */
 } iq_factor_rows_t;
+
+/* Write this rank's blob; returns its bytes, at most iq_factor_blob_bytes. peaks are the shared ones. `own`, unless it is NULL, gets the
+ * rows that decoding the blob would append: the encoder knows its codes. */
+size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *state,
+                        const float peaks[2], void *blob, iq_factor_rows_t *own);
 
 /* Bytes for `capacity` rows, and pointers into `memory` (64-byte aligned; NULL to ask for the size only). 0 on overflow. */
 size_t iq_factor_rows_layout(const iq_factor_call_t *call, size_t capacity, void *memory, iq_factor_rows_t *rows);

@@ -22,6 +22,7 @@
  * A blob without rows is what a rank without rows sends, and every rank if any of them had NaN or Inf (then a shared peak is not
  * finite). In fixed mode every width is that of the quantizer. The order of rows has no meaning.
  */
+#include "base/status.h"
 #include "base/util.h"
 #include "codec/factor_internal.h"
 #include "kernels/kernels.h"
@@ -175,17 +176,13 @@ void iq_factor_write_header(unsigned version, unsigned flags, size_t count, size
         out[4 + i] = (uint8_t)(count >> 8 * i);
 }
 
-size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
-                        void *memory, const float peaks[2], void *blob)
+static size_t encode_plain(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *memory,
+                           const float peaks[2], void *blob)
 {
     encoder_t encoder = {.spec = spec, .call = call, .x = x, .delta = delta, .state = iq_factor_state(spec, call, memory)};
     uint8_t *out = blob;
     uint32_t count = 0;
     size_t bytes = IQ_FACTOR_HEADER_BYTES;
-    if (spec->method != IQ_FACTOR_ROWS)
-        return iq_factor_encode_whole(spec, call, memory, peaks, blob);
-    if (iq_factor_is_fine(spec))
-        return iq_factor_encode_fine(spec, call, x, delta, memory, peaks, blob);
     bool finite = encoder.state.facts->finite && !iq_not_finite(peaks[0]) && !iq_not_finite(peaks[1]);
     encoder.frame = iq_factor_frame_of(call->want_bias, encoder.state.facts->unsigned_x, peaks[0], peaks[1]);
     if (finite)
@@ -194,5 +191,18 @@ size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *ca
         bytes += write_rows(&encoder, out + bytes, &count);
     unsigned flags = (encoder.state.facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0u) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0u);
     iq_factor_write_header(IQ_FACTOR_VERSION, flags, count, bytes, out);
+    return bytes;
+}
+
+size_t iq_factor_encode(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta, void *memory,
+                        const float peaks[2], void *blob, iq_factor_rows_t *own)
+{
+    if (iq_factor_is_fine(spec))
+        return iq_factor_encode_fine(spec, call, x, delta, memory, peaks, blob, own);
+    bool whole = spec->method != IQ_FACTOR_ROWS;
+    size_t bytes = whole ? iq_factor_encode_whole(spec, call, memory, peaks, blob) : encode_plain(spec, call, x, delta, memory, peaks, blob);
+    isgq_result_t result = own != NULL ? iq_factor_decode(spec, call, call->rank, blob, bytes, own) : ISGQ_SUCCESS;
+    iq_assert(result == ISGQ_SUCCESS);
+    (void)result;
     return bytes;
 }

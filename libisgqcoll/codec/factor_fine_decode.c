@@ -12,7 +12,6 @@ typedef struct decoder {
     const iq_factor_call_t *call;
     int from;
     bool unsigned_x, coded;
-    int32_t dither_bits;
     iq_factor_reader_t packed;
     iq_bit_reader_t bits;
     iq_symbols_t symbols[2]; /* of Delta, of X */
@@ -62,19 +61,19 @@ static bool unpack_part(decoder_t *decoder, const part_t *part)
     return packed != NULL && iq_packed_is_clean(packed, present, part->width) && spread_codes(part, plane, packed, present);
 }
 
-/* Codes to values: multiples of 2^-fraction (iq_factor_fraction). */
-static void take_dither(const decoder_t *decoder, const part_t *part)
+void iq_factor_to_values(const iq_factor_spec_t *spec, const iq_factor_call_t *call, int from, bool is_x, size_t place, int16_t *codes)
 {
-    const iq_factor_call_t *call = decoder->call;
-    uint32_t stream = part->is_x ? IQ_STREAM_DITHER_X : IQ_STREAM_DITHER_DELTA;
-    size_t block = part->place * iq_ceil_div(part->count, IQ_DITHER_BLOCK);
+    uint32_t stream = is_x ? IQ_STREAM_DITHER_X : IQ_STREAM_DITHER_DELTA;
+    size_t count = is_x ? call->m : call->n, block = place * iq_ceil_div(count, IQ_DITHER_BLOCK);
+    int32_t bits = iq_dither_bits((uint64_t)call->nranks * call->max_batch);
     uint8_t k[IQ_DITHER_BLOCK];
-    for (size_t i = 0; i < part->count; i++) {
-        if (i % IQ_DITHER_BLOCK == 0)
-            iq_dither_block(call->seed, call->call, stream, (uint32_t)decoder->from, block + i / IQ_DITHER_BLOCK, decoder->dither_bits, k);
-        int16_t code = part->codes[i];
-        part->codes[i] =
-            (int16_t)(code == IQ_CODE_ABSENT ? 0 : iq_dither_value(code, k[i % IQ_DITHER_BLOCK], decoder->dither_bits));
+    for (size_t i = 0; i < count; i++) {
+        if (spec->dither && i % IQ_DITHER_BLOCK == 0)
+            iq_dither_block(call->seed, call->call, stream, (uint32_t)from, block + i / IQ_DITHER_BLOCK, bits, k);
+        if (codes[i] == IQ_CODE_ABSENT)
+            codes[i] = 0;
+        else if (spec->dither)
+            codes[i] = (int16_t)iq_dither_value(codes[i], k[i % IQ_DITHER_BLOCK], bits);
     }
 }
 
@@ -91,11 +90,7 @@ static bool read_part(decoder_t *decoder, const part_t *part)
     } else if (!unpack_part(decoder, part)) {
         return false;
     }
-    if (decoder->spec->dither)
-        take_dither(decoder, part);
-    else if (part->plane)
-        for (size_t i = 0; i < part->count; i++)
-            part->codes[i] = part->codes[i] == IQ_CODE_ABSENT ? (int16_t)0 : part->codes[i];
+    iq_factor_to_values(decoder->spec, decoder->call, decoder->from, part->is_x, part->place, part->codes);
     return true;
 }
 
@@ -135,7 +130,6 @@ isgq_result_t iq_factor_decode_fine(const iq_factor_spec_t *spec, const iq_facto
     decoder_t decoder = {.spec = spec,
                          .call = call,
                          .from = from,
-                         .dither_bits = iq_dither_bits((uint64_t)call->nranks * call->max_batch),
                          .packed = {blob, (const uint8_t *)blob + bytes}};
     unsigned flags;
     size_t count, head = iq_factor_row_header(call->want_bias);

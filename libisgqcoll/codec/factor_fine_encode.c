@@ -10,6 +10,7 @@
  * A row of a factor that has an exact zero has a zero plane, where zeros are exact and have no code; the other codes may be that of 0. The
  * place of a row in the blob is also its number where dither is drawn.
  */
+#include "base/status.h"
 #include "base/util.h"
 #include "codec/factor_internal.h"
 #include "codec/factor_symbols.h"
@@ -25,6 +26,7 @@ typedef struct encoder {
     iq_factor_state_t state;
     iq_factor_frame_t frame;
     int32_t dither_bits;
+    iq_factor_rows_t *own; /* takes the codes as they are made, or NULL */
 } encoder_t;
 
 /* One factor's part of a sampled row. */
@@ -83,13 +85,15 @@ static void round_chunk(const encoder_t *encoder, const part_t *part, size_t fir
 static const int16_t *round_part(const encoder_t *encoder, const part_t *part)
 {
     const void *factor = part->is_x ? encoder->x : encoder->delta;
+    iq_factor_rows_t *own = encoder->own;
+    int16_t *symbols = own == NULL ? encoder->state.symbols : (part->is_x ? own->q : own->p) + (own->count + part->place) * part->count;
     float values[IQ_FACTOR_CHUNK];
     for (size_t done = 0, count; done < part->count; done += count) {
         count = iq_min(part->count - done, IQ_FACTOR_CHUNK);
         iq_factor_load(encoder->call->datatype, factor, part->row * part->count + done, count, values);
-        round_chunk(encoder, part, done, count, values, encoder->state.symbols + done);
+        round_chunk(encoder, part, done, count, values, symbols + done);
     }
-    return encoder->state.symbols;
+    return symbols;
 }
 
 /* ---- heads ---- */
@@ -185,8 +189,26 @@ static size_t code_codes(const encoder_t *encoder, uint8_t *out, size_t room)
     return writer.full ? room : bytes;
 }
 
+/* Codes that went into the blob to what decoding makes of them. */
+static void keep_rows(const encoder_t *encoder, const uint8_t *heads, size_t count)
+{
+    const iq_factor_call_t *call = encoder->call;
+    iq_factor_rows_t *own = encoder->own;
+    for (size_t place = 0; place < count; place++, own->count++) {
+        int16_t *q = own->q + own->count * call->m, *p = own->p + own->count * call->n;
+        bool right = iq_factor_read_weights(call, heads + place * iq_factor_row_header(call->want_bias), own, own->count);
+        iq_assert(right);
+        (void)right;
+        for (size_t i = 0; i < call->m && own->weight_c[own->count] == 0; i++)
+            q[i] = 0;
+        if (own->weight_c[own->count] != 0)
+            iq_factor_to_values(encoder->spec, call, call->rank, true, place, q);
+        iq_factor_to_values(encoder->spec, call, call->rank, false, place, p);
+    }
+}
+
 size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
-                             void *memory, const float peaks[2], void *blob)
+                             void *memory, const float peaks[2], void *blob, iq_factor_rows_t *rows)
 {
     iq_factor_state_t state = iq_factor_state(spec, call, memory);
     iq_factor_call_t own = spec->svd ? iq_factor_svd_call(call, &state) : *call;
@@ -195,6 +217,7 @@ size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_
                          .x = spec->svd ? state.svd_x : x,
                          .delta = spec->svd ? state.svd_delta : delta,
                          .state = state,
+                         .own = rows,
                          .dither_bits = iq_dither_bits((uint64_t)call->nranks * call->max_batch)};
     uint8_t *out = blob;
     size_t count = 0, packed = 0, bytes = IQ_FACTOR_HEADER_BYTES;
@@ -210,6 +233,8 @@ size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_
         if (!coded)
             pack_codes(&encoder, out + bytes);
         bytes += coded ? coded_bytes : packed;
+        if (rows != NULL)
+            keep_rows(&encoder, out + IQ_FACTOR_HEADER_BYTES, count);
     }
     unsigned flags = (facts->unsigned_x ? IQ_FACTOR_FLAG_UNSIGNED : 0u) | (call->want_bias ? IQ_FACTOR_FLAG_BIAS : 0u) |
                      (coded ? IQ_FACTOR_FLAG_CODED : 0u);

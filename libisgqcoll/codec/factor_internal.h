@@ -112,9 +112,12 @@ bool iq_factor_sample(iq_factor_sampler_t *sampler, size_t *row, iq_factor_form_
 
 /* Blobs of version 2. */
 size_t iq_factor_encode_fine(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,
-                             void *memory, const float peaks[2], void *blob);
+                             void *memory, const float peaks[2], void *blob, iq_factor_rows_t *own);
 isgq_result_t iq_factor_decode_fine(const iq_factor_spec_t *spec, const iq_factor_call_t *call, int from, const void *blob, size_t bytes,
                                     iq_factor_rows_t *rows);
+
+/* Codes of a row of a blob of version 2, `place` its number there, to values: multiples of 2^-fraction (iq_factor_fraction). */
+void iq_factor_to_values(const iq_factor_spec_t *spec, const iq_factor_call_t *call, int from, bool is_x, size_t place, int16_t *codes);
 
 /* The methods of factor_whole.h. */
 void iq_factor_prepare_whole(const iq_factor_spec_t *spec, const iq_factor_call_t *call, const void *x, const void *delta,

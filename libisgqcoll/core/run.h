@@ -265,6 +265,7 @@ isgq_result_t iq_factored_add_encoding(isgq_comm_t comm, iq_run_t *run);
 /* ---- run_factored_share.c ---- */
 
 isgq_result_t iq_factored_begin_share(isgq_comm_t comm, iq_run_t *run);
+bool iq_factored_shares_own_first(isgq_comm_t comm);
 
 /* Scratch that it needs beyond blobs and one batch of rows. Equal on all ranks. 0 on overflow. */
 size_t iq_factored_share_bytes(isgq_comm_t comm, const iq_factor_call_t *call);

@@ -33,11 +33,12 @@ static isgq_result_t work_encode(isgq_comm_t comm, iq_run_t *run, size_t trip)
     (void)trip;
     iq_factored_run_t *factored = &run->factored;
     bool travels = run->call->way != IQ_FACTORED_REDUCE && run->call->way != IQ_FACTORED_OWNER;
+    iq_factor_rows_t *own = run->call->way != IQ_FACTORED_SHARE || iq_factored_shares_own_first(comm) ? &factored->rows : NULL;
     size_t slot = travels ? (size_t)comm->rank : 0;
     unsigned char *blob = factored->blobs + slot * factored->blob_stride;
     memcpy(factored->peaks, factored->shared_peaks, sizeof(factored->peaks));
     factored->blob_bytes[slot] =
-        iq_factor_encode(&run->call->factor, &factored->call, factored->x, factored->delta, factored->state, factored->peaks, blob);
+        iq_factor_encode(&run->call->factor, &factored->call, factored->x, factored->delta, factored->state, factored->peaks, blob, own);
     iq_assert(factored->blob_bytes[slot] <= factored->blob_stride);
     factored->arrived[slot] = true;
     if (travels)
@@ -54,13 +55,15 @@ static size_t blob_of(isgq_comm_t comm, size_t trip)
 
 static bool blob_is_there(isgq_comm_t comm, const iq_run_t *run, size_t trip) { return run->factored.arrived[blob_of(comm, trip)]; }
 
-/* Trip t: one of the blobs (gather), or this rank's only one (product reduction). */
+/* Trip t: one of the blobs. Encoding left this rank's own rows. */
 static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     iq_factored_run_t *factored = &run->factored;
-    size_t from = blob_of(comm, trip), slot = run->call->way == IQ_FACTORED_GATHER ? from : 0;
-    return iq_factor_decode(&run->call->factor, &factored->call, (int)from, factored->blobs + slot * factored->blob_stride,
-                            factored->blob_bytes[slot], &factored->rows);
+    size_t from = blob_of(comm, trip);
+    if (from == (size_t)comm->rank)
+        return ISGQ_SUCCESS;
+    return iq_factor_decode(&run->call->factor, &factored->call, (int)from, factored->blobs + from * factored->blob_stride, factored->blob_bytes[from],
+                            &factored->rows);
 }
 
 static isgq_result_t work_product(isgq_comm_t comm, iq_run_t *run, size_t trip)
@@ -208,7 +211,6 @@ static isgq_result_t begin_reduce(isgq_comm_t comm, iq_run_t *run)
     if (factored->sums == NULL)
         return ISGQ_ERR_NO_MEMORY;
     IQ_TRY(iq_factored_add_encoding(comm, run));
-    iq_run_add_work(run, "decode", work_decode, 1);
     iq_run_add_work(run, "integer product", factored->work->integers, factored->work->product_trips(comm, run));
     IQ_TRY(iq_run_add_exact(comm, run, "sum of integers", type, ISGQ_SUM, sums, factored->sums, comm->gpu != NULL));
     iq_run_add_work(run, "deliver", factored->work->from_integers, factored->work->tiles(call));

@@ -99,14 +99,7 @@ double iq_factored_owner_sends(const iq_call_t *call, const iq_factor_call_t *fa
 
 /* ---- work ---- */
 
-static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
-{
-    iq_factored_run_t *factored = &run->factored;
-    (void)trip;
-    return iq_factor_decode(&run->call->factor, &factored->call, comm->rank, factored->blobs, factored->blob_bytes[0], &factored->rows);
-}
-
-/* Trip r: what rank r needs. This rank's own part is where others' arrive. */
+/* Trip r: what rank r needs of the rows that encoding left. This rank's own part is where others' arrive. */
 static isgq_result_t work_part(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     iq_factored_owner_t *owner = run->factored.owner;
@@ -240,7 +233,6 @@ isgq_result_t iq_factored_begin_owner(isgq_comm_t comm, iq_run_t *run)
     iq_factored_owner_t *owner = run->factored.owner;
     iq_gather_t blocks = {"blocks", owner->blocks, owner->block_stride, owner->block_bytes, false, false, NULL};
     IQ_TRY(iq_factored_add_encoding(comm, run));
-    iq_run_add_work(run, "decode", work_decode, 1);
     iq_run_add_work(run, "cut", work_part, nranks);
     IQ_TRY(add_parts(comm, run));
     iq_run_add_eager_work(run, "open parts", work_open, part_is_there, nranks);

@@ -45,6 +45,9 @@ size_t iq_factored_share_bytes(isgq_comm_t comm, const iq_factor_call_t *call)
            (size_t)comm->nranks * sizeof(iq_factor_rows_t) + host * band_rows(comm, call->m) * call->n * sizeof(float) + 6 * IQ_CACHE_LINE;
 }
 
+/* Are the rows that this rank decodes first its own? Then encoding leaves them. */
+bool iq_factored_shares_own_first(isgq_comm_t comm) { return (size_t)comm->host_index * each_of(comm) == (size_t)comm->rank; }
+
 /* ---- work ---- */
 
 static bool blob_is_there(isgq_comm_t comm, const iq_run_t *run, size_t trip)
@@ -61,9 +64,11 @@ static isgq_result_t work_decode(isgq_comm_t comm, iq_run_t *run, size_t trip)
     size_t me = (size_t)comm->host_index, from = me * share->each + trip;
     if (from >= (size_t)comm->nranks)
         return ISGQ_SUCCESS;
-    factored->rows.count = 0;
-    IQ_TRY(iq_factor_decode(&run->call->factor, &factored->call, (int)from, factored->blobs + from * factored->blob_stride,
-                            factored->blob_bytes[from], &factored->rows));
+    if (trip > 0 || !iq_factored_shares_own_first(comm)) {
+        factored->rows.count = 0;
+        IQ_TRY(iq_factor_decode(&run->call->factor, &factored->call, (int)from, factored->blobs + from * factored->blob_stride,
+                                factored->blob_bytes[from], &factored->rows));
+    }
     unsigned char *to = share->packed + me * share->packed_stride + share->packed_bytes[me];
     share->packed_bytes[me] += iq_factor_rows_pack(&factored->call, &factored->rows, to);
     return ISGQ_SUCCESS;

@@ -141,7 +141,7 @@ static inline size_t encode_all(ranks_t *ranks, uint64_t number)
         float own[2];
         iq_factor_prepare(&ranks->spec, &call, ranks->x[r], ranks->delta[r], ranks->state, own);
         ranks->bytes[r] =
-            iq_factor_encode(&ranks->spec, &call, ranks->x[r], ranks->delta[r], ranks->state, ranks->peaks, ranks->blob[r]);
+            iq_factor_encode(&ranks->spec, &call, ranks->x[r], ranks->delta[r], ranks->state, ranks->peaks, ranks->blob[r], NULL);
         require(ranks->bytes[r] <= bound, "a blob beyond its bound");
         total += ranks->bytes[r];
     }

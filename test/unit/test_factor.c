@@ -99,6 +99,36 @@ static void share_product(ranks_t *ranks, size_t band, bool avg, void *grad, voi
     free(values);
 }
 
+/* What encoding leaves of a rank's own rows is what others decode of its blob, behind rows that are there already. */
+static void check_own_rows(ranks_t *ranks)
+{
+    size_t m = ranks->call.m, n = ranks->call.n, bound = iq_factor_blob_bytes(&ranks->spec, &ranks->call);
+    size_t capacity = 2 * ranks->call.max_batch;
+    void *memory = aligned_alloc(64, iq_factor_rows_layout(&ranks->call, capacity, NULL, NULL));
+    unsigned char *blob = malloc(bound);
+    iq_factor_rows_t own;
+    iq_factor_rows_layout(&ranks->call, capacity, memory, &own);
+    for (int r = 0; r < ranks->call.nranks; r++) {
+        iq_factor_call_t call = call_of(ranks, r);
+        float peaks[2];
+        size_t before = r % 2 == 1 && ranks->call.max_batch > 1 ? 1 : 0;
+        own.count = before;
+        ranks->rows.count = 0;
+        iq_factor_prepare(&ranks->spec, &call, ranks->x[r], ranks->delta[r], ranks->state, peaks);
+        size_t bytes = iq_factor_encode(&ranks->spec, &call, ranks->x[r], ranks->delta[r], ranks->state, ranks->peaks, blob, &own);
+        require(bytes == ranks->bytes[r] && memcmp(blob, ranks->blob[r], bytes) == 0, "another blob where own rows are kept");
+        require(iq_factor_decode(&ranks->spec, &call, r, blob, bytes, &ranks->rows) == ISGQ_SUCCESS, "a blob of ours was refused");
+        size_t count = ranks->rows.count;
+        require(own.count == before + count, "own rows are more or fewer");
+        require(memcmp(own.weight_c + before, ranks->rows.weight_c, count * sizeof(int64_t)) == 0, "another weight C");
+        require(!call.want_bias || memcmp(own.weight_b + before, ranks->rows.weight_b, count * sizeof(int64_t)) == 0, "another weight B");
+        require(memcmp(own.q + before * m, ranks->rows.q, count * m * sizeof(int16_t)) == 0, "other codes of X");
+        require(memcmp(own.p + before * n, ranks->rows.p, count * n * sizeof(int16_t)) == 0, "other codes of Delta");
+    }
+    free(blob);
+    free(memory);
+}
+
 static void same_bits(const void *a, const void *b, size_t bytes, const char *what)
 {
     ck_assert_msg(memcmp(a, b, bytes) == 0, "%s differs from the int64 reference", what);
@@ -116,6 +146,7 @@ static void check_one_answer(iq_factor_spec_t spec, iq_factor_call_t call, const
     size_t bytes = (product + (call.want_bias ? call.n : 0)) * each;
     fill_normal(ranks, call.m + 31 * call.n, relu, spread);
     encode_all(ranks, 1);
+    check_own_rows(ranks);
     decode_all(ranks, false);
     reference_integers(ranks, sums);
     finish_reference(ranks, sums, avg, want, want_bias);
@@ -238,7 +269,7 @@ START_TEST(test_unaligned)
     call = call_of(ranks, 0);
     iq_factor_prepare(&ranks->spec, &call, shifted_x + 1, shifted_delta + 1, ranks->state, peaks);
     ck_assert_mem_eq(peaks, ranks->peaks, sizeof(peaks));
-    ck_assert_uint_eq(iq_factor_encode(&ranks->spec, &call, shifted_x + 1, shifted_delta + 1, ranks->state, peaks, blob + 1),
+    ck_assert_uint_eq(iq_factor_encode(&ranks->spec, &call, shifted_x + 1, shifted_delta + 1, ranks->state, peaks, blob + 1, NULL),
                       bytes);
     ck_assert_mem_eq(blob + 1, ranks->blob[0], bytes);
     product_all(ranks, false, false, out + 1, NULL);
