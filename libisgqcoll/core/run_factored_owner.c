@@ -2,7 +2,7 @@
 /*
  * Way `owner` of a factored call: every rank makes one block of the gradient. Ranks stand on a grid of r x c, r * c = N; rank (i, j) owns
  * block i of the gradient's rows and block j of its columns, and needs no more than those columns of X and of Delta, from
- * all ranks. So a rank encodes its factors and decodes them itself, sends every owner its columns of the integers
+ * all ranks. So a rank encodes its factors, which leaves their codes, sends every owner its columns of the integers
  * (codec/factor_part.c), multiplies what it receives, and the finished blocks are gathered. Sums of integers do not depend
  * on who makes them, and values travel as they are: the bits are those of `gather` (ADR 0018).
  *
