@@ -57,6 +57,10 @@ typedef struct iq_kernels {
      * mod 4) of iq_draw(seed, call, stream, rank, number). */
     void (*quantize)(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, uint8_t *codes);
 
+    /* The same for integers of up to 2^28 either way, which are not counted from `low`: codes[i] is in [low, high]. Only where
+     * the grid is stochastic. */
+    void (*quantize32)(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, int32_t *codes);
+
     /* quantize and pack8 in one, width 1..8; and back: dst[i] = (float)(2 * code - offset) * unit / divisor, or += if `add`.
      * Returns the largest code. */
     void (*encode)(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, unsigned width, void *packed);

@@ -117,6 +117,20 @@ TARGET static void quantize(const iq_grid_t *grid, uint64_t first, const iq_f32_
     }
 }
 
+TARGET static void quantize32(const iq_grid_t *grid, uint64_t first, const iq_f32_any_t *src, size_t count, int32_t *codes)
+{
+    _Alignas(64) uint32_t random24[TILE];
+    const float inverse = grid->inverse, shift = grid->shift;
+    const int32_t low = grid->low, high = grid->high;
+    for (size_t i = 0, n; i < count; i += n) {
+        size_t skip = (first + i) % 4;
+        n = TILE - skip < count - i ? TILE - skip : count - i;
+        random_tile(grid, first + i, n, random24);
+        for (size_t j = 0; j < n; j++)
+            codes[i + j] = iq_round_stochastic(src[i + j] * inverse + shift, random24[skip + j], low, high);
+    }
+}
+
 /* ---- packing ---- */
 
 /* Eight bytes below 2^width side by side in 8 * width bits, and back. */
@@ -420,6 +434,7 @@ const iq_kernels_t ROW = {
     .usable = usable,
     .absmax = absmax,
     .quantize = quantize,
+    .quantize32 = quantize32,
     .encode = encode,
     .decode = decode,
     .pack8 = pack8,

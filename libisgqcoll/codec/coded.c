@@ -108,34 +108,26 @@ static void draw_words(const iq_codec_call_t *call, uint32_t stream, uint32_t ra
     iq_kernels()->draw(&grid, first, count, words);
 }
 
-/* A tile of values to codes. Every element's random number depends on nothing but its place. */
-static void round_values(const iq_codec_call_t *call, uint64_t first, const iq_f32_any_t *values, size_t count, float inverse,
-                         int32_t *codes)
-{
-    enum { MOST = IQ_CODED_LARGEST / 2 };
-    uint32_t words[IQ_CODEC_TILE];
-    draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
-    if (call->strata != NULL)
-        for (size_t i = 0; i < count; i++)
-            words[i] = iq_stratified_bits(words[i], call->strata);
-    else
-        for (size_t i = 0; i < count; i++)
-            words[i] >>= 8;
-    for (size_t i = 0; i < count; i++)
-        codes[i] = iq_round_stochastic(values[i] * inverse, words[i], -MOST, MOST);
-}
-
 static float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
 
-/* Codes of elements offset..offset+count-1 of the span. */
+/* Codes of elements offset..offset+count-1 of the span. Every element's random number depends on nothing but its place. */
 static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *src, size_t offset, size_t count, float step,
                      int32_t *codes)
 {
-    float tile[IQ_CODEC_TILE], inverse = inverse_of(step);
+    enum { MOST = IQ_CODED_LARGEST / 2 };
+    float tile[IQ_CODEC_TILE];
+    iq_grid_t grid = {.inverse = inverse_of(step),
+                      .low = -MOST,
+                      .high = MOST,
+                      .stochastic = true,
+                      .stream = IQ_STREAM_STRATA,
+                      .seed = call->seed,
+                      .call = call->call,
+                      .strata = call->strata};
     for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(count - i, IQ_CODEC_TILE);
         const iq_f32_any_t *values = iq_load_f32(call->datatype, src, offset + i, n, tile);
-        round_values(call, span.first + offset + i, values, n, inverse, codes + i);
+        iq_kernels()->quantize32(&grid, span.first + offset + i, values, n, codes + i);
     }
 }
 
@@ -147,10 +139,12 @@ static void merge(const iq_codec_call_t *call, uint64_t first, size_t count, uin
 {
     uint32_t words[IQ_CODEC_TILE];
     int32_t divisor = (int32_t)k;
+    double inverse = 1.0 / (double)k;
     draw_words(call, IQ_STREAM_RESULT, 0, first, count, words);
-    for (size_t i = 0; i < count; i++) {
-        int32_t sum = (int32_t)((uint32_t)sums[i] + offset_of(words[i], k)), rest = sum % divisor;
-        sums[i] = sum / divisor - (rest < 0);
+    for (size_t i = 0; i < count; i++) { /* vectors have no division of integers; the quotient is off by 1 at most */
+        int32_t sum = (int32_t)((uint32_t)sums[i] + offset_of(words[i], k)), quotient = (int32_t)((double)sum * inverse);
+        int32_t rest = sum - quotient * divisor;
+        sums[i] = quotient + (rest >= divisor) - (rest < 0);
     }
 }
 
@@ -278,8 +272,9 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     (void)codec;
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
-        memset(codes, 0, n * sizeof(*codes));
-        if (!says_nothing(call))
+        if (says_nothing(call))
+            memset(codes, 0, n * sizeof(*codes));
+        else
             quantize(call, span, src, i, n, iq_coded_plan(call).step, codes);
         add_codes(codes, n, first, (iq_u32_any_t *)acc + i);
     }
@@ -294,8 +289,9 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
     IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
-        memset(codes, 0, n * sizeof(*codes));
-        if (!says_nothing(call))
+        if (says_nothing(call))
+            memset(codes, 0, n * sizeof(*codes));
+        else
             IQ_TRY(next_block(&reader, n, codes));
         add_codes(codes, n, first, (iq_u32_any_t *)acc + i);
         IQ_TRY(check_sums(span, i, n, (iq_u32_any_t *)acc + i));
@@ -338,8 +334,9 @@ static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call
     IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
-        memset(results, 0, n * sizeof(*results));
-        if (!says_nothing(call))
+        if (says_nothing(call))
+            memset(results, 0, n * sizeof(*results));
+        else
             IQ_TRY(next_block(&reader, n, results));
         store_values(call, span, results, i, n, (uint32_t)iq_coded_plan(call).merge, dst);
     }

@@ -302,6 +302,14 @@ static void check_quantize(const iq_kernels_t *row, const iq_grid_t *grid, uint6
     for (size_t i = 0; i < count; i++)
         REQUIRE(codes[i] == code_of(grid, first + i, values[i]));
     REQUIRE(codes[count] == 0xa5);
+    if (!grid->stochastic)
+        return;
+    static int32_t integers[COUNT + 1];
+    integers[count] = 0x5a5a5a5a;
+    row->quantize32(grid, first, values, count, integers); /* the same, not counted from the lowest */
+    for (size_t i = 0; i < count; i++)
+        REQUIRE(integers[i] == (int32_t)codes[i] + grid->low);
+    REQUIRE(integers[count] == 0x5a5a5a5a);
 }
 
 START_TEST(quantize_follows_its_definition)
