@@ -12,7 +12,7 @@
  * Step, k and what is taken back (0 to 1) follow from the budget and what ranks agreed on (coded.h). Only sums are taken: what
  * is moved as it is (allgather) goes through uniform.
  *
- *   message: [u32 length][u32 kind][blocks of integers]
+ *   message: [u32 length][u32 kind, and whose][blocks of integers]
  */
 #include "codec/coded.h"
 
@@ -22,10 +22,17 @@
 #include "codec/coder.h"
 #include "codec/convert.h"
 #include "codec/dense.h"
+#include "codec/strata.h"
 
 #include <string.h>
 
-enum { KIND_CODES, KIND_NOTHING /* no value is finite, or none differs from 0 */, HEADER = 8 };
+enum {
+    KIND_CODES,
+    KIND_NOTHING, /* no value is finite, or none differs from 0 */
+    KIND_OWN,     /* codes of one rank, whose number is in the upper bits */
+    KIND_BITS = 8,
+    HEADER = 8
+};
 
 /* Codes in one block: as many as the stack and one table of the coder serve well. */
 #define BLOCK IQ_CODED_BLOCK
@@ -108,6 +115,21 @@ static void draw_words(const iq_codec_call_t *call, uint32_t stream, uint32_t ra
     iq_kernels()->draw(&grid, first, count, words);
 }
 
+/* Contexts of a rank's own codes, coded_message.h: `strata` are this rank's, or NULL where words are taken as they are. */
+static void own_contexts(const iq_codec_call_t *call, uint64_t first, const uint32_t *strata, size_t count, uint8_t *contexts)
+{
+    uint32_t words[IQ_CODEC_TILE];
+    for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(count - i, IQ_CODEC_TILE);
+        draw_words(call, IQ_STREAM_STRATA, 0, first + i, n, words);
+        if (strata != NULL)
+            for (size_t j = 0; j < n; j++)
+                words[j] = iq_stratified_bits(words[j], strata) << 8;
+        for (size_t j = 0; j < n; j++)
+            contexts[i + j] = (uint8_t)(words[j] / (UINT32_MAX / IQ_CODED_CONTEXTS + 1));
+    }
+}
+
 static float inverse_of(float step) { return step > 0.0f ? 1.0f / step : 0.0f; }
 
 /* Codes of elements offset..offset+count-1 of the span. Every element's random number depends on nothing but its place. */
@@ -133,6 +155,22 @@ static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *sr
 
 /* d of an element, in 0..k-1. */
 static inline uint32_t offset_of(uint32_t word, uint32_t k) { return (uint32_t)(((uint64_t)(word >> 8) * k) >> 24); }
+
+/* Contexts of results: where d lies in 0..k-1. That of k-1-d mirrors that of d. */
+static void result_contexts(const iq_codec_call_t *call, uint64_t first, uint32_t k, size_t count, uint8_t *contexts)
+{
+    uint32_t words[IQ_CODEC_TILE];
+    for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
+        size_t n = iq_min(count - i, IQ_CODEC_TILE);
+        draw_words(call, IQ_STREAM_RESULT, 0, first + i, n, words);
+        for (size_t j = 0; j < n; j++) {
+            uint32_t d = offset_of(words[j], k), upper = 2 * d >= k, low = upper ? k - 1 - d : d;
+            uint32_t context = (2 * low + 1) * (IQ_CODED_CONTEXTS / 2) / k;
+            context = context < IQ_CODED_CONTEXTS / 2 ? context : IQ_CODED_CONTEXTS / 2 - 1;
+            contexts[i + j] = (uint8_t)(upper ? IQ_CODED_CONTEXTS - 1 - context : context);
+        }
+    }
+}
 
 /* Sums of codes to results, at most a tile. */
 static void merge(const iq_codec_call_t *call, uint64_t first, size_t count, uint32_t k, int32_t *sums)
@@ -200,10 +238,35 @@ static bool says_nothing(const iq_codec_call_t *call)
     return iq_not_finite(step) || step == 0.0f;
 }
 
+/* What is known of the integers of a message. */
+typedef struct contexts {
+    bool own, result;       /* neither: nothing */
+    const uint32_t *strata; /* own: of the rank whose codes these are, or NULL */
+} contexts_t;
+
 typedef struct reader {
     const unsigned char *at;
     size_t left;
+    contexts_t contexts;
 } reader_t;
+
+static void make_contexts(const iq_codec_call_t *call, const contexts_t *which, uint64_t first, size_t count, uint8_t *contexts)
+{
+    if (which->own)
+        own_contexts(call, first, which->strata, count, contexts);
+    else
+        result_contexts(call, first, (uint32_t)iq_coded_plan(call).merge, count, contexts);
+}
+
+static size_t write_block(const iq_codec_call_t *call, contexts_t which, uint64_t first, const int32_t *codes, size_t count,
+                          unsigned char *at)
+{
+    uint8_t contexts[BLOCK];
+    bool known = (which.own || which.result) && iq_coded_knows(call) && iq_coded_likes_contexts(codes, count);
+    if (known)
+        make_contexts(call, &which, first, count, contexts);
+    return iq_coded_write(codes, known ? contexts : NULL, count, at);
+}
 
 static isgq_result_t open_message(const void *message, iq_span_t span, uint32_t kind, reader_t *reader)
 {
@@ -213,14 +276,18 @@ static isgq_result_t open_message(const void *message, iq_span_t span, uint32_t 
     if (header[0] > most_bytes(span) || header[1] != kind)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a message of %u bytes of kind %u where kind %u was due", header[0],
                        header[1], kind);
-    *reader = (reader_t){(const unsigned char *)message + HEADER, header[0] - HEADER};
+    *reader = (reader_t){.at = (const unsigned char *)message + HEADER, .left = header[0] - HEADER};
     return ISGQ_SUCCESS;
 }
 
-static isgq_result_t next_block(reader_t *reader, size_t count, int32_t *codes)
+static isgq_result_t next_block(const iq_codec_call_t *call, reader_t *reader, uint64_t first, size_t count, int32_t *codes)
 {
+    uint8_t contexts[BLOCK];
     size_t used = 0;
-    IQ_TRY(iq_coded_read(reader->at, reader->left, count, codes, &used));
+    bool known = (reader->contexts.own || reader->contexts.result) && iq_coded_asks_for_contexts(reader->at, reader->left);
+    if (known)
+        make_contexts(call, &reader->contexts, first, count, contexts);
+    IQ_TRY(iq_coded_read(reader->at, reader->left, known ? contexts : NULL, count, codes, &used));
     reader->at += used;
     reader->left -= used;
     return ISGQ_SUCCESS;
@@ -243,9 +310,10 @@ static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span
     for (size_t i = 0; i < span.count && !says_nothing(call); i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
         quantize(call, span, src, i, n, iq_coded_plan(call).step, codes);
-        at += iq_coded_write(codes, n, at);
+        at += write_block(call, (contexts_t){.own = true, .strata = call->strata}, span.first + i, codes, n, at);
     }
-    put_header(message, (size_t)(at - (unsigned char *)message), says_nothing(call) ? KIND_NOTHING : KIND_CODES);
+    put_header(message, (size_t)(at - (unsigned char *)message),
+               says_nothing(call) ? KIND_NOTHING : KIND_OWN | (uint32_t)call->rank << KIND_BITS);
 }
 
 static void add_codes(const int32_t *codes, size_t count, bool first, iq_u32_any_t *sums)
@@ -280,19 +348,38 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
+/* Codes of one rank, which says who it is, or sums of several. `room`: for strata that are another rank's. */
+static isgq_result_t open_codes(const iq_codec_call_t *call, iq_span_t span, const void *message, uint32_t room[IQ_STRATA],
+                                reader_t *reader)
+{
+    uint32_t kind = ((const iq_u32_any_t *)message)[1], rank = kind >> KIND_BITS;
+    if (says_nothing(call) || (kind & ((1u << KIND_BITS) - 1)) != KIND_OWN)
+        return open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, reader);
+    IQ_TRY(open_message(message, span, kind, reader));
+    if (call->nranks > 1 && rank >= (uint32_t)call->nranks)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: codes of rank %u of %d", rank, call->nranks);
+    reader->contexts = (contexts_t){.own = iq_coded_knows(call), .strata = call->strata};
+    if (call->nranks > 1 && call->strata != NULL && rank != (uint32_t)call->rank && reader->contexts.own) {
+        iq_strata_fill(call->seed, call->nranks, (int)rank, room);
+        reader->contexts.strata = room;
+    }
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, int parts,
                          void *acc, bool first)
 {
     int32_t codes[BLOCK];
+    uint32_t strata[IQ_STRATA];
     reader_t reader = {0};
     (void)codec, (void)parts;
-    IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
+    IQ_TRY(open_codes(call, span, message, strata, &reader));
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
         if (says_nothing(call))
             memset(codes, 0, n * sizeof(*codes));
         else
-            IQ_TRY(next_block(&reader, n, codes));
+            IQ_TRY(next_block(call, &reader, span.first + i, n, codes));
         add_codes(codes, n, first, (iq_u32_any_t *)acc + i);
         IQ_TRY(check_sums(span, i, n, (iq_u32_any_t *)acc + i));
     }
@@ -309,7 +396,7 @@ static void write_sums(const iq_codec_call_t *call, iq_span_t span, const iq_u32
         memcpy(codes, sums + i, n * sizeof(*codes));
         for (size_t j = 0; j < n && k > 1; j += IQ_CODEC_TILE)
             merge(call, span.first + i + j, iq_min(n - j, IQ_CODEC_TILE), k, codes + j);
-        at += iq_coded_write(codes, n, at);
+        at += write_block(call, (contexts_t){.result = k > 1}, span.first + i, codes, n, at);
     }
     put_header(message, (size_t)(at - message), says_nothing(call) ? KIND_NOTHING : KIND_CODES);
 }
@@ -332,12 +419,13 @@ static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call
     reader_t reader = {0};
     (void)codec;
     IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
+    reader.contexts.result = iq_coded_plan(call).merge > 1.0f;
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
         if (says_nothing(call))
             memset(results, 0, n * sizeof(*results));
         else
-            IQ_TRY(next_block(&reader, n, results));
+            IQ_TRY(next_block(call, &reader, span.first + i, n, results));
         store_values(call, span, results, i, n, (uint32_t)iq_coded_plan(call).merge, dst);
     }
     return close_message(&reader);

@@ -26,6 +26,11 @@ static inline iq_coded_plan_t iq_coded_plan(const iq_codec_call_t *call)
     return (iq_coded_plan_t){call->scales[0], call->scales[1], call->scales[2], call->scales[3]};
 }
 
+/* Contexts of own codes (coded_message.h) ask for the strata of the rank they come from, which is work that grows with the ranks. */
+#define IQ_CODED_KNOWING_RANKS 32
+
+static inline bool iq_coded_knows(const iq_codec_call_t *call) { return call->nranks <= IQ_CODED_KNOWING_RANKS; }
+
 /* Spans of local_scales begin at multiples of this, which are described one by one. */
 #define IQ_CODED_UNIT 16384
 
@@ -67,8 +72,8 @@ void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
 /* coded_solve.c */
 void iq_coded_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales);
 
-/* Rate of normally distributed values of variance 1, at log2 of the step. */
-double iq_coded_normal_rate(double step);
+/* Rate of normally distributed values of variance 1, at log2 of the step, with or without contexts known. */
+double iq_coded_normal_rate(double step, bool knows);
 
 /* Elements of a message, roughly: a block of the coder, or a rank's part of a short tensor. */
 double iq_coded_message_elements(const iq_codec_call_t *call, size_t count);

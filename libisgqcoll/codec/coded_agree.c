@@ -33,6 +33,7 @@ enum {
 #define FREE_BITS 8.0
 #define TINY_BITS 2.0 /* at least: the coder's own bits are one of them, and with no more than that nearly all codes would be 0 */
 #define SKETCHES_OF_SHORT 16
+#define WORTH_A_ROUND 6 /* times as many are worth an agreement in two rounds */
 #define FLOATS_OF_LONG 512
 #define FLOATS_MOST IQ_CODED_SAMPLES_MOST
 /* One float in so many bits of the tensor's messages: both ways it is 64 bits, so 2 % of them. */
@@ -50,7 +51,7 @@ iq_coded_layout_t iq_coded_layout(const iq_codec_t *codec, size_t count)
         layout.compared = layout.noises + layout.points;
         layout.sketch = layout.compared + (count <= TINY_COUNT ? 0 : layout.points);
         layout.sketches = count <= TINY_COUNT ? 0 : SKETCHES_OF_SHORT;
-        if (codec->budget_nmse > 0.0 && floats > (double)(layout.sketch + SKETCHES_OF_SHORT))
+        if (floats > (double)(layout.sketch + (codec->budget_nmse > 0.0 ? 1 : WORTH_A_ROUND) * SKETCHES_OF_SHORT))
             layout.sketches = ((size_t)floats - layout.sketch) / 8 * 8; /* the error is relative to what they tell */
     } else {
         size_t limit = (size_t)(floats < FLOATS_MOST ? floats : FLOATS_MOST);
@@ -138,20 +139,21 @@ static void add_to_double(float *two_floats, double more)
 }
 
 /* With what the coder adds in messages of `message` elements: each unit by itself, because that is how they are coded. */
-static void add_unit(const iq_coded_tally_t *tally, double message, float *own)
+static void add_unit(const iq_coded_tally_t *tally, double message, bool knows, float *own)
 {
     iq_coded_curves_t curves;
     double count = (double)tally->count;
     iq_coded_curves(tally, &curves);
     for (int i = 0; i < IQ_CODED_WINDOW && curves.top > 0; i++) {
         int slot = curves.top - i - OWN_FIRST;
-        double rate = curves.rate[i] + iq_coded_coder_bits(curves.rate[i], message);
+        double rate = knows ? curves.known[i] : curves.rate[i];
+        rate += iq_coded_coder_bits(rate, message);
         own[OWN_RATES + slot] += (float)(rate * count);
         own[OWN_NOISES + slot] += (float)(curves.noise[i] * count);
     }
     double squares = iq_coded_squares(tally), deviation = iq_log2(squares / count + 0x1p-1000) / 2;
     for (int i = 0; i < IQ_CODED_WINDOW && curves.top > 0; i++) {
-        double rate = iq_coded_normal_rate(curves.top - i - 127 - deviation);
+        double rate = iq_coded_normal_rate(curves.top - i - 127 - deviation, knows);
         rate += iq_coded_coder_bits(rate, message);
         own[OWN_NORMALS + curves.top - i - OWN_FIRST] += (float)(rate * count);
     }
@@ -182,7 +184,7 @@ void iq_coded_local_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
         }
         scales[IQ_CODED_MAX] = most > scales[IQ_CODED_MAX] ? most : scales[IQ_CODED_MAX];
         scales[IQ_CODED_ZEROS] += (float)iq_coded_zeros(&tally);
-        add_unit(&tally, message, scales + layout.own);
+        add_unit(&tally, message, iq_coded_knows(call), scales + layout.own);
     }
     if (layout.nsamples > 0)
         take_samples(call, &layout, span, call->count, src, scales);
@@ -221,7 +223,7 @@ static void share_points(const iq_codec_t *codec, const iq_coded_layout_t *layou
         find_point(own, OWN_NORMALS, (double)count, rates[i], &scales[layout->compared + i], &noise);
 }
 
-static void share_curves(const iq_coded_layout_t *layout, size_t count, int top, float *scales)
+static void share_curves(const iq_coded_layout_t *layout, size_t count, int top, bool knows, float *scales)
 {
     const float *own = scales + layout->own;
     iq_coded_tally_t tally = {.count = 0};
@@ -237,7 +239,8 @@ static void share_curves(const iq_coded_layout_t *layout, size_t count, int top,
     }
     iq_coded_curves(&tally, &sampled);
     for (int i = 0; i < IQ_CODED_WINDOW && sampled.top > 0; i++)
-        scales[layout->compared + (size_t)(sampled.top - i) % IQ_CODED_SLOTS] = (float)sampled.rate[i];
+        scales[layout->compared + (size_t)(sampled.top - i) % IQ_CODED_SLOTS] =
+            (float)(knows ? sampled.known[i] : sampled.rate[i]);
 }
 
 static float rms_of(const float *values, size_t count)
@@ -253,7 +256,6 @@ void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
     iq_coded_layout_t layout = iq_coded_layout(codec, count);
     float most = scales[IQ_CODED_MAX];
     double squares;
-    (void)call;
     if (iq_not_finite(most)) { /* in every sum, whatever the others say */
         for (size_t i = 0; i < layout.shared; i++)
             scales[i] = iq_bits_float(0x7fc00000u);
@@ -272,5 +274,5 @@ void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
     if (layout.points > 0)
         share_points(codec, &layout, count, scales);
     else
-        share_curves(&layout, count, exponent + IQ_CODED_ABOVE, scales);
+        share_curves(&layout, count, exponent + IQ_CODED_ABOVE, iq_coded_knows(call), scales);
 }

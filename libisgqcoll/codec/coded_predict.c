@@ -206,11 +206,14 @@ void iq_coded_make_view(iq_coded_view_t *view, const iq_codec_t *codec, const iq
 
 /* ---- what a step and k come to ---- */
 
-double iq_coded_normal_rate(double step)
+double iq_coded_normal_rate(double step, bool knows)
 {
     /* at -3, -2.5, ... 7 */
-    static const double rates[] = {5.049, 4.5508, 4.0546, 3.562,  3.0765, 2.6048, 2.1583, 1.7546, 1.4146, 1.1444, 0.9204,
-                                   0.728, 0.5679, 0.4384, 0.3357, 0.2554, 0.1932, 0.1456, 0.1092, 0.0816, 0.0609};
+    static const double both[2][21] = {{5.049,  4.5508, 4.0546, 3.562, 3.0765, 2.6048, 2.1583, 1.7545, 1.4146, 1.1444, 0.9203,
+                                        0.7279, 0.5676, 0.438,  0.335, 0.2543, 0.1916, 0.143,  0.1053, 0.0754, 0.0504},
+                                       {5.048, 4.549,  4.0509, 3.5547, 3.0622, 2.577,  2.1057, 1.6599, 1.2572, 0.9186, 0.6577,
+                                        0.47,  0.3388, 0.2485, 0.1876, 0.1469, 0.1162, 0.0906, 0.0692, 0.0512, 0.0354}};
+    const double *rates = both[knows];
     double place = (step + 3.0) * 2.0;
     if (place <= 0.0)
         return rates[0] - place / 2;
@@ -221,14 +224,14 @@ double iq_coded_normal_rate(double step)
     return rates[i] + (place - (double)i) * (rates[i + 1] - rates[i]);
 }
 
-#define LOSS_OF_CODER 0.02
-#define TABLE_BITS 420.0
+/* Up to about this rate letters serve, above it classes. */
+#define LETTERS_RATE 3.2
 
 double iq_coded_coder_bits(double rate, double elements)
 {
-    double low = rate < 0.6 ? 0.6 - rate : 0.0; /* a code word has one bit at least */
-    double table = TABLE_BITS / elements;
-    return rate <= 0.0 ? 0.0 : LOSS_OF_CODER + (table < 1.0 ? table : 1.0) + 0.2 * low; /* short messages are packed */
+    double states = elements < 8192.0 ? 80.0 : 152.0;
+    double table = (rate < LETTERS_RATE ? states + 24.0 * (3.0 + 2.5 * rate) : 420.0) / elements;
+    return rate <= 0.0 ? 0.0 : (rate < LETTERS_RATE ? 0.005 : 0.02) + (table < 1.0 ? table : 1.0); /* short messages are packed */
 }
 
 /* 6 / pi^2 times the sum of cos(2 pi n d) / n^2 over the distribution of d, taken as Laplace's of this variance: 1 where ranks
@@ -283,7 +286,8 @@ static void spread_noise(const iq_coded_view_t *view, double step, float *shares
 
 /* Rate and error of rounding the sum to multiples of k steps, from the samples of the sum. `noise`: variance that codes add to
  * it. */
-static void sample_sum(const iq_coded_view_t *view, double step, double k, double noise, double *rate, double *fraction_noise)
+static void sample_sum(const iq_coded_view_t *view, double step, double k, double noise, double *rate, double *known,
+                       double *fraction_noise)
 {
     const float *samples = view->agreed + view->layout->samples;
     float shares[IQ_CODED_SAMPLES_MOST];
@@ -300,7 +304,7 @@ static void sample_sum(const iq_coded_view_t *view, double step, double k, doubl
         }
         iq_coded_tally(&tally, values, 4);
     }
-    iq_coded_point(&tally, 127, rate, fraction_noise);
+    iq_coded_point(&tally, 127, rate, known, fraction_noise);
 }
 
 void iq_coded_evaluate(const iq_coded_view_t *view, double step, double k, iq_coded_outcome_t *outcome)
@@ -310,19 +314,25 @@ void iq_coded_evaluate(const iq_coded_view_t *view, double step, double k, iq_co
            fine = iq_coded_noise_at(&view->own, log_step - iq_log2(view->nranks));
     double codes = code_noise(view, step, noise, fine);
     rate = iq_coded_rate_at(&view->own, log_step);
+    bool knows = iq_coded_knows(view->call);
+    double told = knows && k > 1.5 ? 1.0 - 1.0 / (k * k) : 0.0; /* of what contexts tell where offsets are continuous */
     if (view->layout->nsamples > 0) {
-        double sum_rounding = 0.0;
+        double sum_rounding = 0.0, known;
         if (k < 1.5) { /* codes are whole already, and what makes them so is in their noise */
-            sample_sum(view, step, 1.0, 0.0, &sum_rate, &sum_rounding);
+            sample_sum(view, step, 1.0, 0.0, &sum_rate, &known, &sum_rounding);
             sum_rounding = sum_rounding < codes ? sum_rounding : codes;
         }
-        sample_sum(view, step, k, codes - sum_rounding, &sum_rate, &fraction);
+        sample_sum(view, step, k, codes - sum_rounding, &sum_rate, &known, &fraction);
+        sum_rate -= told * (sum_rate - known);
         sum_rate = iq_coded_rate_at(&view->own, iq_coded_step_of_rate(&view->compared, sum_rate));
     } else { /* as a rank's tensor, only wider, and nearer to the normal distribution */
-        double wide = (view->sum_squares + codes * step * step) / (view->rank_squares + noise * step * step);
+        double wide = (view->sum_squares + codes * step * step) / (view->rank_squares + 0x1p-1000);
         double as_step = log_step + iq_log2(k) - iq_log2(wide) / 2, own_shape = view->like + (1.0 - view->like) / view->nranks;
         sum_rate =
             own_shape * iq_coded_rate_at(&view->own, as_step) + (1.0 - own_shape) * iq_coded_rate_at(&view->compared, as_step);
+        double relative = as_step - iq_log2(view->rank_squares + 0x1p-1000) / 2;
+        if (knows)
+            sum_rate += (1.0 - told) * (iq_coded_normal_rate(relative, false) - iq_coded_normal_rate(relative, true));
         fraction = iq_coded_noise_at(&view->own, as_step);
     }
     /* the codes' own noise spreads fractions of k */

@@ -3,6 +3,7 @@
 #include "codec/coded_rate.h"
 
 #include "codec/coded_math.h"
+#include "codec/coded_message.h"
 
 #include <string.h>
 
@@ -101,28 +102,79 @@ static double fine_codes(const iq_coded_tally_t *tally, int step, double codes[2
     return noise;
 }
 
-static void curve_point(const iq_coded_tally_t *tally, const tails_t *tails, int step, double *rate, double *noise)
+/* Contexts are worth looking at between these rates. */
+#define KNOWN_LEAST 0.01
+#define KNOWN_MOST 3.2
+
+enum { TABLES = IQ_CODED_CONTEXTS / 2, PARTS = 4, NEAR = 3 };
+
+/* `n` values of magnitude y, of either sign: a value and the opposite one go to the same tables, see coded_message.h. */
+static void add_known(double y, double n, double codes[TABLES][2 * CODES + 1])
+{
+    int whole = (int)y;
+    double part = y - whole;
+    for (int context = 0; context < IQ_CODED_CONTEXTS; context++) {
+        bool mirrored = context >= TABLES;
+        double *table = codes[mirrored ? IQ_CODED_CONTEXTS - 1 - context : context];
+        double up = (part - 1.0) * IQ_CODED_CONTEXTS + context + 1, share = n / IQ_CODED_CONTEXTS;
+        up = up < 0.0 ? 0.0 : up > 1.0 ? share : up * share;
+        table[mirrored ? CODES - whole : CODES + whole] += share - up;
+        table[mirrored ? CODES - whole - 1 : CODES + whole + 1] += up;
+    }
+}
+
+/* Bits of the values below eight steps where contexts are known; `many` values are above. */
+static double known_bits(const iq_coded_tally_t *tally, int step, double many)
+{
+    double codes[TABLES][2 * CODES + 1] = {{0}}, count = (double)tally->count, bits = 0.0;
+    for (int exponent = step + FINE - 1; exponent >= step - FAINT && exponent >= 1; exponent--) {
+        if (exponent >= EXPONENTS - 1)
+            continue;
+        double unit = iq_exp2_whole(exponent - step);
+        int parts = exponent >= step - NEAR ? PARTS : 1; /* classes that are not small beside a context */
+        for (unsigned q = 0; q < QUARTERS; q++) {
+            double n = (double)both_signs(tally, (unsigned)exponent * QUARTERS + q);
+            for (int i = 0; i < parts && n > 0.0; i++)
+                add_known((1.0 + 0.25 * (q + (i + 0.5) / parts)) * unit, n / parts, codes);
+        }
+    }
+    for (int table = 0; table < TABLES; table++) {
+        double rest = (count - many) / TABLES;
+        for (int i = 0; i < 2 * CODES + 1; i++)
+            if (i != CODES) {
+                bits += plog(codes[table][i], count / TABLES);
+                rest -= codes[table][i];
+            }
+        bits += plog(rest, count / TABLES);
+    }
+    return bits;
+}
+
+static void curve_point(const iq_coded_tally_t *tally, const tails_t *tails, int step, double *rate, double *known, double *noise)
 {
     double codes[2 * CODES + 1] = {0}, count = (double)tally->count;
     int least = step + FINE; /* exponent from which on codes are spread */
     double many = least < EXPONENTS ? tails->many[least < 0 ? 0 : least] : 0.0;
     double bits = least < EXPONENTS ? tails->bits[least < 0 ? 0 : least] - step * many : 0.0;
     double errors = many / 6.0 + fine_codes(tally, step, codes), told = 0.0;
+    double far = bits;
     for (int i = 0; i < 2 * CODES + 1; i++)
         if (i != CODES) {
             bits += plog(codes[i], count);
             told += codes[i];
         }
     bits += plog(count - many - told, count); /* the rest is code 0, fainter values too */
-    *rate = bits > 0.0 ? bits / count : 0.0;
+    *rate = *known = bits > 0.0 ? bits / count : 0.0;
+    if (*rate > KNOWN_LEAST && *rate < KNOWN_MOST)
+        *known = (far + known_bits(tally, step, many)) / count;
     *noise = errors / count;
 }
 
-void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *noise)
+void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *known, double *noise)
 {
     tails_t tails;
     sum_tails(tally, &tails);
-    curve_point(tally, &tails, exponent, rate, noise);
+    curve_point(tally, &tails, exponent, rate, known, noise);
 }
 
 void iq_coded_curves(const iq_coded_tally_t *tally, iq_coded_curves_t *curves)
@@ -137,5 +189,5 @@ void iq_coded_curves(const iq_coded_tally_t *tally, iq_coded_curves_t *curves)
         return;
     curves->top = largest + IQ_CODED_ABOVE;
     for (int i = 0; i < IQ_CODED_WINDOW; i++)
-        curve_point(tally, &tails, curves->top - i, &curves->rate[i], &curves->noise[i]);
+        curve_point(tally, &tails, curves->top - i, &curves->rate[i], &curves->known[i], &curves->noise[i]);
 }

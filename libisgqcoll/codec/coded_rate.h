@@ -26,6 +26,7 @@ typedef struct iq_coded_tally {
 typedef struct iq_coded_curves {
     int top;
     double rate[IQ_CODED_WINDOW];  /* bits an element, without what the coder adds */
+    double known[IQ_CODED_WINDOW]; /* the same where contexts are known (coded_message.h) */
     double noise[IQ_CODED_WINDOW]; /* variance of an element's rounding, in squared steps */
 } iq_coded_curves_t;
 
@@ -36,7 +37,7 @@ size_t iq_coded_zeros(const iq_coded_tally_t *tally);
 double iq_coded_squares(const iq_coded_tally_t *tally);
 
 /* One point: for the step 2^(exponent - 127). */
-void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *noise);
+void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *known, double *noise);
 
 /* All values finite. Without any but zeros: top 0 and nothing but zeros. */
 void iq_coded_curves(const iq_coded_tally_t *tally, iq_coded_curves_t *curves);

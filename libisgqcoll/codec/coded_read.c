@@ -5,9 +5,9 @@
 #include "codec/coded_message.h"
 #include "codec/coded_shapes.h"
 #include "codec/coder.h"
+#include "codec/letter_coder.h"
 #include "kernels/kernels.h"
 
-#include <pthread.h>
 #include <string.h>
 
 static size_t get_u16(const unsigned char *from) { return (size_t)from[0] | (size_t)from[1] << 8; }
@@ -122,77 +122,31 @@ static isgq_result_t read_escape(const unsigned char *extras, size_t bytes, size
     return ISGQ_SUCCESS;
 }
 
-/* What a word of an alphabet stands for. */
-typedef struct word {
-    int8_t codes[6];
-    bool escapes, is_none;
-} word_t;
-
-static word_t words[IQ_ARRAY_SIZE(iq_alphabets)][IQ_SIGNS_MINUS + 1][256];
-static pthread_once_t words_once = PTHREAD_ONCE_INIT;
-
-static void list_words(const iq_alphabet_t *alphabet, unsigned signs, word_t to[256])
+static isgq_result_t read_letters(const unsigned char *block, const uint8_t *contexts, size_t count, int32_t *codes)
 {
-    uint32_t last = alphabet->escapes ? alphabet->letters - 1 : UINT32_MAX;
-    for (uint32_t i = 0; i < 256; i++) {
-        uint32_t rest = i;
-        for (uint32_t digit = 0; digit < alphabet->digits; digit++, rest /= alphabet->letters) {
-            uint32_t letter = rest % alphabet->letters;
-            to[i].codes[digit] = (int8_t)iq_unfold_signs(letter, signs);
-            to[i].escapes |= letter == last;
-        }
-        to[i].is_none = rest != 0;
-    }
-}
-
-static void list_all_words(void)
-{
-    for (size_t i = 0; i < IQ_ARRAY_SIZE(iq_alphabets); i++)
-        for (unsigned signs = 0; signs <= IQ_SIGNS_MINUS; signs++)
-            list_words(&iq_alphabets[i], signs, words[i][signs]);
-}
-
-/* Adds what is beyond the alphabet to the letters of one word. */
-static isgq_result_t read_escapes(const iq_alphabet_t *alphabet, uint32_t word, unsigned signs, const unsigned char *extras,
-                                  size_t bytes, size_t *used, int32_t *codes)
-{
-    uint32_t beyond = 0;
-    for (uint32_t digit = 0; word > 0; digit++, word /= alphabet->letters) {
-        if (word % alphabet->letters != alphabet->letters - 1)
-            continue;
-        IQ_TRY(read_escape(extras, bytes, used, &beyond));
-        codes[digit] = iq_unfold_signs(alphabet->letters - 1 + beyond, signs);
-    }
-    return ISGQ_SUCCESS;
-}
-
-static isgq_result_t read_small(const iq_alphabet_t *alphabet, const unsigned char *symbols, size_t count, unsigned signs,
-                                const unsigned char *extras, size_t bytes, int32_t *codes)
-{
-    const word_t *mine = words[alphabet - iq_alphabets][signs];
-    const size_t digits = alphabet->digits;
-    size_t used = 0, whole = count / digits;
-    bool strange = false;
-    (void)pthread_once(&words_once, list_all_words);
-    for (size_t n = 0; n * digits < count; n++) {
-        int32_t last[8], *to = n < whole ? codes + n * digits : last;
-        const word_t *word = &mine[symbols[n]];
-        for (size_t digit = 0; digit < digits; digit++)
-            to[digit] = word->codes[digit];
-        strange |= word->is_none;
-        if (word->escapes && !word->is_none)
-            IQ_TRY(read_escapes(alphabet, symbols[n], signs, extras, bytes, &used, to));
-        for (size_t digit = 0; digit < digits && n == whole; digit++) { /* fewer than a word */
-            if (n * digits + digit < count)
-                codes[n * digits + digit] = last[digit];
-            else
-                strange |= last[digit] != 0;
+    uint8_t letters[IQ_CODED_BLOCK], tables[IQ_CODED_BLOCK] = {0};
+    uint32_t nletters = (block[1] & IQ_LETTERS_MASK) + 1, beyond = 0;
+    size_t bytes = get_u16(block + 2), used = 0;
+    const unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
+    if ((block[1] & IQ_LETTERS_KNOWN) == 0)
+        contexts = NULL;
+    for (size_t i = 0; i < count; i++)
+        tables[i] = contexts == NULL ? 0 : iq_table_of(contexts[i]);
+    IQ_TRY(iq_letters_read(extras + bytes, get_u16(block + 4), tables, count, nletters, letters));
+    for (size_t i = 0; i < count; i++) {
+        if (letters[i] < nletters - 1) {
+            codes[i] = iq_unfold(letters[i]);
+        } else {
+            IQ_TRY(read_escape(extras, bytes, &used, &beyond));
+            codes[i] = iq_unfold(nletters - 1 + beyond);
         }
     }
-    if (strange)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a byte that is not %zu symbols of %u", digits, alphabet->letters);
     if (used != bytes)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu bytes of extras where %zu are used", bytes, used);
+    for (size_t i = 0; i < count && contexts != NULL; i++) {
+        int32_t flip = -(int32_t)iq_is_mirrored(contexts[i]);
+        codes[i] = (codes[i] ^ flip) - flip;
+    }
     return ISGQ_SUCCESS;
 }
 
@@ -201,38 +155,17 @@ static isgq_result_t read_coded(const unsigned char *block, size_t count, int32_
     unsigned char symbols[IQ_CODED_BLOCK];
     size_t nextras = get_u16(block + 2), coded = get_u16(block + 4);
     const unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
-    const iq_alphabet_t *alphabet = block[0] == IQ_SHAPE_CLASSES ? NULL : &iq_alphabets[block[0] - IQ_SHAPE_SMALL];
-    IQ_TRY(iq_coder_decode(extras + nextras, coded, symbols, alphabet == NULL ? count : iq_ceil_div(count, alphabet->digits)));
-    return alphabet == NULL ? read_classes(symbols, count, block[1], extras, nextras, codes)
-                            : read_small(alphabet, symbols, count, block[1], extras, nextras, codes);
+    IQ_TRY(iq_coder_decode(extras + nextras, coded, symbols, count));
+    return read_classes(symbols, count, block[1], extras, nextras, codes);
 }
 
-static isgq_result_t read_sparse(const unsigned char *block, size_t count, int32_t *codes)
-{
-    unsigned char flags[IQ_CODED_BLOCK / 8];
-    size_t nflags = get_u16(block + 2), bytes = get_u16(block + 4), there = 0, used = 0;
-    const unsigned char *others = block + IQ_CODED_BLOCK_HEADER + nflags;
-    IQ_TRY(iq_coder_decode(block + IQ_CODED_BLOCK_HEADER, nflags, flags, iq_ceil_div(count, 8)));
-    for (size_t i = 0; i < count; i++)
-        there += flags[i / 8] >> i % 8 & 1;
-    if (there == 0 || bytes < IQ_CODED_BLOCK_HEADER || others[0] == IQ_SHAPE_SPARSE)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu of %zu integers in a block of %zu bytes", there, count, bytes);
-    IQ_TRY(iq_coded_read(others, bytes, there, codes, &used));
-    if (used != bytes)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu bytes of a block where %zu are used", bytes, used);
-    for (size_t i = count; i-- > 0;) { /* from the end, so that none is overwritten before it has moved */
-        bool other = (flags[i / 8] >> i % 8 & 1) != 0;
-        int32_t code = other ? codes[--there] : 0;
-        codes[i] = code + (other && code >= 0);
-    }
-    return ISGQ_SUCCESS;
-}
+/* ---- blocks ---- */
 
-static isgq_result_t read_shape(const unsigned char *block, size_t count, int32_t *codes)
+static isgq_result_t read_shape(const unsigned char *block, const uint8_t *contexts, size_t count, int32_t *codes)
 {
     switch (block[0]) {
     case IQ_SHAPE_PACKED: return read_packed(block + IQ_CODED_BLOCK_HEADER, count, block[1], codes);
-    case IQ_SHAPE_SPARSE: return read_sparse(block, count, codes);
+    case IQ_SHAPE_LETTERS: return read_letters(block, contexts, count, codes);
     default: return read_coded(block, count, codes);
     }
 }
@@ -245,24 +178,40 @@ static isgq_result_t check_codes(const int32_t *codes, size_t count)
     return any < IQ_CODED_LARGEST ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an integer of magnitude beyond 2^29");
 }
 
-isgq_result_t iq_coded_read(const unsigned char *block, size_t room, size_t count, int32_t *codes, size_t *used)
+bool iq_coded_asks_for_contexts(const unsigned char *block, size_t room)
+{
+    return room >= IQ_CODED_BLOCK_HEADER && block[0] == IQ_SHAPE_LETTERS && (block[1] & IQ_LETTERS_KNOWN) != 0;
+}
+
+/* Does the second byte fit the shape, and what `after` says of bytes that follow? */
+static bool is_sound(unsigned shape, unsigned second, size_t after)
+{
+    switch (shape) {
+    case IQ_SHAPE_ZERO: return second == 0 && after == 0;
+    case IQ_SHAPE_PACKED: return second >= 1 && second <= 32 && after == 0;
+    case IQ_SHAPE_CLASSES: return second <= IQ_SIGNS_MINUS;
+    case IQ_SHAPE_LETTERS: return second < 2 * IQ_LETTERS_KNOWN && (second & IQ_LETTERS_MASK) > 0;
+    default: return false;
+    }
+}
+
+isgq_result_t iq_coded_read(const unsigned char *block, size_t room, const uint8_t *contexts, size_t count, int32_t *codes,
+                            size_t *used)
 {
     if (room < IQ_CODED_BLOCK_HEADER)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a block of %zu bytes", room);
-    unsigned shape = block[0], width = block[1];
+    unsigned shape = block[0], second = block[1];
     size_t after = get_u16(block + 2) + get_u16(block + 4);
-    *used = IQ_CODED_BLOCK_HEADER + (shape == IQ_SHAPE_PACKED ? iq_packed_bytes(count, width) : after);
-    bool sized = shape == IQ_SHAPE_PACKED   ? width >= 1 && width <= 32 && after == 0
-                 : shape == IQ_SHAPE_ZERO   ? width == 0 && after == 0
-                 : shape == IQ_SHAPE_SPARSE ? width == 0
-                                            : width <= IQ_SIGNS_MINUS;
-    if (shape >= IQ_SHAPE_SMALL + IQ_ARRAY_SIZE(iq_alphabets) || !sized || *used > room)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a block of shape %u, width %u and %zu bytes where %zu are left", shape,
-                       width, *used, room);
+    *used = IQ_CODED_BLOCK_HEADER + (shape == IQ_SHAPE_PACKED ? iq_packed_bytes(count, second) : after);
+    if (!is_sound(shape, second, after) || *used > room)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a block of shape %u, %u and %zu bytes where %zu are left", shape, second,
+                       *used, room);
+    if (contexts == NULL && iq_coded_asks_for_contexts(block, room))
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: a block asks for contexts where there are none");
     if (shape == IQ_SHAPE_ZERO) {
         memset(codes, 0, count * sizeof(*codes));
         return ISGQ_SUCCESS;
     }
-    IQ_TRY(read_shape(block, count, codes));
+    IQ_TRY(read_shape(block, contexts, count, codes));
     return check_codes(codes, count);
 }

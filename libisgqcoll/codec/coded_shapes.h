@@ -3,6 +3,8 @@
 #ifndef ISGQ_CODEC_CODED_SHAPES_H
 #define ISGQ_CODEC_CODED_SHAPES_H
 
+#include "codec/coded_message.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdlib.h>
@@ -11,18 +13,19 @@ enum {
     IQ_SHAPE_ZERO,   /* all integers are 0: nothing follows */
     IQ_SHAPE_PACKED, /* so many bits each: no extras, no coder */
     IQ_SHAPE_CLASSES,
-    IQ_SHAPE_SPARSE, /* the extras say which integers are not 0, the block of these follows: positive ones less 1 */
-    IQ_SHAPE_SMALL   /* from here on: rows of `iq_alphabets` */
+    IQ_SHAPE_LETTERS
 };
 
-/* How many letters, and how many of them make a byte. Without escape: only where nothing is beyond the alphabet. */
-typedef struct iq_alphabet {
-    uint32_t letters, digits;
-    bool escapes;
-} iq_alphabet_t;
+/* The second byte of IQ_SHAPE_LETTERS: how many letters less 1, and whether what is known told them apart. */
+#define IQ_LETTERS_MASK 31u
+#define IQ_LETTERS_KNOWN 32u
 
-static const iq_alphabet_t iq_alphabets[] = {{16, 2, true}, {12, 2, true}, {6, 3, true},
-                                             {5, 3, false}, {4, 4, true},  {3, 5, false}};
+/* What is known mirrors: where i of IQ_CODED_CONTEXTS says that integers tend upwards, the last but i says the same of downwards. */
+static inline bool iq_is_mirrored(uint8_t context) { return context >= IQ_CODED_CONTEXTS / 2; }
+static inline uint8_t iq_table_of(uint8_t context)
+{
+    return (uint8_t)(iq_is_mirrored(context) ? IQ_CODED_CONTEXTS - 1 - context : context);
+}
 
 static inline uint32_t iq_fold(int32_t code) { return ((uint32_t)code << 1) ^ (uint32_t)(code >> 31); }
 static inline int32_t iq_unfold(uint32_t folded) { return (int32_t)(folded >> 1) ^ -(int32_t)(folded & 1); }

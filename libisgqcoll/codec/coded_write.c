@@ -8,8 +8,10 @@
 #include "codec/coded_math.h"
 #include "codec/coded_shapes.h"
 #include "codec/coder.h"
+#include "codec/letter_coder.h"
 #include "kernels/kernels.h"
 
+#include <stdlib.h>
 #include <string.h>
 
 /* ---- choosing ---- */
@@ -101,61 +103,67 @@ static double expected_classes(const tally_t *tally)
     return coder_bytes(n, entropy / n, kinds, (double)tally->counts[0] / n) + extras / 8;
 }
 
-static double expected_small(const tally_t *tally, const iq_alphabet_t *alphabet)
+/* ---- letters ---- */
+
+/* Integers as letters, before what is beyond the last one is cut off, and how many there are. */
+typedef struct spelling {
+    uint8_t letters[IQ_CODED_BLOCK], tables[IQ_CODED_BLOCK];
+    uint32_t many[IQ_LETTER_TABLES][IQ_LETTERS_MOST]; /* the last: all beyond */
+    unsigned nletters;
+} spelling_t;
+
+static uint32_t fold_in(int32_t code, uint8_t context) { return iq_fold(iq_is_mirrored(context) ? -code : code); }
+
+static void spell(const int32_t *codes, const uint8_t *contexts, size_t count, spelling_t *spelling)
 {
-    uint32_t last = alphabet->letters - 1;
-    double n = (double)tally->count, rest = n, entropy = 0.0, kinds = 0.0, likely = 1.0, words = 1.0;
-    if (!alphabet->escapes && tally->most > last)
-        return 1e300;
-    for (uint32_t letter = 0; letter < last; letter++) {
-        double there = (double)tally->counts[letter];
-        rest -= there;
-        entropy += entropy_of(there, n);
-        kinds += there > 0.0;
+    memset(spelling->many, 0, sizeof(spelling->many));
+    for (size_t i = 0; i < count; i++) {
+        uint8_t context = contexts == NULL ? 0 : contexts[i];
+        uint32_t folded = fold_in(codes[i], context);
+        spelling->letters[i] = (uint8_t)(folded < IQ_LETTERS_MOST ? folded : IQ_LETTERS_MOST - 1);
+        spelling->tables[i] = iq_table_of(context);
     }
-    entropy += entropy_of(rest, n);
-    kinds += rest > 0.0;
-    for (uint32_t digit = 0; digit < alphabet->digits; digit++) {
-        likely *= (double)tally->counts[0] / n;
-        words *= kinds;
-    }
-    double escapes = rest;
-    for (uint32_t class = IQ_PLAIN; class < IQ_CLASSES && rest > 0.0; class ++) /* 7 bits a byte */
-        escapes += (double)tally->counts[class] * ((iq_class_bits(class) + IQ_SPLIT_BITS) / 7);
-    return coder_bytes(n / alphabet->digits, entropy / n * alphabet->digits, words, likely) + (alphabet->escapes ? escapes : 0.0);
+    for (size_t i = 0; i < count; i++)
+        spelling->many[spelling->tables[i]][spelling->letters[i]]++;
 }
 
-/* The best among all but IQ_SHAPE_SPARSE. */
-static unsigned best_dense(const tally_t *tally, double *least)
+/* The best number of letters; returns the bytes to be expected. `far`: those of escapes beyond one each. */
+static double choose_letters(spelling_t *spelling, size_t count, double far)
 {
-    unsigned best = IQ_SHAPE_CLASSES;
-    *least = expected_classes(tally);
-    for (unsigned i = 0; i < IQ_ARRAY_SIZE(iq_alphabets); i++) {
-        double bytes = expected_small(tally, &iq_alphabets[i]);
-        if (bytes < *least) {
-            *least = bytes;
-            best = IQ_SHAPE_SMALL + i;
+    double bits = 0.0, best = 1e300, escapes = (double)count, rest[IQ_LETTER_TABLES], all[IQ_LETTER_TABLES];
+    unsigned tables = 0;
+    for (unsigned t = 0; t < IQ_LETTER_TABLES; t++) {
+        all[t] = 0.0;
+        for (unsigned i = 0; i < IQ_LETTERS_MOST; i++)
+            all[t] += (double)spelling->many[t][i];
+        rest[t] = all[t];
+        tables += all[t] > 0.0;
+    }
+    for (unsigned last = 1; last < IQ_LETTERS_MOST && escapes > 0.0; last++) {
+        double open = 0.0;
+        escapes = 0.0;
+        for (unsigned t = 0; t < IQ_LETTER_TABLES; t++) {
+            double there = (double)spelling->many[t][last - 1];
+            rest[t] -= there;
+            bits += entropy_of(there, all[t]);
+            open += entropy_of(rest[t], all[t]);
+            escapes += rest[t];
+        }
+        double bytes = (bits + open + iq_letters_overhead(tables, last + 1, count)) / 8 + escapes;
+        if (bytes < best) {
+            best = bytes;
+            spelling->nletters = last + 1;
         }
     }
-    return best;
+    return best + far;
 }
 
-/* Integers that are not 0, the positive ones less 1: 1 2 3 4 ... become 1 0 3 2 ... */
-static double expected_sparse(const tally_t *tally)
+static double far_bytes(const tally_t *tally)
 {
-    tally_t others = {.count = tally->count - tally->counts[0], .most = tally->most};
-    double n = (double)tally->count, zeros = (double)tally->counts[0], bytes;
-    if (zeros < n / 2 || others.count == 0)
-        return 1e300;
-    for (uint32_t class = 1; class < IQ_CLASSES; class ++) {
-        uint32_t less = tally->signs == IQ_SIGNS_BOTH ? (class % 2 == 1 ? 0 : 2) : tally->signs == IQ_SIGNS_PLUS;
-        others.counts[class < IQ_PLAIN ? class - less : class] += tally->counts[class];
-    }
-    (void)best_dense(&others, &bytes);
-    double bits = (entropy_of(zeros, n) + entropy_of(n - zeros, n)) / n, likely = zeros / n;
-    likely *= likely;
-    likely *= likely;
-    return coder_bytes(n / 8, 8 * bits, 256.0, likely * likely) + IQ_CODED_BLOCK_HEADER + bytes;
+    double bytes = 0.0;
+    for (uint32_t class = IQ_PLAIN; class < IQ_CLASSES; class ++) /* 7 bits a byte */
+        bytes += (double)tally->counts[class] * ((iq_class_bits(class) + IQ_SPLIT_BITS) / 7);
+    return bytes;
 }
 
 /* ---- writing ---- */
@@ -216,16 +224,16 @@ static size_t write_classes(const int32_t *codes, const unsigned char *classes, 
     return used < room ? used : SIZE_MAX;
 }
 
-/* What is beyond the alphabet. */
-static size_t write_escapes(const iq_alphabet_t *alphabet, const int32_t *codes, const unsigned char *classes, size_t count,
-                            unsigned signs, unsigned char *extras, size_t room)
+/* What is beyond the last letter. */
+static size_t write_escapes(const int32_t *codes, const uint8_t *contexts, const spelling_t *spelling, size_t count,
+                            unsigned char *extras, size_t room)
 {
-    uint32_t last = alphabet->letters - 1;
+    uint32_t last = spelling->nletters - 1;
     size_t used = 0;
-    for (size_t i = 0; i < count && alphabet->escapes; i++) {
-        if (classes[i] < last)
+    for (size_t i = 0; i < count; i++) {
+        if (spelling->letters[i] < last)
             continue;
-        uint32_t beyond = iq_fold_signs(codes[i], signs) - last;
+        uint32_t beyond = fold_in(codes[i], contexts == NULL ? 0 : contexts[i]) - last;
         if (room - used < 6)
             return SIZE_MAX;
         for (; beyond >= 128; beyond >>= 7)
@@ -235,81 +243,74 @@ static size_t write_escapes(const iq_alphabet_t *alphabet, const int32_t *codes,
     return used;
 }
 
-/* Letters to bytes; returns how many. */
-static size_t write_words(const iq_alphabet_t *alphabet, const unsigned char *classes, size_t count, unsigned char *words)
-{
-    uint32_t letters = alphabet->letters, last = letters - 1, digits = alphabet->digits;
-    size_t nwords = iq_ceil_div(count, digits);
-    for (size_t n = 0; n < nwords; n++) { /* the last word may have fewer */
-        uint32_t word = 0;
-        for (size_t i = iq_min(n * digits + digits, count); i-- > n * digits;)
-            word = word * letters + (classes[i] < last ? classes[i] : last);
-        words[n] = (unsigned char)word;
-    }
-    return nwords;
-}
-
 /* 0 if it would be `room` bytes or more. */
-static size_t write_coded(const int32_t *codes, const unsigned char *classes, size_t count, unsigned signs, unsigned shape,
-                          unsigned char *block, size_t room)
+static size_t write_letters(const int32_t *codes, const uint8_t *contexts, spelling_t *spelling, size_t count,
+                            unsigned char *block, size_t room)
 {
-    unsigned char words[IQ_CODED_BLOCK], *extras = block + IQ_CODED_BLOCK_HEADER;
-    const iq_alphabet_t *alphabet = shape == IQ_SHAPE_CLASSES ? NULL : &iq_alphabets[shape - IQ_SHAPE_SMALL];
-    size_t left = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff), used;
-    used = alphabet == NULL ? write_classes(codes, classes, count, signs, extras, left)
-                            : write_escapes(alphabet, codes, classes, count, signs, extras, left);
+    uint32_t last = spelling->nletters - 1;
+    unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
+    size_t left = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff);
+    size_t used = write_escapes(codes, contexts, spelling, count, extras, left);
+    iq_letter_counts_t counts = {{{0}}};
     if (used == SIZE_MAX)
         return 0;
-    size_t nwords = alphabet == NULL ? count : write_words(alphabet, classes, count, words);
-    size_t coded = iq_coder_encode(alphabet == NULL ? classes : words, nwords, extras + used, left - used);
-    put_header(block, shape, signs, used, coded);
+    for (size_t i = 0; i < count; i++)
+        spelling->letters[i] = spelling->letters[i] < last ? spelling->letters[i] : (uint8_t)last;
+    for (unsigned t = 0; t < IQ_LETTER_TABLES; t++)
+        for (unsigned i = 0; i < IQ_LETTERS_MOST; i++)
+            counts.of[t][iq_min(i, last)] += spelling->many[t][i];
+    size_t coded =
+        iq_letters_write(spelling->letters, spelling->tables, count, spelling->nletters, &counts, extras + used, left - used);
+    put_header(block, IQ_SHAPE_LETTERS, (spelling->nletters - 1) | (contexts != NULL ? IQ_LETTERS_KNOWN : 0), used, coded);
     return coded == 0 ? 0 : IQ_CODED_BLOCK_HEADER + used + coded;
 }
 
-static size_t write_block(const int32_t *codes, size_t count, bool may_be_sparse, unsigned char *block);
-
-/* 0: no shorter than packed. */
-static size_t write_sparse(const int32_t *codes, size_t count, unsigned char *block, size_t room)
+/* The same for classes. */
+static size_t write_coded(const int32_t *codes, const unsigned char *classes, size_t count, unsigned signs, unsigned char *block,
+                          size_t room)
 {
-    unsigned char flags[IQ_CODED_BLOCK / 8] = {0}, others_block[IQ_CODED_BLOCK_HEADER + IQ_CODED_BLOCK / 2 * sizeof(uint32_t)];
-    int32_t others[IQ_CODED_BLOCK / 2];
-    size_t there = 0, limit = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff);
-    for (size_t i = 0; i < count; i++) {
-        if (codes[i] == 0)
-            continue;
-        flags[i / 8] |= (unsigned char)(1u << i % 8);
-        others[there++] = codes[i] - (codes[i] > 0);
-    }
-    size_t nflags = iq_coder_encode(flags, iq_ceil_div(count, 8), block + IQ_CODED_BLOCK_HEADER, limit);
-    if (nflags == 0)
+    unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
+    size_t left = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff), used = write_classes(codes, classes, count, signs, extras, left);
+    if (used == SIZE_MAX)
         return 0;
-    size_t bytes = write_block(others, there, false, others_block), fixed = IQ_CODED_BLOCK_HEADER + nflags;
-    if (fixed + bytes >= room)
-        return 0;
-    memcpy(block + fixed, others_block, bytes);
-    put_header(block, IQ_SHAPE_SPARSE, 0, nflags, bytes);
-    return fixed + bytes;
+    size_t coded = iq_coder_encode(classes, count, extras + used, left - used);
+    put_header(block, IQ_SHAPE_CLASSES, signs, used, coded);
+    return coded == 0 ? 0 : IQ_CODED_BLOCK_HEADER + used + coded;
 }
 
-static size_t write_block(const int32_t *codes, size_t count, bool may_be_sparse, unsigned char *block)
+/* Above so many bits an integer letters and contexts are not worth trying. */
+#define LETTERS_BITS 4.0
+
+size_t iq_coded_write(const int32_t *codes, const uint8_t *contexts, size_t count, unsigned char *block)
 {
     unsigned char classes[IQ_CODED_BLOCK];
+    spelling_t spelling;
     tally_t tally;
-    double expected;
     count_classes(codes, count, &tally, classes);
     unsigned width = iq_bit_width(tally.most) + (tally.signs != IQ_SIGNS_BOTH);
     if (tally.most == 0) {
         put_header(block, IQ_SHAPE_ZERO, 0, 0, 0);
         return IQ_CODED_BLOCK_HEADER;
     }
-    while (tally.most < IQ_PLAIN && tally.counts[tally.most] == 0) /* from the bits that occur to the largest number */
-        tally.most--;
-    size_t packed = IQ_CODED_BLOCK_HEADER + iq_packed_bytes(count, width);
-    unsigned shape = best_dense(&tally, &expected);
-    size_t written = may_be_sparse && expected_sparse(&tally) < expected ? write_sparse(codes, count, block, packed) : 0;
+    size_t packed = IQ_CODED_BLOCK_HEADER + iq_packed_bytes(count, width), written = 0;
+    double expected = expected_classes(&tally);
+    if (tally.signs != IQ_SIGNS_BOTH) /* contexts take it that what is upwards is as likely as its mirror image */
+        contexts = NULL;
+    if (expected * 8 < LETTERS_BITS * (double)count) {
+        spell(codes, contexts, count, &spelling);
+        if (choose_letters(&spelling, count, far_bytes(&tally)) < expected)
+            written = write_letters(codes, contexts, &spelling, count, block, packed);
+    }
     if (written == 0)
-        written = write_coded(codes, classes, count, tally.signs, shape, block, packed);
+        written = write_coded(codes, classes, count, tally.signs, block, packed);
     return written > 0 ? written : write_packed(codes, count, width, block);
 }
 
-size_t iq_coded_write(const int32_t *codes, size_t count, unsigned char *block) { return write_block(codes, count, true, block); }
+bool iq_coded_likes_contexts(const int32_t *codes, size_t count)
+{
+    enum { EVERY = 16, SMALL = 2 };
+    uint64_t sum = 0;
+    for (size_t i = 0; i < count; i += EVERY)
+        sum += (uint64_t)llabs(codes[i]);
+    return sum < SMALL * iq_ceil_div(count, EVERY);
+}

@@ -10,7 +10,7 @@
 
 #include <stdint.h>
 
-#define IQ_FRAME_MAGIC 0x31515149u /* "IQQ1", little endian; the digit is the format version */
+#define IQ_FRAME_MAGIC 0x32515149u /* "IQQ2", little endian; the digit is the format version */
 
 typedef struct iq_frame {
     uint32_t magic;

@@ -389,6 +389,13 @@ START_TEST(damage_is_harmless)
         call.scales = scales;
         memcpy(&bytes, message + 1, sizeof(bytes));
         REQUIRE(bytes <= most);
+        if (turn % 2) { /* a result, which decoders know more of than of sums */
+            call.nranks = 1;
+            ops->add_own(&run.codec, &call, span, (const float *)run.inputs[0] + span.first, acc, true);
+            call.nranks = run.call.nranks;
+            ops->finish(&run.codec, &call, span, acc, message + 1);
+            memcpy(&bytes, message + 1, sizeof(bytes));
+        }
         damage(message + 1, bytes);
         if (turn % 6 == 0)
             bytes = 4 + codec_random() % (bytes - 3);
@@ -398,8 +405,8 @@ START_TEST(damage_is_harmless)
         isgq_result_t added = ops->add(&run.codec, &call, span, exact + 1, 1, acc, true);
         isgq_result_t decoded = ops->decode(&run.codec, &call, span, exact + 1, out);
         REQUIRE(added == ISGQ_SUCCESS || added == ISGQ_ERR_CORRUPT);
-        REQUIRE(decoded == added);
-        refused += added != ISGQ_SUCCESS;
+        REQUIRE(decoded == ISGQ_SUCCESS || decoded == ISGQ_ERR_CORRUPT);
+        refused += (turn % 2 ? decoded : added) != ISGQ_SUCCESS;
         free(exact);
         free(message);
     }
@@ -410,8 +417,11 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("coded");
-    TCase *plans = tcase_create("plans"), *bias = tcase_create("bias"), *answer = tcase_create("one_answer");
-    TCase *extremes = tcase_create("extremes"), *damaged = tcase_create("damage");
+    TCase *plans = tcase_create("plans");
+    TCase *bias = tcase_create("bias");
+    TCase *answer = tcase_create("one_answer");
+    TCase *extremes = tcase_create("extremes");
+    TCase *damaged = tcase_create("damage");
     tcase_add_loop_test(plans, multiples_of_the_step_are_exact, 0, 5);
     tcase_add_loop_test(plans, equal_values_err_by_half_a_step, 0, 5);
     tcase_add_test(plans, merged_results_have_their_bounds);

@@ -11,6 +11,7 @@
 #include "codec/coded.h"
 #include "codec/coder.h"
 #include "codec/dense.h"
+#include "codec/strata.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -97,11 +98,14 @@ static void run_chunk(const ranks_t *ranks, const float *scales, iq_span_t span,
 {
     static int32_t acc[CHUNK];
     static float out[CHUNK];
+    uint32_t strata[IQ_STRATA];
     const codec_run_t *run = &ranks->run;
     const iq_codec_ops_t *ops = run->codec.ops;
     iq_codec_call_t call = run->call;
     size_t most;
     call.scales = scales;
+    iq_strata_fill(call.seed, call.nranks, 0, strata);
+    call.strata = strata;
     for (int rank = 0; rank < call.nranks; rank++) {
         unsigned char *message = codec_run_message(run, rank, span, scales, &most);
         *bits += 8.0 * (length_of(message + 1) + FRAME) / call.nranks;
@@ -271,8 +275,10 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("coded_budget");
-    TCase *bits = tcase_create("bits"), *shorter = tcase_create("short"), *errors = tcase_create("errors"),
-          *tails = tcase_create("tails");
+    TCase *bits = tcase_create("bits");
+    TCase *shorter = tcase_create("short");
+    TCase *errors = tcase_create("errors");
+    TCase *tails = tcase_create("tails");
     tcase_add_loop_test(bits, long_tensors_meet_bits, 0, 9);
     tcase_add_loop_test(bits, many_ranks_meet_bits, 0, 2);
     tcase_add_loop_test(shorter, short_tensors_nearly_meet_bits, 0, 12);
