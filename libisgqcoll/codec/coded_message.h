@@ -7,7 +7,7 @@
  * Integers 0 -1 1 -2 2 ... are taken as 0 1 2 3 4 ..., those of one sign as their magnitudes. In shape `classes` a symbol is a
  * byte that says in which class such a number lies (0..31 each for itself, then eight classes an octave), these bytes go through
  * zstd (coder.h), and the extras are the bits below. In shape `letters` there are few symbols, of which the last one says that what is
- * beyond it follows among the extras, 7 bits a byte, lowest first, the upper bit for more; they go through letter_coder.h, by tables
+ * beyond it follows among the extras, which are a block of another shape; they go through letter_coder.h, by tables
  * that depend on what is known of each integer (its context), if the second byte says so. What does not shrink is packed.
  *
  * A context is what both ends know of the random number with which the integer was rounded: in which eighth of [0, 1) it lay.

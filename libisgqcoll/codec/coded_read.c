@@ -103,49 +103,31 @@ static isgq_result_t read_classes(const unsigned char *symbols, size_t count, un
     return check_rest(&bits);
 }
 
-/* One escape at extras[*used]. */
-static isgq_result_t read_escape(const unsigned char *extras, size_t bytes, size_t *used, uint32_t *beyond)
-{
-    uint64_t value = 0;
-    unsigned shift = 0;
-    bool more = true;
-    for (; more; shift += 7) {
-        if (*used == bytes || shift > 28)
-            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an escape of more than %u bits, or cut off, at byte %zu of %zu", shift,
-                           *used, bytes);
-        value |= (uint64_t)(extras[*used] & 127) << shift;
-        more = (extras[(*used)++] & 128) != 0;
-    }
-    if (value > UINT32_MAX / 2)
-        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: an escape beyond 31 bits");
-    *beyond = (uint32_t)value;
-    return ISGQ_SUCCESS;
-}
-
 static isgq_result_t read_letters(const unsigned char *block, const uint8_t *contexts, size_t count, int32_t *codes)
 {
     uint8_t letters[IQ_CODED_BLOCK], tables[IQ_CODED_BLOCK] = {0};
-    uint32_t nletters = (block[1] & IQ_LETTERS_MASK) + 1, beyond = 0;
-    size_t bytes = get_u16(block + 2), used = 0;
+    int32_t beyond[IQ_CODED_BLOCK];
+    uint32_t last = block[1] & IQ_LETTERS_MASK;
+    size_t bytes = get_u16(block + 2), used = 0, escapes = 0;
     const unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
     if ((block[1] & IQ_LETTERS_KNOWN) == 0)
         contexts = NULL;
     for (size_t i = 0; i < count; i++)
         tables[i] = contexts == NULL ? 0 : iq_table_of(contexts[i]);
-    IQ_TRY(iq_letters_read(extras + bytes, get_u16(block + 4), tables, count, nletters, letters));
-    for (size_t i = 0; i < count; i++) {
-        if (letters[i] < nletters - 1) {
-            codes[i] = iq_unfold(letters[i]);
-        } else {
-            IQ_TRY(read_escape(extras, bytes, &used, &beyond));
-            codes[i] = iq_unfold(nletters - 1 + beyond);
-        }
-    }
+    IQ_TRY(iq_letters_read(extras + bytes, get_u16(block + 4), tables, count, last + 1, letters));
+    for (size_t i = 0; i < count; i++)
+        escapes += letters[i] == last;
+    if (escapes > 0 && bytes > 0 && extras[0] == IQ_SHAPE_LETTERS)
+        return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: letters beyond letters");
+    if (escapes > 0)
+        IQ_TRY(iq_coded_read(extras, bytes, NULL, escapes, beyond, &used));
     if (used != bytes)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu bytes of extras where %zu are used", bytes, used);
-    for (size_t i = 0; i < count && contexts != NULL; i++) {
-        int32_t flip = -(int32_t)iq_is_mirrored(contexts[i]);
-        codes[i] = (codes[i] ^ flip) - flip;
+    escapes = 0;
+    for (size_t i = 0; i < count; i++) {
+        int32_t flip = contexts == NULL ? 0 : -(int32_t)iq_is_mirrored(contexts[i]);
+        uint32_t folded = letters[i] + (letters[i] == last ? (uint32_t)beyond[escapes++] : 0);
+        codes[i] = (iq_unfold(folded) ^ flip) - flip;
     }
     return ISGQ_SUCCESS;
 }

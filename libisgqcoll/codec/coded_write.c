@@ -127,8 +127,11 @@ static void spell(const int32_t *codes, const uint8_t *contexts, size_t count, s
         spelling->many[spelling->tables[i]][spelling->letters[i]]++;
 }
 
-/* The best number of letters; returns the bytes to be expected. `far`: those of escapes beyond one each. */
-static double choose_letters(spelling_t *spelling, size_t count, double far)
+/* What is beyond the last letter takes about so many bytes. */
+#define BYTES_OF_ESCAPE 0.7
+
+/* The best number of letters; returns the bytes to be expected. */
+static double choose_letters(spelling_t *spelling, size_t count)
 {
     double bits = 0.0, best = 1e300, escapes = (double)count, rest[IQ_LETTER_TABLES], all[IQ_LETTER_TABLES];
     unsigned tables = 0;
@@ -149,21 +152,13 @@ static double choose_letters(spelling_t *spelling, size_t count, double far)
             open += entropy_of(rest[t], all[t]);
             escapes += rest[t];
         }
-        double bytes = (bits + open + iq_letters_overhead(tables, last + 1, count)) / 8 + escapes;
+        double bytes = (bits + open + iq_letters_overhead(tables, last + 1, count)) / 8 + BYTES_OF_ESCAPE * escapes;
         if (bytes < best) {
             best = bytes;
             spelling->nletters = last + 1;
         }
     }
-    return best + far;
-}
-
-static double far_bytes(const tally_t *tally)
-{
-    double bytes = 0.0;
-    for (uint32_t class = IQ_PLAIN; class < IQ_CLASSES; class ++) /* 7 bits a byte */
-        bytes += (double)tally->counts[class] * ((iq_class_bits(class) + IQ_SPLIT_BITS) / 7);
-    return bytes;
+    return best;
 }
 
 /* ---- writing ---- */
@@ -224,23 +219,46 @@ static size_t write_classes(const int32_t *codes, const unsigned char *classes, 
     return used < room ? used : SIZE_MAX;
 }
 
-/* What is beyond the last letter. */
+/* 0 if it would be `room` bytes or more. */
+static size_t write_coded(const int32_t *codes, const unsigned char *classes, size_t count, unsigned signs, unsigned char *block,
+                          size_t room)
+{
+    unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
+    size_t left = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff), used = write_classes(codes, classes, count, signs, extras, left);
+    if (used == SIZE_MAX)
+        return 0;
+    size_t coded = iq_coder_encode(classes, count, extras + used, left - used);
+    put_header(block, IQ_SHAPE_CLASSES, signs, used, coded);
+    return coded == 0 ? 0 : IQ_CODED_BLOCK_HEADER + used + coded;
+}
+
+/* Without letters. */
+static size_t write_wide(const int32_t *codes, const unsigned char *classes, const tally_t *tally, unsigned char *block)
+{
+    unsigned width = iq_bit_width(tally->most) + (tally->signs != IQ_SIGNS_BOTH);
+    size_t written = write_coded(codes, classes, tally->count, tally->signs, block,
+                                 IQ_CODED_BLOCK_HEADER + iq_packed_bytes(tally->count, width));
+    return written > 0 ? written : write_packed(codes, tally->count, width, block);
+}
+
+/* What is beyond the last letter, as a block without letters; SIZE_MAX if there is no room for it. */
 static size_t write_escapes(const int32_t *codes, const uint8_t *contexts, const spelling_t *spelling, size_t count,
                             unsigned char *extras, size_t room)
 {
+    unsigned char classes[IQ_CODED_BLOCK];
+    int32_t beyond[IQ_CODED_BLOCK];
+    tally_t tally;
+    size_t n = 0;
     uint32_t last = spelling->nletters - 1;
-    size_t used = 0;
-    for (size_t i = 0; i < count; i++) {
-        if (spelling->letters[i] < last)
-            continue;
-        uint32_t beyond = fold_in(codes[i], contexts == NULL ? 0 : contexts[i]) - last;
-        if (room - used < 6)
-            return SIZE_MAX;
-        for (; beyond >= 128; beyond >>= 7)
-            extras[used++] = (unsigned char)(beyond | 128);
-        extras[used++] = (unsigned char)beyond;
-    }
-    return used;
+    for (size_t i = 0; i < count; i++)
+        if (spelling->letters[i] >= last)
+            beyond[n++] = (int32_t)(fold_in(codes[i], contexts == NULL ? 0 : contexts[i]) - last);
+    if (n == 0)
+        return 0;
+    if (iq_coded_block_bytes(n) > room)
+        return SIZE_MAX;
+    count_classes(beyond, n, &tally, classes);
+    return write_wide(beyond, classes, &tally, extras);
 }
 
 /* 0 if it would be `room` bytes or more. */
@@ -265,19 +283,6 @@ static size_t write_letters(const int32_t *codes, const uint8_t *contexts, spell
     return coded == 0 ? 0 : IQ_CODED_BLOCK_HEADER + used + coded;
 }
 
-/* The same for classes. */
-static size_t write_coded(const int32_t *codes, const unsigned char *classes, size_t count, unsigned signs, unsigned char *block,
-                          size_t room)
-{
-    unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
-    size_t left = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff), used = write_classes(codes, classes, count, signs, extras, left);
-    if (used == SIZE_MAX)
-        return 0;
-    size_t coded = iq_coder_encode(classes, count, extras + used, left - used);
-    put_header(block, IQ_SHAPE_CLASSES, signs, used, coded);
-    return coded == 0 ? 0 : IQ_CODED_BLOCK_HEADER + used + coded;
-}
-
 /* Above so many bits an integer letters and contexts are not worth trying. */
 #define LETTERS_BITS 4.0
 
@@ -296,14 +301,13 @@ size_t iq_coded_write(const int32_t *codes, const uint8_t *contexts, size_t coun
     double expected = expected_classes(&tally);
     if (tally.signs != IQ_SIGNS_BOTH) /* contexts take it that what is upwards is as likely as its mirror image */
         contexts = NULL;
-    if (expected * 8 < LETTERS_BITS * (double)count) {
+    if (expected * 8 < LETTERS_BITS * (double)count &&
+        tally.most < IQ_CODED_LARGEST / 2) { /* so that what is beyond can be written */
         spell(codes, contexts, count, &spelling);
-        if (choose_letters(&spelling, count, far_bytes(&tally)) < expected)
+        if (choose_letters(&spelling, count) < expected)
             written = write_letters(codes, contexts, &spelling, count, block, packed);
     }
-    if (written == 0)
-        written = write_coded(codes, classes, count, tally.signs, block, packed);
-    return written > 0 ? written : write_packed(codes, count, width, block);
+    return written > 0 ? written : write_wide(codes, classes, &tally, block);
 }
 
 bool iq_coded_likes_contexts(const int32_t *codes, size_t count)

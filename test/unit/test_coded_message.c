@@ -144,13 +144,13 @@ START_TEST(blocks_are_small)
     for (double step = kind == HEAVY ? 2.0 : 8.0; step > 0.01; step /= 2.0) { /* a few far values cost bytes each */
         fill(kind, step);
         double bits = 8.0 * (double)check_block(IQ_CODED_BLOCK) / IQ_CODED_BLOCK, least = entropy(IQ_CODED_BLOCK);
-        ck_assert_msg(bits < 1.03 * least + (kind == SPARSE ? 0.2 : 0.06), "kind %d step %g: %.3f bits, entropy %.3f", kind, step,
+        ck_assert_msg(bits < 1.03 * least + (kind == SPARSE ? 0.1 : 0.06), "kind %d step %g: %.3f bits, entropy %.3f", kind, step,
                       bits, least);
         if (least > 3.5 || kind == ONE_SIDED)
             continue;
         least = known_entropy(IQ_CODED_BLOCK);
         bits = 8.0 * (double)check_with(IQ_CODED_BLOCK, contexts) / IQ_CODED_BLOCK;
-        ck_assert_msg(bits < 1.02 * least + (kind == SPARSE ? 0.2 : 0.04), /* bytes for what is far off */
+        ck_assert_msg(bits < 1.02 * least + (kind == SPARSE ? 0.1 : 0.04), /* bytes for what is far off */
                       "kind %d step %g: %.3f bits, entropy %.3f in contexts", kind, step, bits, least);
     }
 }
