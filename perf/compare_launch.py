@@ -116,6 +116,11 @@ def run_ranks(place, nranks, command, environment, timeout):
             [dict(common, ISGQ_RANK=str(rank)) for rank in range(nranks)], timeout)
 
 
+def run_once_here(command, timeout):
+    """A program that needs no ranks and no lab."""
+    run_all([command], [{}], timeout)
+
+
 def run_all(commands, environments, timeout):
     with tempfile.TemporaryDirectory() as folder:
         log = pathlib.Path(folder) / "log"

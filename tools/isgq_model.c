@@ -29,6 +29,9 @@ static const iq_program_t program = {
 
 typedef struct model {
     isgqx_machine_t machine;
+    isgqx_tuning_t tuning;           /* with --table */
+    bool own_encode, own_decode;     /* speeds of each quantizer are those of the table */
+    bool corrects;                   /* by the table: the cluster is where it was measured */
     iq_model_layer_t layers[IQ_MODEL_LAYERS];
     size_t nlayers;
     double rows;
@@ -39,10 +42,13 @@ typedef struct model {
 } model_t;
 
 typedef struct options {
-    const char *cluster, *layers, *quantizers, *ranks, *json;
+    const char *cluster, *layers, *quantizers, *ranks, *json, *table;
     double rows, copy, sum, encode, decode, product, message, overlap, compute, hidden;
-    bool per_layer;
+    bool per_layer, given[7]; /* given: the speeds, in the order of speed_names */
+    bool cluster_given;
 } options_t;
+
+static const char *const speed_names[] = {"copy", "sum", "encode", "decode", "product", "message", "overlap"};
 
 /* The sum over layers of one way; `exists` is false where it cannot run. */
 typedef struct sums {
@@ -68,13 +74,30 @@ static void add(isgqx_cost_t *sum, const isgqx_cost_t *cost)
     sum->total += cost->total;
 }
 
+static bool is_dense(const char *way)
+{
+    const char *name;
+    int factored = 1;
+    for (size_t i = 0; isgqx_cost_way(i, &name, &factored) == ISGQ_SUCCESS; i++)
+        if (strcmp(name, way) == 0)
+            return !factored && strcmp(name, "powersgd") != 0;
+    return false;
+}
+
 static bool ask(const model_t *model, size_t layer, const char *way, const char *quantizer, isgqx_cost_t *cost)
 {
     const isgqx_layer_t shape = {model->rows, model->layers[layer].m, model->layers[layer].n};
+    isgqx_machine_t machine = model->machine, table = {.size = sizeof(table)};
+    if (model->tuning.size != 0 && isgqx_tuning_machine(&model->tuning, quantizer, &table) == ISGQ_SUCCESS) {
+        machine.encode_rate = model->own_encode ? table.encode_rate : machine.encode_rate;
+        machine.decode_rate = model->own_decode ? table.decode_rate : machine.decode_rate;
+    }
     cost->size = sizeof(*cost);
-    isgq_result_t result = isgqx_cost(&model->machine, &shape, way, quantizer, cost);
+    isgq_result_t result = isgqx_cost(&machine, &shape, way, quantizer, cost);
     if (result != ISGQ_SUCCESS && result != ISGQ_ERR_UNSUPPORTED)
         iq_die(IQ_EXIT_USAGE, "%s", isgq_get_last_error());
+    if (result == ISGQ_SUCCESS && model->corrects && is_dense(way))
+        cost->total *= isgqx_tuning_correction(&model->tuning, quantizer, sizeof(float) * shape.m * shape.n);
     return result == ISGQ_SUCCESS;
 }
 
@@ -263,6 +286,8 @@ static void parse(options_t *o, int argc, char **argv)
                 "the tree of links, from the ranks outwards, as COUNT@RATE:LATENCY:\n"
                 "ranks of a host, hosts of a rack, racks, ...; RATE is a child's link\n"
                 "in either direction (kB/s to TB/s, kbit/s to Tbit/s)"),
+        IQ_TEXT('T', "table", "FILE", o->table, NULL,
+                "tuning table of isgq_tune: its links unless --cluster is given, its speeds\nbut for those that are given; codes have the speed of the most alike quantizer there"),
         IQ_TEXT('n', "ranks", "LIST", o->ranks, NULL, "numbers of ranks: the outermost level grows or shrinks to each"),
         IQ_TEXT('l', "layers", "LIST", o->layers, "paper", networks_help()),
         IQ_REAL('r', "rows", "ROWS", o->rows, 0, 1e9, "32", "rows of X and Delta on each rank"),
@@ -281,6 +306,41 @@ static void parse(options_t *o, int argc, char **argv)
         IQ_OPTIONS_END,
     };
     iq_options_parse(&program, options, argc, argv);
+    for (size_t i = 0; i < sizeof(speed_names) / sizeof(speed_names[0]); i++)
+        o->given[i] = iq_options_given(options, speed_names[i]);
+    o->cluster_given = iq_options_given(options, "cluster");
+}
+
+static bool speed_given(const options_t *o, const char *speed)
+{
+    for (size_t i = 0; i < sizeof(speed_names) / sizeof(speed_names[0]); i++)
+        if (o->given[i] && strcmp(speed_names[i], speed) == 0)
+            return true;
+    return false;
+}
+
+/* What the command line does not say comes from the table. */
+static void take_table(model_t *model, const options_t *o)
+{
+    isgqx_machine_t *machine = &model->machine, table = {.size = sizeof(table)};
+    model->tuning.size = sizeof(model->tuning);
+    if (isgqx_tuning_read(o->table, &model->tuning) != ISGQ_SUCCESS || isgqx_tuning_machine(&model->tuning, NULL, &table) != ISGQ_SUCCESS)
+        iq_die(IQ_EXIT_USAGE, "--table: %s", isgq_get_last_error());
+    if (o->cluster_given) {
+        table.nlevels = machine->nlevels;
+        memcpy(table.levels, machine->levels, sizeof(table.levels));
+    }
+    double *const speeds[][2] = {{&table.copy_rate, &machine->copy_rate},     {&table.sum_rate, &machine->sum_rate},
+                                 {&table.encode_rate, &machine->encode_rate}, {&table.decode_rate, &machine->decode_rate},
+                                 {&table.product_rate, &machine->product_rate}, {&table.message, &machine->message},
+                                 {&table.overlap, &machine->overlap}};
+    for (size_t i = 0; i < sizeof(speeds) / sizeof(speeds[0]); i++)
+        if (o->given[i])
+            *speeds[i][0] = *speeds[i][1];
+    *machine = table;
+    model->corrects = !o->cluster_given;
+    model->own_encode = !speed_given(o, "encode");
+    model->own_decode = !speed_given(o, "decode");
 }
 
 static void set_up(model_t *model, const options_t *o)
@@ -294,6 +354,8 @@ static void set_up(model_t *model, const options_t *o)
                                        .product_rate = 1e9 * o->product,
                                        .overlap = o->overlap};
     iq_model_read_cluster(o->cluster, &model->machine);
+    if (o->table != NULL)
+        take_table(model, o);
     model->nlayers = iq_model_read_network(o->layers, model->layers);
     model->rows = floor(o->rows);
     model->compute = 1e-3 * o->compute;

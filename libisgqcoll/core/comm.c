@@ -194,6 +194,8 @@ isgq_result_t iq_comm_new(int nranks, int rank, iq_origin_t origin, const isgq_c
     static _Atomic uint64_t made;
     comm->number = atomic_fetch_add(&made, 1) + 1;
     comm->lineage = origin.lineage;
+    if (origin.tuning != NULL)
+        comm->tuning = *origin.tuning;
     comm->device = origin.device;
     comm->native = origin.native;
     comm->pid = iq_process_id();

@@ -17,6 +17,7 @@
 #include "codec/quantizer.h"
 #include "core/plan_cache.h"
 #include "isgqcoll_ext.h"
+#include "plan/cost.h"
 #include "plan/plan.h"
 #include "transport/control.h"
 #include "transport/transport.h"
@@ -107,6 +108,7 @@ typedef struct iq_origin {
     uint64_t lineage; /* 0: joined by itself */
     int device;       /* that it works on if it is to work on one; IQ_CURRENT_DEVICE: the calling thread's */
     void *native;     /* an ncclComm_t of the application, which joins the ranks' devices; NULL: none */
+    const isgqx_tuning_t *tuning; /* the parent's table; NULL: it has no parent */
 } iq_origin_t;
 
 #define IQ_CURRENT_DEVICE (-1)
@@ -158,6 +160,10 @@ struct isgq_comm {
     isgq_comm_config_t config;        /* as given, for split */
     uint64_t init_deadline_ns;
     char algorithm[32];               /* ISGQ_ALGORITHM */
+    bool tells_table;                 /* joined by itself, and rank 0 has ISGQ_TUNE_TABLE */
+    bool tuned;                       /* by a table (core/tuned.h), and: */
+    isgqx_tuning_t tuning;
+    iq_cost_machine_t machine;
     char transports_allowed[64];
     char transport_names[32];
 

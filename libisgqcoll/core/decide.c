@@ -3,6 +3,7 @@
  * Which codec, which algorithm, which way: decided when a call is made, from values that are equal on all ranks, so that all ranks decide alike
  * without a message.
  */
+#include "base/config.h"
 #include "base/util.h"
 #include "codec/device.h"
 #include "codec/powersgd.h"
@@ -10,7 +11,9 @@
 #include "codec/guarded.h"
 #include "isgqcoll_ext.h"
 #include "core/run.h"
+#include "core/tuned.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -142,8 +145,50 @@ static isgq_result_t decide_power(isgq_comm_t comm, iq_call_t *call, const char 
     return ISGQ_SUCCESS;
 }
 
+/* ---- by time, with a tuning table (docs/adr/0017) ---- */
+
+/*
+ * Quantizers with a memory stay as they are asked for: what it holds is of quantized calls among all ranks. Whether the call names a tensor, which
+ * would keep it, is no rank's business but its own, so nothing that ranks must decide alike may depend on it.
+ */
+static bool remembers(const iq_codec_t *codec)
+{
+    return codec->feedback != IQ_FEEDBACK_OFF || codec->ops->learn != NULL || iq_codec_predicts(codec);
+}
+
+/* Values as they are are all that a quantizer promises, and better. */
+static bool may_be_exact(const iq_call_t *call)
+{
+    return iq_config()->exact_if_faster && call->codec.ops != iq_codec_none.ops && !remembers(&call->codec);
+}
+
+/* Room for sums beside the output is counted whether or not this rank needs it. */
+static bool may_be_in_levels(isgq_comm_t comm, const iq_call_t *call)
+{
+    return call->kind == IQ_CALL_ALLREDUCE && comm->nhosts > 1 && comm->host_size > 1 && quantizable(call->datatype) &&
+           !remembers(&call->codec) && call->count < SIZE_MAX / 16 &&
+           check_scales(comm, call, call->count, call->count * sizeof(float) + IQ_CACHE_LINE) == ISGQ_SUCCESS;
+}
+
+/* The route of a dense call that no algorithm was forced on, and the codec that goes with it. */
+static iq_tuned_route_t take_route(isgq_comm_t comm, iq_call_t *call, char *why, size_t why_bytes)
+{
+    iq_tuned_route_t route = {0};
+    bool exact = may_be_exact(call), in_levels = may_be_in_levels(comm, call);
+    if (comm->nranks > 1 && (exact || in_levels))
+        route = iq_tuned_choose(comm, &call->codec, kind_collectives[call->kind], call->datatype, call->count, exact, in_levels, why, why_bytes);
+    if (route.exact) {
+        call->codec = iq_codec_none;
+        call->fallback = true;
+    }
+    return route;
+}
+
+/* ---- calls ---- */
+
 static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
+    char timed_why[sizeof(call->why)] = "";
     bool moves = call->kind == IQ_CALL_BROADCAST || call->kind == IQ_CALL_BARRIER;
     call->codec = iq_codec_none;
     if (!moves) {
@@ -161,13 +206,17 @@ static isgq_result_t decide_collective(isgq_comm_t comm, iq_call_t *call, const 
     }
     if (call->codec.power_rank != 0)
         return decide_power(comm, call, algorithm);
+    if (comm->tuned && algorithm == NULL && !moves && take_route(comm, call, timed_why, sizeof(timed_why)).in_levels)
+        algorithm = "levels";
     IQ_TRY(iq_decide_algorithm(kind_collectives[call->kind], comm->nranks, comm->nhosts, comm->has_boards, &call->codec, call->datatype, call->op,
                                call->count, algorithm, &call->algorithm, call->why, sizeof(call->why)));
     bool levels = call->algorithm->needs & IQ_IN_LEVELS;
     if (levels)
         IQ_TRY(iq_levels_check(comm, call));
     IQ_TRY(check_scales(comm, call, call->count, levels ? iq_levels_scratch(call) : 0));
-    if (call->fallback)
+    if (timed_why[0] != '\0')
+        snprintf(call->why, sizeof(call->why), "%s", timed_why);
+    else if (call->fallback)
         snprintf(call->why, sizeof(call->why), "%s is never quantized", iq_datatype_name(call->datatype));
     return ISGQ_SUCCESS;
 }
@@ -196,6 +245,27 @@ static size_t scratch_needed(isgq_comm_t comm, const iq_call_t *call, const iq_f
            iq_factor_product_scratch(shape, capacity) + iq_factor_state_bytes(&call->factor, shape) + sums_bytes + 9 * IQ_CACHE_LINE;
 }
 
+/* With a tuning table: values as they are on the dense way, if these are faster there. Returns whether they are, and what that way takes. */
+static bool take_dense_route(isgq_comm_t comm, iq_call_t *call, bool forced, size_t product, double *seconds)
+{
+    char why[sizeof(call->why)];
+    if (!comm->tuned || comm->nranks < 2)
+        return false;
+    iq_tuned_route_t route = iq_tuned_choose(comm, &call->codec, IQ_ALLREDUCE, ISGQ_FLOAT32, product, !forced && may_be_exact(call), false, why,
+                                             sizeof(why));
+    if (route.exact)
+        call->codec = iq_codec_none;
+    *seconds = route.seconds;
+    return route.exact;
+}
+
+static isgq_result_t check_dense_way(isgq_comm_t comm, const iq_call_t *call, const iq_factor_call_t *shape, size_t sums)
+{
+    IQ_TRY(check_devices(comm, call));
+    IQ_TRY(check_ranks(comm, call));
+    return check_scales(comm, call, sums, scratch_needed(comm, call, shape, 0, 0, 0, sums * sizeof(float)));
+}
+
 static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     iq_factor_call_t shape = shape_of(comm, call);
@@ -209,6 +279,8 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         call->factor = (iq_factor_spec_t){.width_x = 4, .width_delta = 4};
     shape.max_batch = iq_factor_most_rows(&call->factor, call->max_batch, shape.want_bias);
     iq_quantizer_product(call->quantizer, comm->nranks, comm->devices, &call->codec);
+    double dense_seconds = 0;
+    bool exact = take_dense_route(comm, call, algorithm != NULL, product, &dense_seconds);
     IQ_TRY(iq_decide_algorithm(IQ_ALLREDUCE, comm->nranks, comm->nhosts, comm->has_boards, &call->codec, ISGQ_FLOAT32, call->op,
                                product, NULL, &call->algorithm, dense_why, sizeof(dense_why)));
     size_t limit = comm->scratch.bytes - comm->scratch_reserved;
@@ -242,15 +314,16 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
             request.scratch_needed_share =
                 scratch_needed(comm, call, &shape, most, (size_t)comm->nranks, 1, iq_factored_share_bytes(comm, &shape));
     }
+    if (comm->tuned) {
+        request.machine = &comm->machine;
+        request.dense_seconds = check_dense_way(comm, call, &shape, sums) == ISGQ_SUCCESS ? dense_seconds : INFINITY;
+    }
     IQ_TRY(iq_choose_factored(&request, &call->way, call->why, sizeof(call->why)));
-    call->fallback = call->way == IQ_FACTORED_DENSE && call->codec.ops == iq_codec_none.ops && !dense_only;
-    if (call->way == IQ_FACTORED_DENSE)
-        IQ_TRY(check_devices(comm, call));
-    if (call->way == IQ_FACTORED_DENSE)
-        IQ_TRY(check_ranks(comm, call));
-    if (call->way == IQ_FACTORED_DENSE)
-        IQ_TRY(check_scales(comm, call, sums, scratch_needed(comm, call, &shape, 0, 0, 0, sums * sizeof(float))));
-    return ISGQ_SUCCESS;
+    bool dense = call->way == IQ_FACTORED_DENSE;
+    call->fallback = dense && call->codec.ops == iq_codec_none.ops && (exact || !dense_only);
+    if (dense && exact)
+        strncat(call->why, ", values as they are", sizeof(call->why) - strlen(call->why) - 1);
+    return dense ? check_dense_way(comm, call, &shape, sums) : ISGQ_SUCCESS;
 }
 
 /* ISGQ_ALGORITHM holds for the collectives that have an algorithm of that name; a name given with the call must fit. */

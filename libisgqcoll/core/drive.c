@@ -70,8 +70,9 @@ static void complete_call(isgq_comm_t comm, iq_run_t *run)
     record->time_ns = now - run->started_ns;
     comm->own_bytes += run->own_bytes;
     pthread_mutex_unlock(&comm->queue_lock);
-    IQ_DEBUG("call %llu: %s done, %llu bytes sent in %llu us%s", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
-             (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000), iq_run_prediction_text(run));
+    IQ_DEBUG("call %llu: %s %s done, %llu bytes sent in %llu us%s; %s", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
+             iq_call_algorithm_name(call), (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000),
+             iq_run_prediction_text(run), call->why);
     iq_accuracy_log(run);
     iq_run_keep_estimates(run);
     iq_tensor_release(call->tensor);

@@ -3,9 +3,11 @@
  * What a call would do, as text. The call is decided and laid out on a communicator that meets nobody, by the functions that
  * real calls go through, and its stages are printed instead of run: what is printed is what would run.
  */
+#include "base/config.h"
 #include "base/util.h"
 #include "core/frame.h"
 #include "core/run.h"
+#include "core/tuned.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -141,6 +143,12 @@ static isgq_result_t make_stand_in(int nranks, int rank, const char *quantizer, 
     (*comm)->lane_ranks = calloc(1, sizeof(int));
     for (int r = 0; (*comm)->host_ranks != NULL && r < nranks; r++)
         (*comm)->host_ranks[r] = r;
+    snprintf((*comm)->transport_names, sizeof((*comm)->transport_names), nranks > 1 ? "shm" : "none"); /* as a table of such ranks has it */
+    if ((*comm)->host_ranks != NULL && iq_config()->tune_table[0] != '\0') {
+        isgqx_tuning_t table;
+        iq_tuned_load(*comm, &table);
+        iq_tuned_take(*comm, &table);
+    }
     return (*comm)->host_ranks != NULL && (*comm)->lane_ranks != NULL ? ISGQ_SUCCESS : IQ_FAIL(ISGQ_ERR_NO_MEMORY, "plan: %d ranks", nranks);
 }
 

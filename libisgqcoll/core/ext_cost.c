@@ -5,6 +5,7 @@
 #include "base/util.h"
 #include "codec/families.h"
 #include "core/comm.h"
+#include "core/tuned.h"
 #include "plan/cost.h"
 
 #include <limits.h>
@@ -73,12 +74,7 @@ static isgq_result_t take_dense(isgq_quantizer_t quantizer, const isgqx_layer_t 
     if (codec.ops->most_ranks != NULL && codec.ops->most_ranks(&codec) < contributions)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "cost: '%s' sums at most %d ranks, these are %d", quantizer->text, codec.ops->most_ranks(&codec),
                        contributions);
-    *dense = (iq_cost_dense_t){.elements = layer->m * layer->n,
-                               .partial_bits = iq_decide_bits(&codec, ISGQ_FLOAT32, contributions, false),
-                               .result_bits = iq_decide_bits(&codec, ISGQ_FLOAT32, contributions, true),
-                               .encodes = codec.ops != iq_codec_none.ops};
-    if (codec.ops->needs_scales(&codec))
-        dense->agreement_bits = 32.0 * (double)iq_codec_scales(&codec, (size_t)dense->elements) / dense->elements;
+    *dense = iq_tuned_describe(&codec, ISGQ_FLOAT32, layer->m * layer->n, contributions);
     return ISGQ_SUCCESS;
 }
 

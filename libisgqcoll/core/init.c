@@ -188,6 +188,7 @@ static isgq_result_t split_with(isgq_comm_t comm, int color, int key, isgq_comm_
     }
     IQ_TRY(iq_rendezvous_from_id(&ids[all[0].rank], new_rank, &rendezvous));
     iq_origin_t origin = {.lineage = lineage_of_child(comm, color),
+                          .tuning = &comm->tuning,
                           .device = comm->gpu != NULL ? iq_gpu_device(comm)->ordinal : IQ_CURRENT_DEVICE};
     return iq_comm_create(new_comm, members, new_rank, origin, &rendezvous, config);
 }

@@ -8,6 +8,7 @@
 #include "base/util.h"
 #include "core/exec_stream.h"
 #include "core/gpu.h"
+#include "core/tuned.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -40,21 +41,22 @@ static void on_failed(void *context, isgq_result_t result, int culprit, const ch
 
 /* ---- agreement ---- */
 
-#define SETTINGS_BYTES 704
+#define SETTINGS_BYTES 736
 
 /* What ranks tell each other at the start. */
 typedef struct hello {
     iq_peer_t peer;
     uint64_t token; /* rank 0's names the communicator */
+    int32_t tells_table; /* rank 0's: it has a tuning table, and tells it when ranks are connected */
     char settings[SETTINGS_BYTES]; /* "name value\n" lines that must be equal */
 } hello_t;
 
 static void write_settings(isgq_comm_t comm, char text[SETTINGS_BYTES])
 {
     snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_WIRE_CHUNK_BYTES %zu\nISGQ_WIRE_SUM %d\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
-                                   "ISGQ_SHADOW %u\nISGQ_ALGORITHM %s\ndefault quantizer %s\n",
+                                   "ISGQ_SHADOW %u\nISGQ_EXACT_IF_FASTER %d\nISGQ_ALGORITHM %s\ndefault quantizer %s\n",
              comm->chunk_bytes, iq_config()->wire_chunk_bytes, iq_config()->wire_sum, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed, iq_config()->shadow,
-             comm->algorithm, comm->quantizer->text);
+             iq_config()->exact_if_faster, comm->algorithm, comm->quantizer->text);
 }
 
 /* The first line that differs, as a sentence. */
@@ -90,6 +92,7 @@ static isgq_result_t agree(isgq_comm_t comm, uint64_t deadline, uint64_t *token)
     mine.peer.device_type = (int32_t)comm->device_type;
     if (getrandom(&mine.token, sizeof(mine.token), 0) != (ssize_t)sizeof(mine.token))
         mine.token = iq_now_ns() ^ mine.peer.process;
+    mine.tells_table = comm->lineage == 0 && iq_config()->tune_table[0] != '\0';
     write_settings(comm, mine.settings);
     result = iq_control_allgather(comm->control, &mine, all, sizeof(mine), deadline);
     for (int r = 0; r < comm->nranks && result == ISGQ_SUCCESS; r++) {
@@ -104,6 +107,7 @@ static isgq_result_t agree(isgq_comm_t comm, uint64_t deadline, uint64_t *token)
         if (iq_config()->shadow != 0)
             IQ_WARN("ISGQ_SHADOW is for communicators on host memory only; nothing is compared here");
     }
+    comm->tells_table = all[0].tells_table != 0;
     *token = all[0].token;
     free(all);
     return result;
@@ -293,6 +297,23 @@ static isgq_result_t connect_ranks(isgq_comm_t comm, uint64_t token)
 
 /* ---- all of it ---- */
 
+/* Nobody returns before everybody is connected; rank 0 tells its tuning table, if it has one. Children have their parent's. */
+static isgq_result_t finish_together(isgq_comm_t comm)
+{
+    size_t bytes = comm->tells_table ? sizeof(isgqx_tuning_t) : 1;
+    unsigned char *all = calloc((size_t)comm->nranks + 1, bytes);
+    if (all == NULL)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator of %d ranks", comm->nranks);
+    isgqx_tuning_t *mine = (isgqx_tuning_t *)(void *)(all + (size_t)comm->nranks * bytes);
+    if (comm->tells_table && comm->rank == 0)
+        iq_tuned_load(comm, mine);
+    isgq_result_t result = iq_control_allgather(comm->control, mine, all, bytes, comm->init_deadline_ns);
+    if (result == ISGQ_SUCCESS)
+        iq_tuned_take(comm, comm->tells_table ? (const isgqx_tuning_t *)(const void *)all : &comm->tuning);
+    free(all);
+    return result;
+}
+
 static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
 {
     uint64_t token = 0;
@@ -308,13 +329,8 @@ static isgq_result_t meet(isgq_comm_t comm, const iq_rendezvous_t *rendezvous)
         result = iq_stream_open(comm, token);
     if (result == ISGQ_SUCCESS)
         result = iq_progress_start(comm);
-    if (result == ISGQ_SUCCESS) { /* nobody returns before everybody is connected */
-        char here = 1;
-        char *all = calloc((size_t)comm->nranks, 1);
-        result = all == NULL ? IQ_FAIL(ISGQ_ERR_NO_MEMORY, "communicator")
-                             : iq_control_allgather(comm->control, &here, all, 1, comm->init_deadline_ns);
-        free(all);
-    }
+    if (result == ISGQ_SUCCESS)
+        result = finish_together(comm);
     if (result == ISGQ_SUCCESS) {
         iq_gpu_watch(comm);
         iq_control_start(comm->control, &events);

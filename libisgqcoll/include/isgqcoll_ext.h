@@ -250,6 +250,87 @@ ISGQ_API isgq_result_t isgqx_cost_way(size_t index, const char **name, int *fact
 ISGQ_API isgq_result_t isgqx_cost(const isgqx_machine_t *machine, const isgqx_layer_t *layer, const char *way, const char *quantizer,
                                   isgqx_cost_t *cost);
 
+/** Quantizers whose speed a tuning table holds, at most. */
+#define ISGQX_TUNED_CODECS 8
+
+/** Sizes that a tuning table has corrections for: allreduces of 4 KiB, 64 KiB, 1 MiB and 16 MiB of f32. */
+#define ISGQX_TUNED_SIZES 4
+
+/** Speed of one quantizer, in bytes of f32 per second and rank while all ranks of a host work. */
+typedef struct isgqx_tuned_codec {
+    char quantizer[64]; /**< its text */
+    double encode_rate; /**< values to codes */
+    double decode_rate; /**< codes to values, addition included */
+    double correction[ISGQX_TUNED_SIZES]; /**< times that were measured over those that isgqx_cost says */
+} isgqx_tuned_codec_t;
+
+/** What isgq_tune measured, where. As a file: ISGQ_TUNE_TABLE. */
+typedef struct isgqx_tuning {
+    size_t size;            /**< sizeof(isgqx_tuning_t), set by the caller */
+    char library[16];       /**< version that measured: "0.1.0" */
+    char cpu[96];           /**< model name of rank 0's processor */
+    char transport[32];     /**< of rank 0's links, as in isgqx_call_record_t */
+    int cores;              /**< that rank 0 may run on */
+    int hosts;              /**< how many */
+    int ranks_per_host;     /**< of every host; 0: they differ */
+    double host_latency;    /**< seconds that a round of messages waits, between ranks of a host */
+    double host_rate;       /**< bytes/s that a rank of a host moves to others of it, all at once */
+    double network_latency; /**< as host_latency, between hosts */
+    double network_rate;    /**< bytes/s of a host's link, each direction */
+    double copy_rate;       /**< as in isgqx_machine_t */
+    double sum_rate;        /**< likewise */
+    double product_rate;    /**< likewise */
+    double factor_rate;     /**< values/s of factors, to codes of "isgq:bits=4" and back, on one rank */
+    double correction[ISGQX_TUNED_SIZES]; /**< as in isgqx_tuned_codec_t, of values as they are */
+    int ncodecs;            /**< at least 1; the first stands for quantizers that are not there */
+    isgqx_tuned_codec_t codecs[ISGQX_TUNED_CODECS]; /**< their speeds */
+} isgqx_tuning_t;
+
+/**
+ * Where a communicator runs: fills in library, cpu, transport, cores, hosts and ranks_per_host, and sets everything else to 0.
+ * @param[in]     comm    communicator
+ * @param[in,out] tuning  tuning->size set on entry
+ * @param[out]    first   lowest rank on this rank's host: names the host
+ * @param[out]    index   which of its host's ranks this one is, from 0
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
+ */
+ISGQ_API isgq_result_t isgqx_tuning_place(isgq_comm_t comm, isgqx_tuning_t *tuning, int *first, int *index);
+
+/**
+ * Write a tuning table.
+ * @param[in] path    file; what it held is replaced
+ * @param[in] tuning  what to write
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT (a value that no table may have), ISGQ_ERR_SYSTEM
+ */
+ISGQ_API isgq_result_t isgqx_tuning_write(const char *path, const isgqx_tuning_t *tuning);
+
+/**
+ * Read a tuning table, of whatever machine.
+ * @param[in]     path    file
+ * @param[in,out] tuning  tuning->size set on entry
+ * @return ISGQ_SUCCESS, ISGQ_ERR_SYSTEM (it cannot be read), ISGQ_ERR_CORRUPT (damaged), ISGQ_ERR_UNSUPPORTED (of a newer format)
+ */
+ISGQ_API isgq_result_t isgqx_tuning_read(const char *path, isgqx_tuning_t *tuning);
+
+/**
+ * The machine of a table as isgqx_cost takes it: one level for one host, two for several.
+ * @param[in]     tuning     a table
+ * @param[in]     quantizer  whose codes are meant: the most alike in the table; NULL: its first
+ * @param[in,out] machine    machine->size set on entry
+ * @return ISGQ_SUCCESS, ISGQ_ERR_INVALID_ARGUMENT
+ */
+ISGQ_API isgq_result_t isgqx_tuning_machine(const isgqx_tuning_t *tuning, const char *quantizer, isgqx_machine_t *machine);
+
+/**
+ * What isgqx_cost says on this machine, times what this returns, is what allreduces took: caches, and links that let bursts pass, are in no
+ * formula. Between measured sizes it is interpolated.
+ * @param[in] tuning     a table
+ * @param[in] quantizer  as in isgqx_tuning_machine, or "none"
+ * @param[in] bytes      of f32, of one rank
+ * @return the factor; 1 if an argument is NULL
+ */
+ISGQ_API double isgqx_tuning_correction(const isgqx_tuning_t *tuning, const char *quantizer, double bytes);
+
 /**
  * Bytes that one rank sends for an exact fp32 ring allreduce of @p count elements: what every ratio is measured against.
  * @param[in] count   elements

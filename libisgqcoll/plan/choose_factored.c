@@ -11,15 +11,16 @@
  *
  *     share    as gather, between hosts                      the ranks of a host divide what gather leaves to each of them
  *
- * gather, share, owner and reduce give the same bits, so the choice between them is free. Share is gather with copies inside a host instead of work:
- * where gather is best, the time of either decides. One rank sends nothing and still takes gather: its
- * factors are quantized as they would be in company.
+ * With a tuning table the least time of plan/cost.h decides instead, among all but owner, whose time is not known. gather, share, owner and reduce
+ * give the same bits, so the choice between them is free. Share is gather with copies inside a host instead of work: where gather is best, the time
+ * of either decides. One rank sends nothing and still takes gather: its factors are quantized as they would be in company.
  */
 #include "plan/plan.h"
 
 #include "base/status.h"
 #include "plan/plan_build.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -92,23 +93,76 @@ static void explain(const iq_factored_choice_request_t *request, const factored_
     }
 }
 
-/*
- * Does sharing take less time? Nanoseconds of one core, as measured on the machine of docs/performance.md: a rank saves what the others of its
- * host do for it, and copies rows and gradient to and from each of them.
- */
-#define MULTIPLY_NS 0.06 /* one row, one element of the gradient */
-#define COPY_NS 0.5      /* a byte into a queue and one out of it */
-#define MEETING_NS 30000 /* two more stages in which ranks wait for each other */
+/* ---- time ---- */
 
-static bool sharing_pays(const iq_factored_choice_request_t *request, const factored_option_t *share)
+/* Where nothing was measured: one core of the machine of docs/performance.md. A byte is copied into a queue and out of it. */
+static const iq_cost_machine_t assumed = {.nlevels = 1, .levels = {{1, 15e-6, 1e9}}, .copy_rate = 2e9, .product_rate = 1e9 / 0.06,
+                                          .factor_rate = 25e6};
+
+/* What coding one rank's factors takes, either way: the assumed machine's time, as much faster as the machine codes faster. */
+static double factor_seconds(const iq_factored_choice_request_t *request, const iq_cost_machine_t *machine)
 {
+    return 1e-9 * request->decode_ns * assumed.factor_rate / machine->factor_rate;
+}
+
+/* Seconds that sharing saves: a rank does not do what the others of its host do for it, but copies rows and gradient to and from each of them,
+ * in two more stages in which ranks wait for each other. */
+static double sharing_saves(const iq_factored_choice_request_t *request)
+{
+    const iq_cost_machine_t *machine = request->machine != NULL ? request->machine : &assumed;
     double host = request->ranks_per_host, rows = (double)request->nranks * (double)request->max_batch;
     double product = (double)request->m * (double)request->n, row = (double)request->m + (double)request->n;
-    if (!share->exists || host < 2 || share->scratch_needed > request->scratch_limit)
-        return false;
-    double saved = (1 - 1 / host) * (request->nranks * request->decode_ns + rows * product * MULTIPLY_NS);
+    double saved = (1 - 1 / host) * (request->nranks * factor_seconds(request, machine) + rows * product / machine->product_rate);
     double copied = (1 - 1 / host) * (rows * row * sizeof(int16_t) + product * sizeof(float));
-    return saved > copied * COPY_NS + MEETING_NS;
+    return saved - copied / machine->copy_rate - 2 * machine->levels[0].latency;
+}
+
+static bool fits(const iq_factored_choice_request_t *request, const factored_option_t *option)
+{
+    return option->exists && option->scratch_needed <= request->scratch_limit;
+}
+
+static bool may_share(const iq_factored_choice_request_t *request, const factored_option_t *options)
+{
+    return request->ranks_per_host > 1 && fits(request, &options[IQ_FACTORED_SHARE]);
+}
+
+/* What each way takes on the machine; integers travel as values do. */
+static void time_ways(const iq_factored_choice_request_t *request, const factored_option_t *options, double seconds[IQ_FACTORED_WAY_COUNT])
+{
+    double rows = (double)request->max_batch, m = (double)request->m, n = (double)request->n;
+    double own = rows * m * n / request->machine->product_rate, words = (double)request->sum_element_bytes / 4;
+    double code = factor_seconds(request, request->machine);
+    iq_cost_machine_t wires = *request->machine; /* codes of factors are counted here */
+    wires.encode_rate = wires.decode_rate = INFINITY;
+    const iq_cost_factors_t factors = {rows, m, n, rows > 0 ? 8 * (double)request->blob_bytes / (rows * (m + n)) : 0, 0};
+    const iq_cost_dense_t integers = {.elements = words * m * n, .partial_bits = 32, .result_bits = 32};
+    seconds[IQ_FACTORED_GATHER] = iq_cost_factored(&wires, IQ_COST_GATHER, &factors).total + (request->nranks + 1) * code;
+    seconds[IQ_FACTORED_REDUCE] = iq_cost_dense(request->machine, IQ_COST_DIRECT, &integers).total + own + 2 * code;
+    seconds[IQ_FACTORED_DENSE] = request->dense_seconds + own;
+    seconds[IQ_FACTORED_SHARE] = seconds[IQ_FACTORED_GATHER] - (may_share(request, options) ? sharing_saves(request) : 0);
+}
+
+static iq_factored_way_t fastest(const iq_factored_choice_request_t *request, const factored_option_t *options, char *why, size_t why_bytes)
+{
+    static const iq_factored_way_t order[] = {IQ_FACTORED_GATHER, IQ_FACTORED_SHARE, IQ_FACTORED_REDUCE, IQ_FACTORED_DENSE}; /* of ties */
+    double seconds[IQ_FACTORED_WAY_COUNT];
+    iq_factored_way_t best = IQ_FACTORED_DENSE;
+    size_t used = 0;
+    time_ways(request, options, seconds);
+    if (why_bytes > 0)
+        why[0] = '\0';
+    for (size_t i = 0; i < sizeof(order) / sizeof(order[0]); i++) {
+        iq_factored_way_t way = order[i];
+        if (way == IQ_FACTORED_SHARE ? !may_share(request, options) : !fits(request, &options[way]))
+            continue;
+        if (used < why_bytes)
+            used += (size_t)snprintf(why + used, why_bytes - used, "%s%s %.3g ms", used == 0 ? "" : ", ", iq_factored_ways[way].name,
+                                     1e3 * seconds[way]);
+        if (seconds[way] < seconds[best] || (seconds[way] == seconds[best] && best == IQ_FACTORED_DENSE))
+            best = way;
+    }
+    return best;
 }
 
 isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq_factored_way_t *way, char *why, size_t why_bytes)
@@ -121,14 +175,18 @@ isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq
         snprintf(why, why_bytes, "%s was asked for", request->forced);
         return ISGQ_SUCCESS;
     }
+    if (request->machine != NULL && request->nranks > 1) {
+        *way = fastest(request, options, why, why_bytes);
+        return ISGQ_SUCCESS;
+    }
     for (int i = IQ_FACTORED_REDUCE; i >= IQ_FACTORED_GATHER; i--) /* a tie goes to the one further left */
-        if (options[i].exists && options[i].scratch_needed <= request->scratch_limit && options[i].bytes <= options[best].bytes)
+        if (fits(request, &options[i]) && options[i].bytes <= options[best].bytes)
             best = (iq_factored_way_t)i;
     const factored_option_t *owner = &options[IQ_FACTORED_OWNER];
     if (owner->exists && owner->scratch_needed <= request->scratch_limit && owner->bytes < options[best].bytes)
         best = IQ_FACTORED_OWNER;
     explain(request, options, why, why_bytes);
-    if (best == IQ_FACTORED_GATHER && sharing_pays(request, &options[IQ_FACTORED_SHARE]))
+    if (best == IQ_FACTORED_GATHER && may_share(request, options) && sharing_saves(request) > 0)
         best = IQ_FACTORED_SHARE;
     *way = best;
     return ISGQ_SUCCESS;

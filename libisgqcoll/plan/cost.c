@@ -75,20 +75,34 @@ static void finish(const iq_cost_machine_t *machine, iq_cost_t *cost)
 
 /* ---- dense ---- */
 
-/* Encode what is sent, take in what is received, write the result: `bytes` of f32 that pass a rank in each phase, `others` of all. */
+/* `bytes` of f32 that pass a rank in each phase, `others` of all. First: encode what is sent, take in what is received. */
+static double scatter_seconds(const iq_cost_machine_t *machine, double bytes, double others, bool encodes)
+{
+    return bytes * others * (encodes ? 1 / machine->encode_rate + 1 / machine->decode_rate : 1 / machine->copy_rate + 1 / machine->sum_rate);
+}
+
+/* Second: encode the own part, write the result. */
+static double gather_seconds(const iq_cost_machine_t *machine, double bytes, double others, bool encodes)
+{
+    return encodes ? bytes * (1 - others) / machine->encode_rate + bytes / machine->decode_rate : bytes / machine->copy_rate;
+}
+
 static double codec_seconds(const iq_cost_machine_t *machine, double bytes, double others, bool encodes)
 {
-    if (encodes)
-        return bytes / machine->encode_rate + bytes * others / machine->decode_rate + bytes / machine->decode_rate;
-    return bytes * others * (1 / machine->copy_rate + 1 / machine->sum_rate) + bytes / machine->copy_rate;
+    return scatter_seconds(machine, bytes, others, encodes) + gather_seconds(machine, bytes, others, encodes);
 }
 
 static void dense_direct(const iq_cost_machine_t *machine, const iq_cost_dense_t *dense, iq_cost_t *cost)
 {
-    double ranks = iq_cost_ranks(machine);
-    all_to_all(machine, dense->elements / ranks * dense->partial_bits / 8, cost);
-    all_to_all(machine, dense->elements / ranks * dense->result_bits / 8, cost);
-    cost->codec += codec_seconds(machine, 4 * dense->elements, (ranks - 1) / ranks, dense->encodes);
+    double ranks = iq_cost_ranks(machine), others = (ranks - 1) / ranks;
+    if (dense->phases != IQ_COST_GATHERING) {
+        all_to_all(machine, dense->elements / ranks * dense->partial_bits / 8, cost);
+        cost->codec += scatter_seconds(machine, 4 * dense->elements, others, dense->encodes);
+    }
+    if (dense->phases != IQ_COST_SCATTER) {
+        all_to_all(machine, dense->elements / ranks * dense->result_bits / 8, cost);
+        cost->codec += gather_seconds(machine, 4 * dense->elements, others, dense->encodes);
+    }
 }
 
 /* What grows from hop to hop is taken at its mean. */

@@ -34,6 +34,7 @@ typedef struct iq_cost_machine {
     double encode_rate;  /* values to codes */
     double decode_rate;  /* codes to values, adding included */
     double product_rate; /* multiplications and additions of the factors' product, pairs/s */
+    double factor_rate;  /* values of factors that budgets' codes are made of and decoded from, values/s; formulas do not ask */
     double overlap;      /* 0: arithmetic and wire one after the other; 1: the shorter hides behind the longer */
 } iq_cost_machine_t;
 
@@ -58,12 +59,20 @@ typedef enum iq_cost_factored_way {
 
 extern const char *const iq_cost_factored_way_names[IQ_COST_FACTORED_WAY_COUNT];
 
+/* Which of the two phases of a sum; the others are for IQ_COST_DIRECT alone. */
+typedef enum iq_cost_phases {
+    IQ_COST_ALLREDUCE, /* both */
+    IQ_COST_SCATTER,   /* sums of blocks end with their owners */
+    IQ_COST_GATHERING  /* finished blocks go to everybody */
+} iq_cost_phases_t;
+
 /* A dense tensor and its codec. Bits are wire bits per element of the first and of the second phase. */
 typedef struct iq_cost_dense {
     double elements;
     double partial_bits, result_bits;
     bool encodes;          /* codes, not values as they are */
     double agreement_bits; /* per element, of scales that ranks agree on in a round of its own; 0: there is none */
+    iq_cost_phases_t phases;
 } iq_cost_dense_t;
 
 /* Factors of one layer. Bits are wire bits per element of X and Delta; result_bits those of a block that its owner sends on. */

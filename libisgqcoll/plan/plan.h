@@ -23,6 +23,7 @@
 #define ISGQ_PLAN_PLAN_H
 
 #include "isgqcoll.h"
+#include "plan/cost.h"
 
 #include <stdbool.h>
 #include <stddef.h>
@@ -229,15 +230,17 @@ typedef struct iq_factored_choice_request {
     size_t scratch_needed_gather, scratch_needed_reduce, scratch_needed_share, scratch_limit;
     double owner_bytes;         /* what a rank sends as one of all owners */
     size_t scratch_needed_owner;
-    double decode_ns;   /* one rank's factors, on the machine that the constants of choose_factored.c are of */
+    double decode_ns;   /* one rank's factors, on the machine that choose_factored.c assumes */
+    const iq_cost_machine_t *machine; /* measured, or NULL: bytes decide, and times are those of the assumed one */
+    double dense_seconds;             /* with a machine: of the dense alternative, but for the own product */
     int ranks_per_host; /* of every host; 0 if they differ, or if work cannot be shared */
     bool may_own;       /* ranks can be owners: all work on host memory */
     bool may_gather;    /* false: the quantizer has no factored form, so dense it is */
     const char *forced; /* "gather", "reduce", "dense", "share", "owner", or NULL / "auto" */
 } iq_factored_choice_request_t;
 
-/* The way with the fewest bytes that a rank sends, of those that fit into scratch, and sharing instead of gathering where it takes less time;
- * `why` gets the numbers. Errors: iq_choose. */
+/* Of the ways that fit into scratch the one that takes the least time on the machine; without one the way with the fewest bytes that a rank
+ * sends, and sharing instead of gathering where it takes less time. `why` gets the numbers. Errors: iq_choose. */
 isgq_result_t iq_choose_factored(const iq_factored_choice_request_t *request, iq_factored_way_t *way, char *why,
                                  size_t why_bytes);
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
-"""perf/compare and perf/ring_bandwidth: what they make of recorded runs, and a tiny run against whatever is installed.
+"""perf/compare, perf/ring_bandwidth and perf/check_model: what they make of recorded runs, and a tiny run against whatever is installed.
 
 usage: test_compare.py BIN_DIR [CASE...]      standard library only; exit status as test_programs.py
 """
@@ -121,10 +121,46 @@ class CompareRuns(Case):
             self.assertAlmostEqual(row["share"] * row["bound_gbs"], row["link_gbs"], places=9)
 
 
+def program_of(name):
+    """The functions of a program without .py."""
+    loader = {"__name__": name, "__file__": str(PERF / name)}
+    exec(compile((PERF / name).read_text(), name, "exec"), loader)
+    return loader
+
+
+class CompareModel(Case):
+    def test_chooser_beside_the_best_fixed_choice(self):
+        check = program_of("check_model")["Check"](None, compare_launch.Place(), 2, "/nowhere")
+        check.times = {("dense", "none", 64): {"direct": [8.0, 20.0, 8.0], "levels": [9.0, 9.0, 10.0], "chooser": [9.0, 9.0, 9.0]},
+                       ("dense", "bf16", 64): {"direct": [5.0, 6.0, 7.0], "levels": [7.0, 7.0, 7.0], "chooser": [5.5, 6.0, 8.4]}}
+        check.whys = {(("dense", quantizer, 64), "chooser"): "because" for quantizer in ("none", "bf16")}
+        none, bf16 = check.choices()
+        self.assertEqual((none["best"], none["fixed_ms"]), ("none direct", {"none direct": 8, "none levels": 9}))
+        self.assertAlmostEqual(none["over_none"], 9 / 8 - 1)
+        self.assertEqual((bf16["best"], bf16["chooser_ms"]), ("direct", 6))
+        self.assertAlmostEqual(bf16["over_best"], 0.1)  # the median of 1.1, 1 and 1.2
+        self.assertAlmostEqual(bf16["over_none"], 5.5 / 8 - 1)
+        check.predict = lambda quantizer, size: {"direct": 4.0, "levels": 10.5}
+        rows = {(row["quantizer"], row["algorithm"]): row["deviation"] for row in check.predictions()}
+        self.assertEqual(rows, {("none", "direct"): -0.5, ("none", "levels"): 10.5 / 9 - 1, ("bf16", "direct"): 4 / 6 - 1, ("bf16", "levels"): 0.5})
+        text = program_of("check_model")["markdown"](check.predictions(), check.choices())
+        self.assertIn("| +50 % |", text)
+        self.assertIn("**direct 6**, levels 7, none direct 8", text)
+
+    def test_tiny_run(self):
+        ran = script("check_model", test_programs.BIN, "--places", "host", "--sizes", "4k", "-q", "uniform:bits=4", "-w", "0", "-i", "1", "--repeat", "1",
+                     "--factored", "none", "-J", "-")
+        self.assertEqual(ran.returncode, 0, ran.stderr)
+        rows = json.loads(ran.stdout)
+        self.assertEqual({row["quantizer"] for row in rows["predictions"]}, {"none", "uniform:bits=4"})
+        self.assertEqual({(row["call"], row["quantizer"]) for row in rows["choices"]},
+                         {("dense", "none"), ("dense", "uniform:bits=4")})
+        self.assertTrue(all(row["predicted_ms"] > 0 for row in rows["predictions"]))
+
+
 class CompareOrders(Case):
     def test_hops_of_the_busiest_link(self):
-        loader = {"__name__": "ring", "__file__": str(PERF / "ring_bandwidth")}
-        exec(compile((PERF / "ring_bandwidth").read_text(), "ring_bandwidth", "exec"), loader)  # a program without .py
+        loader = program_of("ring_bandwidth")
         for name, order, hops in (("packed", [0, 0, 1, 1], 1), ("alternating", [0, 1, 0, 1], 2), ("0:1:1:0", [0, 1, 1, 0], 1)):
             self.assertEqual(loader["order_of"](name, 4, 2), order)
             self.assertEqual(loader["busiest"](order), hops)

@@ -35,7 +35,7 @@ FACTORED = ["factor:width=4,rounding=dither", "factor:width=4,coding=range", "is
             "isgq-mvu", "isgq-dithered", "isgq-dithered:width=8"]
 LOW_RANK = ["powersgd:rank=1", "powersgd:rank=6,feedback=off"]
 CODED = ["isgq:bits=2,coding=zstd", "isgq:bits=4.5,coding=zstd", "isgq:nmse=0.01,coding=zstd", "isgq:nmse=0.3,coding=zstd"]
-PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan", "isgq_model"]
+PROGRAMS = ["isgq_perf", "isgq_train", "isgq_quality", "isgq_info", "isgq_plan", "isgq_model", "isgq_tune"]
 
 
 def have(program):

@@ -253,6 +253,31 @@ START_TEST(sharing)
 }
 END_TEST
 
+/* With a machine time decides, and the text says so: bytes where links are slow, work where they are fast. */
+START_TEST(measured_machine)
+{
+    iq_cost_machine_t machine = {.nlevels = 1, .levels = {{4, 1e-6, 1e6}}, .copy_rate = 1e10, .sum_rate = 1e10, .encode_rate = 1e9,
+                                 .decode_rate = 1e9, .product_rate = 1e10, .factor_rate = 25e6};
+    iq_factored_choice_request_t request = first_layer(4);
+    request.machine = &machine;
+    request.dense_seconds = 0.5;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    ck_assert_str_eq(why, "gather 97 ms, reduce 4.71e+03 ms, dense 503 ms");
+    machine.levels[0].rate = 1e12; /* 100 million multiplications against a quarter of them */
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_REDUCE);
+    request.dense_seconds = 1e-6;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_DENSE);
+    request.dense_seconds = 0.5;
+    request.ranks_per_host = 4; /* who shares multiplies a quarter too, and moves 4 bytes an element once, not 8 twice */
+    request.sum_element_bytes = 8;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_SHARE);
+    machine.levels[0].latency = 1e-2; /* unless ranks meet slowly */
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_GATHER);
+    request.may_gather = false;
+    ck_assert_int_eq(way_of(request), IQ_FACTORED_DENSE);
+}
+END_TEST
+
 /* The owners' bytes count like any other's; the same bits as gather, so a tie stays with the simpler way. */
 START_TEST(owners)
 {
@@ -329,6 +354,7 @@ Suite *iq_suite(void)
     tcase_add_test(tcase, limits);
     tcase_add_test(tcase, owners);
     tcase_add_test(tcase, sharing);
+    tcase_add_test(tcase, measured_machine);
     tcase_add_test(tcase, forced_ways);
     suite_add_tcase(suite, tcase);
     return suite;

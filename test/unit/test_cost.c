@@ -87,6 +87,28 @@ START_TEST(shared_links)
 }
 END_TEST
 
+/* The phases of an allreduce alone are halves of it. */
+START_TEST(phases)
+{
+    iq_cost_machine_t machine = flat(4);
+    machine.encode_rate = 1e9;
+    machine.decode_rate = 3e9;
+    const iq_cost_dense_t *both[] = {&values, &codes};
+    for (int i = 0; i < 2; i++) {
+        iq_cost_dense_t first = *both[i], second = *both[i];
+        first.phases = IQ_COST_SCATTER;
+        second.phases = IQ_COST_GATHERING;
+        iq_cost_t whole = iq_cost_dense(&machine, IQ_COST_DIRECT, both[i]), scatter = iq_cost_dense(&machine, IQ_COST_DIRECT, &first),
+                  gather = iq_cost_dense(&machine, IQ_COST_DIRECT, &second);
+        near(scatter.total + gather.total, whole.total);
+        near(scatter.sent, 3.0 / 4 * both[i]->elements * both[i]->partial_bits / 8);
+        near(gather.sent, 3.0 / 4 * both[i]->elements * both[i]->result_bits / 8);
+        near(scatter.codec, 3.0 / 4 * 4 * both[i]->elements *
+                                (i == 0 ? 1 / machine.copy_rate + 1 / machine.sum_rate : 1 / machine.encode_rate + 1 / machine.decode_rate));
+    }
+}
+END_TEST
+
 /* Codes shrink what hosts send each other, not what ranks of a host do. */
 START_TEST(levels_quantize_between_hosts)
 {
@@ -172,6 +194,7 @@ Suite *iq_suite(void)
     tcase_add_test(tcase, ring_and_direct);
     tcase_add_test(tcase, tree_of_the_paper);
     tcase_add_test(tcase, shared_links);
+    tcase_add_test(tcase, phases);
     tcase_add_test(tcase, levels_quantize_between_hosts);
     tcase_add_test(tcase, agreement_goes_along);
     tcase_add_test(tcase, nothing_to_join);
