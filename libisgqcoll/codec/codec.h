@@ -45,6 +45,7 @@ typedef struct iq_codec_call {
     size_t first_bucket;
     float *seen;            /* guarded: [bucket] the largest magnitude that any rank had there, of what was delivered so far (codec/guarded.h) */
     bool holds;             /* guarded: results go to the output as the messages of the codec beneath, to be decoded later */
+    const struct iq_fused *fused; /* fused: the parts and their own calls (codec/fused.h) */
     const uint32_t *strata; /* [IQ_STRATA] this rank's offsets for rounding=stratified (codec/strata.h) */
     struct iq_device *device; /* where data in device memory is worked on (codec/device.h); NULL: host memory */
     const double *history; /* [IQ_HISTORY] what `learn` made of earlier results of the same tensor, zeros at first, equal on all

@@ -74,7 +74,7 @@ static isgq_result_t launch(isgq_comm_t comm, iq_call_t *call, isgq_quantizer_t 
     IQ_TRY(iq_tensor_use(comm, options != NULL ? options->tensor : NULL, call));
     if (iq_group_defer(comm, call, &result))
         return result;
-    return iq_submit(comm, call);
+    return iq_submit(comm, &call, 1);
 }
 
 static isgq_result_t allreduce(const void *sendbuff, void *recvbuff, size_t count, isgq_data_type_t datatype, isgq_red_op_t op,

@@ -31,6 +31,7 @@
 #define IQ_DECISIONS 64    /* remembered; a power of two */
 #define IQ_SLOTS 4         /* messages per link and direction */
 #define IQ_BOARDS 64       /* ranks that have them at most: beyond, nothing is gained by them */
+#define IQ_FUSE_CALLS 64   /* of a group that are queued at once: among these the small ones travel together */
 #define IQ_MAX_TRANSPORTS 4
 #define IQ_MAX_STAGES 16
 
@@ -77,7 +78,13 @@ typedef struct iq_call {
     uint64_t sequence, fingerprint;
     bool streamed;                    /* enqueued on its stream as a whole (core/exec_stream.h) */
     bool captured;                    /* streamed into a CUDA graph */
-    uint64_t wire_bytes, own_bytes;   /* streamed: what was enqueued */
+    uint64_t wire_bytes, own_bytes;   /* streamed: what was enqueued; carried: its part of what was sent */
+    bool may_fuse;                    /* may travel with others of its group (core/fuse.c) */
+    bool carried;                     /* does, with an earlier one */
+    uint16_t fused;                   /* carries others: how many there are with itself */
+    uint16_t next_fused;              /* so many calls later comes the next of them; 0: none does */
+    uint16_t grouped;                 /* calls that were queued at once with it, from it on; 0: none */
+    uint64_t time_ns;                 /* carried: that the exchange took */
 } iq_call_t;
 
 /* What decide.c made of a call without a tensor: the same again for the next of its kind. */
@@ -280,18 +287,32 @@ double iq_decide_bits(const iq_codec_t *codec, isgq_data_type_t datatype, int nr
 
 /* ---- submit.c ---- */
 
-/* Queue a decided call; *call is copied. Waits for room if IQ_QUEUE_CALLS are queued. */
-isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call);
+/* Queue decided calls, all of them at once; they are copied. Waits for room if IQ_QUEUE_CALLS are queued. More than one: in host memory alone. */
+isgq_result_t iq_submit(isgq_comm_t comm, iq_call_t *const calls[], size_t ncalls);
 
-/* No room for another call now; and waiting for room. */
-bool iq_queue_full(isgq_comm_t comm);
-isgq_result_t iq_queue_wait(isgq_comm_t comm);
+/* No room for so many calls now; and waiting for room. */
+bool iq_queue_full(isgq_comm_t comm, size_t ncalls);
+isgq_result_t iq_queue_wait(isgq_comm_t comm, size_t ncalls);
 
 /* The arguments of call `sequence` as text, false if it is not remembered. */
 bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMENTS_TEXT_BYTES]);
 
 const char *iq_call_kind_name(iq_call_kind_t kind);
 const char *iq_call_algorithm_name(const iq_call_t *call); /* "direct", ..., or the way of a factored call */
+
+/* ---- fuse.c: small calls of a group that travel together ---- */
+
+/* Of a decided call; `forced` as for iq_decide. Equal on all ranks. */
+bool iq_fuse_may(isgq_comm_t comm, const iq_call_t *call, const char *forced);
+
+/* How many calls of a group are queued at once; 1: nothing is fused. */
+size_t iq_fuse_window(isgq_comm_t comm);
+
+/* Mark which of the calls, that will be queued at once, travel together. ISGQ_ERR_INVALID_USAGE if their buffers depend on one another. */
+isgq_result_t iq_fuse(isgq_comm_t comm, iq_call_t *const calls[], size_t ncalls);
+
+/* Of a call that carries others and of these, which lie in comm->calls (queue_lock is held). */
+uint64_t iq_fuse_fingerprint(isgq_comm_t comm, const iq_call_t *carrier);
 
 /* ---- group.c ---- */
 

@@ -342,7 +342,11 @@ static const char *forced_algorithm(isgq_comm_t comm, const iq_call_t *call, con
 static isgq_result_t decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm)
 {
     const char *forced = forced_algorithm(comm, call, algorithm);
-    return call->kind == IQ_CALL_FACTORED ? decide_factored(comm, call, forced) : decide_collective(comm, call, forced);
+    if (call->kind == IQ_CALL_FACTORED)
+        return decide_factored(comm, call, forced);
+    IQ_TRY(decide_collective(comm, call, forced));
+    call->may_fuse = iq_fuse_may(comm, call, forced);
+    return ISGQ_SUCCESS;
 }
 
 /* ---- what was decided before ---- */

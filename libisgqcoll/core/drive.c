@@ -42,33 +42,53 @@ static void keep_text(char *kept, size_t bytes, const char *text)
     kept[length] = '\0';
 }
 
+/* What every call leaves in the statistics and the record of the last one; queue_lock is held. */
+static void count_call(isgq_comm_t comm, const iq_call_t *call, uint64_t wire_bytes, uint64_t own_bytes, uint64_t time_ns)
+{
+    isgqx_call_record_t *record = &comm->record;
+    comm->stats.calls++;
+    comm->stats.input_bytes += call->input_bytes;
+    comm->stats.wire_bytes += wire_bytes;
+    comm->stats.fallback_calls += call->fallback;
+    record->sequence = call->sequence;
+    keep_text(record->algorithm, sizeof(record->algorithm), iq_call_algorithm_name(call));
+    memcpy(record->why, call->why, sizeof(record->why));
+    record->input_bytes = call->input_bytes;
+    record->wire_bytes = wire_bytes;
+    record->own_bytes = own_bytes;
+    record->time_ns = time_ns;
+    comm->own_bytes += own_bytes;
+}
+
+/* An earlier one carried it: it is done. */
+static void complete_carried(isgq_comm_t comm, const iq_call_t *call)
+{
+    uint64_t sequence = call->sequence;
+    pthread_mutex_lock(&comm->queue_lock);
+    count_call(comm, call, call->wire_bytes, call->own_bytes, call->time_ns);
+    pthread_mutex_unlock(&comm->queue_lock);
+    IQ_DEBUG("call %llu: %s done with an earlier one, its part are %llu bytes", (unsigned long long)sequence, iq_call_kind_name(call->kind),
+             (unsigned long long)call->wire_bytes);
+    atomic_store(&comm->completed, sequence);
+}
+
 static void complete_call(isgq_comm_t comm, iq_run_t *run)
 {
     iq_call_t *call = run->call;
     uint64_t now = iq_now_ns();
     iq_gpu_complete(comm, call->sequence); /* before any lock: whoever holds one may wait for room in a stream that waits for this */
     pthread_mutex_lock(&comm->queue_lock);
-    comm->stats.calls++;
-    comm->stats.input_bytes += call->input_bytes;
-    comm->stats.wire_bytes += run->wire_bytes;
+    if (call->fused > 0)
+        iq_run_divide_fused(comm, run, now - run->started_ns);
+    count_call(comm, call, run->wire_bytes, run->own_bytes, now - run->started_ns);
     comm->stats.shared_bytes += run->shared_bytes;
-    comm->stats.fallback_calls += call->fallback;
     comm->stats.predicted_calls += run->prediction.guards;
     comm->stats.repaired_calls += run->prediction.repairs;
     comm->stats.transfer_ns += run->waited_ns;
     iq_accuracy_count(comm, run);
     comm->stats.quantize_ns += now - run->started_ns - run->waited_ns;
-    isgqx_call_record_t *record = &comm->record;
-    record->sequence = call->sequence;
-    keep_text(record->algorithm, sizeof(record->algorithm), iq_call_algorithm_name(call));
-    memcpy(record->why, call->why, sizeof(record->why));
     if (run->prediction.guards)
-        snprintf(record->why, sizeof(record->why), "%.72s%s", call->why, iq_run_prediction_text(run));
-    record->input_bytes = call->input_bytes;
-    record->wire_bytes = run->wire_bytes;
-    record->own_bytes = run->own_bytes;
-    record->time_ns = now - run->started_ns;
-    comm->own_bytes += run->own_bytes;
+        snprintf(comm->record.why, sizeof(comm->record.why), "%.72s%s", call->why, iq_run_prediction_text(run));
     pthread_mutex_unlock(&comm->queue_lock);
     IQ_DEBUG("call %llu: %s %s done, %llu bytes sent in %llu us%s; %s", (unsigned long long)call->sequence, iq_call_kind_name(call->kind),
              iq_call_algorithm_name(call), (unsigned long long)run->wire_bytes, (unsigned long long)((now - run->started_ns) / 1000),
@@ -90,6 +110,10 @@ static isgq_result_t begin_next(isgq_comm_t comm, iq_run_t *run, bool *idle)
     *idle = next > atomic_load(&comm->submitted);
     if (*idle)
         return ISGQ_SUCCESS;
+    if (comm->calls[next % IQ_QUEUE_CALLS].carried) {
+        complete_carried(comm, &comm->calls[next % IQ_QUEUE_CALLS]);
+        return ISGQ_SUCCESS;
+    }
     atomic_store(&comm->current, next);
     return iq_run_begin(comm, run, &comm->calls[next % IQ_QUEUE_CALLS]);
 }

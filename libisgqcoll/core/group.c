@@ -185,10 +185,46 @@ static void drop_call(const iq_call_t *call)
     iq_tensor_release(call->tensor);
 }
 
+/* Calls of one communicator that are queued at once. */
+typedef struct window {
+    isgq_comm_t comm;
+    size_t ncalls;
+    deferred_call_t *deferred[IQ_FUSE_CALLS];
+    iq_call_t *calls[IQ_FUSE_CALLS];
+} window_t;
+
+/* The next calls on the communicator of call `first`, from that on. Windows follow from the group alone, so ranks that group alike fuse alike. */
+static void next_window(size_t first, window_t *window)
+{
+    size_t most = iq_fuse_window(group.calls[first].comm);
+    window->comm = group.calls[first].comm;
+    window->ncalls = 0;
+    for (size_t i = first; i < group.ncalls && window->ncalls < most; i++) {
+        if (group.calls[i].comm != window->comm)
+            continue;
+        window->deferred[window->ncalls] = &group.calls[i];
+        window->calls[window->ncalls++] = &group.calls[i].call;
+    }
+}
+
+static void launch(const window_t *window)
+{
+    isgq_result_t result = iq_fuse(window->comm, window->calls, window->ncalls);
+    if (result == ISGQ_SUCCESS)
+        result = iq_submit(window->comm, window->calls, window->ncalls);
+    if (result != ISGQ_SUCCESS)
+        refuse(window->comm, result, iq_last_error());
+    for (size_t i = 0; i < window->ncalls; i++) {
+        drop_call(window->calls[i]);
+        window->deferred[i]->comm = NULL;
+    }
+}
+
 /* One pass over the calls that are left, in order; a communicator whose queue is full sits the rest of the pass out. */
 static size_t launch_pass(void)
 {
     size_t launched = 0;
+    window_t window;
     for (size_t i = 0; i < group.ncalls; i++)
         if (group.calls[i].comm != NULL)
             group.calls[i].comm->group_skips = false;
@@ -196,34 +232,35 @@ static size_t launch_pass(void)
         isgq_comm_t comm = group.calls[i].comm;
         if (comm == NULL || comm->group_skips)
             continue;
-        comm->group_skips = iq_queue_full(comm);
+        next_window(i, &window);
+        comm->group_skips = iq_queue_full(comm, window.ncalls);
         if (comm->group_skips)
             continue;
-        isgq_result_t result = iq_submit(comm, &group.calls[i].call);
-        if (result != ISGQ_SUCCESS)
-            refuse(comm, result, iq_last_error());
-        drop_call(&group.calls[i].call);
-        group.calls[i].comm = NULL;
-        launched++;
+        launch(&window);
+        launched += window.ncalls;
     }
     return launched;
 }
 
-static isgq_comm_t first_left(void)
+/* Of the first call that is left; false if none is. */
+static bool first_left(window_t *window)
 {
-    for (size_t i = 0; i < group.ncalls; i++)
-        if (group.calls[i].comm != NULL)
-            return group.calls[i].comm;
-    return NULL;
+    for (size_t i = 0; i < group.ncalls; i++) {
+        if (group.calls[i].comm == NULL)
+            continue;
+        next_window(i, window);
+        return true;
+    }
+    return false;
 }
 
 /* The thread may hold several ranks of one job, so it never waits for one while it could queue calls on another. */
 static void launch_calls(void)
 {
-    isgq_comm_t comm;
-    while (group.refused == ISGQ_SUCCESS && (comm = first_left()) != NULL)
-        if (launch_pass() == 0 && iq_queue_wait(comm) != ISGQ_SUCCESS)
-            refuse(comm, iq_comm_check(comm), iq_last_error());
+    window_t left;
+    while (group.refused == ISGQ_SUCCESS && first_left(&left))
+        if (launch_pass() == 0 && iq_queue_wait(left.comm, left.ncalls) != ISGQ_SUCCESS)
+            refuse(left.comm, iq_comm_check(left.comm), iq_last_error());
 }
 
 static isgq_result_t end_outermost(void)

@@ -41,7 +41,7 @@ static void on_failed(void *context, isgq_result_t result, int culprit, const ch
 
 /* ---- agreement ---- */
 
-#define SETTINGS_BYTES 736
+#define SETTINGS_BYTES 800
 
 /* What ranks tell each other at the start. */
 typedef struct hello {
@@ -53,9 +53,9 @@ typedef struct hello {
 
 static void write_settings(isgq_comm_t comm, char text[SETTINGS_BYTES])
 {
-    snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_WIRE_CHUNK_BYTES %zu\nISGQ_WIRE_SUM %d\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
+    snprintf(text, SETTINGS_BYTES, "ISGQ_CHUNK_BYTES %zu\nISGQ_WIRE_CHUNK_BYTES %zu\nISGQ_WIRE_SUM %d\nISGQ_FUSE_BYTES %zu\nISGQ_SCRATCH_BYTES %zu\nISGQ_SEED %llu\nISGQ_TRANSPORTS %s\n"
                                    "ISGQ_SHADOW %u\nISGQ_EXACT_IF_FASTER %d\nISGQ_ALGORITHM %s\ndefault quantizer %s\n",
-             comm->chunk_bytes, iq_config()->wire_chunk_bytes, iq_config()->wire_sum, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed, iq_config()->shadow,
+             comm->chunk_bytes, iq_config()->wire_chunk_bytes, iq_config()->wire_sum, iq_config()->fuse_bytes, comm->scratch.bytes, (unsigned long long)comm->seed, comm->transports_allowed, iq_config()->shadow,
              iq_config()->exact_if_faster, comm->algorithm, comm->quantizer->text);
 }
 

@@ -246,6 +246,8 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
         return iq_run_begin_powersgd(comm, run);
     if (call->algorithm->needs & IQ_IN_LEVELS)
         return iq_run_begin_levels(comm, run);
+    if (call->fused > 0)
+        return iq_run_begin_fused(comm, run);
     bool moves = call->kind == IQ_CALL_ALLGATHER || call->kind == IQ_CALL_BROADCAST;
     if (moves && call->codec.ops == iq_codec_none.ops && !call->accumulate) { /* bytes as they are, NaN payloads and all */
         count *= iq_datatype_bytes(datatype);

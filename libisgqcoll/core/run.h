@@ -3,6 +3,7 @@
  * A call in progress: a short list of stages, run one after another. A stage is a plan (messages and codec) or some local work cut into trips.
  *
  *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, history]
+ *   fused                 [scales of all parts, plan: max of scales,] plan
  *   PowerSGD              directions, product P, plan: sum of P, basis, product Q, plan: sum of Q, result
  *   ... predicted         [error feedback,] guarded plan, verdict, results, plan if the guess was wrong [, history]
  *   factored, gather      prepare, plan: max of peaks, encode, plan: gather blobs, decode x N, product x tiles
@@ -26,6 +27,7 @@
 #ifndef ISGQ_CORE_RUN_H
 #define ISGQ_CORE_RUN_H
 
+#include "codec/fused.h"
 #include "core/comm.h"
 #include "core/own_error.h"
 #include "kernels/cuda/factor_module.h"
@@ -156,6 +158,7 @@ typedef struct iq_run {
     float *scales;
     iq_own_error_t own_error;
     iq_prediction_run_t prediction;
+    iq_fused_t fused;            /* calls that travel together: run_fused.c */
     double history[IQ_HISTORY];  /* of the tensor when the call began */
     iq_shadow_t shadow;
     unsigned char *level_sums; /* of a call in levels: sums of hosts, then of all; the output, or in scratch */
@@ -213,6 +216,13 @@ bool iq_views_may_serve(isgq_comm_t comm, const iq_run_t *run, const iq_algorith
 
 /* The stages that do it, or find that it cannot be done and leave it to the next stage. */
 isgq_result_t iq_run_add_views(isgq_comm_t comm, iq_run_t *run, const iq_codec_call_t *codec_call);
+
+/* ---- run_fused.c ---- */
+
+isgq_result_t iq_run_begin_fused(isgq_comm_t comm, iq_run_t *run);
+
+/* The calls that run->call carried get their parts of its bytes, by their input's; it keeps the rest. queue_lock is held. */
+void iq_run_divide_fused(isgq_comm_t comm, iq_run_t *run, uint64_t time_ns);
 
 /* ---- run_scales.c ---- */
 

@@ -93,7 +93,8 @@ static void report_mismatch(step_t *step, int peer, uint64_t sequence)
     step->run->mismatch_reported = true;
     if (sequence == 0 || sequence > step->run->call->sequence)
         sequence = step->run->call->sequence;
-    iq_control_report_mismatch(step->comm->control, sequence, peer);
+    uint64_t last = step->run->call->sequence + step->run->call->grouped; /* a call may carry later ones of its group */
+    iq_control_report_mismatch(step->comm->control, sequence, last > step->run->call->sequence ? last - 1 : last, peer);
 }
 
 /*

@@ -58,9 +58,9 @@ static void format_arguments(const iq_call_t *call, char text[IQ_ARGUMENTS_TEXT_
         snprintf(rest, room, "datatype %s\ncount %zu\nroot %d\nalgorithm %s\n", iq_datatype_name(call->datatype), call->count, call->root,
                  call->algorithm->name);
     else
-        snprintf(rest, room, "datatype %s\nop %s\ncount %zu\nquantizer %s\nalgorithm %s\n%s", iq_datatype_name(call->datatype),
+        snprintf(rest, room, "datatype %s\nop %s\ncount %zu\nquantizer %s\nalgorithm %s\n%sgrouped %u\n", iq_datatype_name(call->datatype),
                  call->kind == IQ_CALL_ALLGATHER ? "none" : iq_red_op_name(call->op), call->count, call->quantizer->text,
-                 call->algorithm->name, format_history(call, history));
+                 call->algorithm->name, format_history(call, history), call->may_fuse && call->grouped > 1 ? call->grouped : 1);
 }
 
 /* Words instead of bytes: hashing all of them one by one takes a tenth of a small call. */
@@ -112,14 +112,14 @@ bool iq_call_arguments(isgq_comm_t comm, uint64_t sequence, char text[IQ_ARGUMEN
 
 static uint64_t queue_room(isgq_comm_t comm) { return comm->gpu != NULL ? IQ_GPU_QUEUE_CALLS : IQ_QUEUE_CALLS; }
 
-bool iq_queue_full(isgq_comm_t comm)
+bool iq_queue_full(isgq_comm_t comm, size_t ncalls)
 {
-    return atomic_load(&comm->submitted) >= atomic_load(&comm->completed) + queue_room(comm);
+    return atomic_load(&comm->submitted) + ncalls > atomic_load(&comm->completed) + queue_room(comm);
 }
 
-isgq_result_t iq_queue_wait(isgq_comm_t comm)
+isgq_result_t iq_queue_wait(isgq_comm_t comm, size_t ncalls)
 {
-    return iq_queue_full(comm) ? iq_progress_wait(comm, comm->submitted + 1 - queue_room(comm)) : ISGQ_SUCCESS;
+    return iq_queue_full(comm, ncalls) ? iq_progress_wait(comm, comm->submitted + ncalls - queue_room(comm)) : ISGQ_SUCCESS;
 }
 
 /* What a device does with the call, before anybody sees it. */
@@ -147,36 +147,53 @@ static bool needs_thread(isgq_comm_t comm, uint64_t sequence)
     return true;
 }
 
-isgq_result_t iq_submit(isgq_comm_t comm, const iq_call_t *call)
+/* Into its slot; queue_lock is held. The quantizer that was remembered there is the caller's to let go. */
+static isgq_quantizer_t put(isgq_comm_t comm, const iq_call_t *call)
 {
-    IQ_TRY(iq_comm_check(comm));
-    if (comm->finalized)
-        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[call->kind]);
-    IQ_TRY(iq_queue_wait(comm));
-    uint64_t sequence = comm->submitted + 1; /* one thread at a time makes calls */
-    iq_call_t enqueued;
-    if (comm->gpu != NULL) {
-        enqueued = *call;
-        enqueued.sequence = sequence;
-        IQ_TRY(enqueue(comm, &enqueued));
-        call = &enqueued;
-    }
-    pthread_mutex_lock(&comm->queue_lock);
-    iq_call_t *slot = &comm->calls[sequence % IQ_QUEUE_CALLS];
+    iq_call_t *slot = &comm->calls[call->sequence % IQ_QUEUE_CALLS];
     isgq_quantizer_t forgotten = slot->quantizer;
     *slot = *call;
-    slot->sequence = sequence;
-    slot->history_mark = slot->history != 0 ? iq_tensor_mark(slot->tensor, slot, sequence) : 0;
+    slot->history_mark = slot->history != 0 ? iq_tensor_mark(slot->tensor, slot, slot->sequence) : 0;
     slot->fingerprint = fingerprint(slot);
     if (slot->quantizer == forgotten)
         forgotten = NULL; /* the reference stays */
     else if (slot->quantizer != NULL)
         iq_quantizer_retain(slot->quantizer);
     iq_tensor_hold(slot->tensor);
-    atomic_store(&comm->submitted, sequence);
-    bool wake = needs_thread(comm, sequence);
+    return forgotten;
+}
+
+/* Frames of a call that carries others tell whether ranks agree on all of them. */
+static void sign_fused(isgq_comm_t comm, uint64_t first, size_t ncalls)
+{
+    for (uint64_t sequence = first; sequence < first + ncalls; sequence++) {
+        iq_call_t *call = &comm->calls[sequence % IQ_QUEUE_CALLS];
+        if (call->fused > 0)
+            call->fingerprint = iq_fuse_fingerprint(comm, call);
+    }
+}
+
+isgq_result_t iq_submit(isgq_comm_t comm, iq_call_t *const calls[], size_t ncalls)
+{
+    isgq_quantizer_t forgotten[IQ_FUSE_CALLS];
+    IQ_TRY(iq_comm_check(comm));
+    if (comm->finalized)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: the communicator was finalized", kind_names[calls[0]->kind]);
+    IQ_TRY(iq_queue_wait(comm, ncalls));
+    uint64_t first = comm->submitted + 1; /* one thread at a time makes calls */
+    for (size_t i = 0; i < ncalls; i++) {
+        calls[i]->sequence = first + i;
+        IQ_TRY(enqueue(comm, calls[i]));
+    }
+    pthread_mutex_lock(&comm->queue_lock);
+    for (size_t i = 0; i < ncalls; i++)
+        forgotten[i] = put(comm, calls[i]);
+    sign_fused(comm, first, ncalls);
+    atomic_store(&comm->submitted, first + ncalls - 1);
+    bool wake = needs_thread(comm, first + ncalls - 1);
     pthread_mutex_unlock(&comm->queue_lock);
-    isgq_quantizer_destroy(forgotten);
+    for (size_t i = 0; i < ncalls; i++)
+        isgq_quantizer_destroy(forgotten[i]);
     if (wake)
         pthread_cond_signal(&comm->queue_changed);
     return ISGQ_SUCCESS;

@@ -651,7 +651,9 @@ ISGQ_API isgq_result_t isgq_group_start(void);
 /**
  * Launch what the outermost group holds; isgq_comm_init_rank inside a group is completed here too (the other ways to a communicator answer
  * ISGQ_ERR_INVALID_USAGE inside a group), so one thread may drive
- * several devices. Calls keep the bits they would have had alone. On an error nothing is launched, and the communicators in the group fail on every rank.
+ * several devices. Calls keep the bits they would have had alone. Small allreduces among them (ISGQ_FUSE_BYTES) are done together: all ranks group
+ * these alike, and none of their buffers may overlap one that an earlier call of the group reads or writes, unless both only read it.
+ * On an error nothing is launched, and the communicators in the group fail on every rank.
  * @return as the collectives in the group; ISGQ_ERR_INVALID_USAGE without a
  *         matching isgq_group_start
  */

@@ -22,9 +22,9 @@ typedef struct isgqx_call_record {
     char transport[32];  /**< of this rank's links, joined by '+' */
     char why[96];        /**< what decided, in a few words */
     uint64_t input_bytes;/**< bytes of input on this rank */
-    uint64_t wire_bytes; /**< bytes this rank sent, frames and scales included */
+    uint64_t wire_bytes; /**< bytes this rank sent, frames and scales included; of a fused call its part, in proportion to its input */
     uint64_t own_bytes;  /**< bytes of this rank's own contribution, counted once however many ranks it went to */
-    uint64_t time_ns;    /**< from start to completion */
+    uint64_t time_ns;    /**< from start to completion; of a fused call, of all that travel together */
 } isgqx_call_record_t;
 
 /**

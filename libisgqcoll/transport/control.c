@@ -251,9 +251,9 @@ void iq_control_report_stall(iq_control_t *control, uint64_t sequence, int await
     leave_report(control, &report);
 }
 
-void iq_control_report_mismatch(iq_control_t *control, uint64_t sequence, int peer)
+void iq_control_report_mismatch(iq_control_t *control, uint64_t first, uint64_t last, int peer)
 {
-    iq_report_t report = {.kind = IQ_REPORT_MISMATCH, .rank = control->rank, .peer = peer, .sequence = sequence};
+    iq_report_t report = {.kind = IQ_REPORT_MISMATCH, .rank = control->rank, .peer = peer, .sequence = first, .last = last};
     snprintf(report.step, sizeof(report.step), "a frame of another call");
     leave_report(control, &report);
 }

@@ -67,7 +67,7 @@ typedef struct iq_rank_status {
 } iq_rank_status_t;
 
 /* One call's arguments as "name value" pairs, in one fixed order, e.g. "op allreduce\ncount 1000\ndatatype f32\n...". */
-#define IQ_ARGUMENTS_TEXT_BYTES 512
+#define IQ_ARGUMENTS_TEXT_BYTES 576
 
 typedef struct iq_control_events {
     void *context;
@@ -110,10 +110,11 @@ void iq_control_abort(iq_control_t *control, isgq_result_t result, int culprit, 
  * within 3 seconds in any case, also when rank 0 is the one that hangs. */
 void iq_control_report_stall(iq_control_t *control, uint64_t sequence, int awaited, const char *step);
 
-/* A frame of `peer` does not belong to the call we are in. The ranks exchange the arguments of `sequence`; `failed` follows with
+/* A frame of `peer` does not belong to the call we are in. The ranks exchange the arguments of calls `first` to `last` one by one, until they find
+ * some that differ; `failed` follows with
  * ISGQ_ERR_MISMATCH and the differing value: "call 17: count is 1000 on rank 0 and 1001 on rank 2". If all agree after all:
  * ISGQ_ERR_CORRUPT naming the peer. */
-void iq_control_report_mismatch(iq_control_t *control, uint64_t sequence, int peer);
+void iq_control_report_mismatch(iq_control_t *control, uint64_t first, uint64_t last, int peer);
 
 /* Leave in good order: returns when all ranks have called it (or at the deadline, ISGQ_ERR_TIMEOUT naming who has not).
  * Afterwards end of file is no death. */

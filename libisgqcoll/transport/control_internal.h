@@ -52,7 +52,7 @@ typedef enum iq_frame_type {
     IQ_FRAME_RESULT,    /* 0 -> rank: round, total, offset, data */
     IQ_FRAME_LATE,      /* rank -> 0: round whose deadline has passed */
     IQ_FRAME_STALL,     /* rank -> 0: sequence, awaited, step */
-    IQ_FRAME_MISMATCH,  /* rank -> 0: sequence, peer */
+    IQ_FRAME_MISMATCH,  /* rank -> 0: sequence, peer, text, last */
     IQ_FRAME_RECEIVED,  /* 0 -> rank: your report is being looked into */
     IQ_FRAME_QUERY,     /* 0 -> rank: sequence; asks for status and arguments */
     IQ_FRAME_ANSWER,    /* rank -> 0: status, arguments */
@@ -210,6 +210,7 @@ typedef struct iq_report {
     int rank;          /* who reports */
     int peer;          /* whom it awaits, or whose frame was strange */
     uint64_t sequence; /* the call it is in */
+    uint64_t last;     /* mismatch: the last of the calls that may differ */
     char step[96];
 } iq_report_t;
 

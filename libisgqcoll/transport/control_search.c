@@ -107,13 +107,26 @@ static bool is_complete(const iq_control_t *control)
     return true;
 }
 
+/* The call's arguments agree: look at the next. */
+static void next_call(iq_control_t *control)
+{
+    iq_search_t *search = &control->search;
+    search->report.sequence++;
+    search->end_ns = iq_now_ns() + ANSWER_NS;
+    memset(search->answers, 0, (size_t)control->nranks * sizeof(*search->answers));
+    ask(control);
+}
+
 static void judge_mismatch(iq_control_t *control, bool final)
 {
     iq_search_t *search = &control->search;
     iq_verdict_t verdict;
 
+    bool agree = is_complete(control) && search->report.sequence < search->report.last;
     if (iq_judge_arguments(search->answers, control->nranks, search->report.sequence, &verdict))
         iq_control_fail(control, false, verdict.result, verdict.culprit, "%s", verdict.text);
+    else if (agree)
+        next_call(control);
     else if (final)
         iq_control_fail(
             control, false, ISGQ_ERR_CORRUPT, search->report.peer,
@@ -121,7 +134,7 @@ static void judge_mismatch(iq_control_t *control, bool final)
             (unsigned long long)search->report.sequence, search->report.rank, search->report.peer);
     else
         return;
-    search->active = false;
+    search->active = agree && !iq_control_failed(control);
 }
 
 static void judge_stall(iq_control_t *control)
@@ -182,6 +195,7 @@ static void send_report(iq_control_t *control, const iq_report_t *report)
     iq_pack_u64(&pack, report->sequence);
     iq_pack_u32(&pack, (uint32_t)report->peer);
     iq_pack_text(&pack, report->step);
+    iq_pack_u64(&pack, report->last);
     control->verdict_due_ns = iq_now_ns() + ROOT_SILENT_NS;
     if (control->members[0].conn.fd >= 0)
         iq_conn_send(&control->members[0].conn, report->kind == IQ_REPORT_STALL ? IQ_FRAME_STALL : IQ_FRAME_MISMATCH, &pack, NULL,
@@ -215,6 +229,7 @@ void iq_search_report_frame(iq_control_t *control, int rank, const iq_control_fr
     report.sequence = iq_unpack_u64(&unpack);
     report.peer = (int32_t)iq_unpack_u32(&unpack);
     iq_unpack_text(&unpack, report.step, sizeof(report.step));
+    report.last = iq_unpack_u64(&unpack);
     if (unpack.bad || report.peer < -1 || report.peer >= control->nranks) {
         iq_control_fail(control, false, ISGQ_ERR_CORRUPT, rank, "control channel: rank %d sent a broken report", rank);
         return;

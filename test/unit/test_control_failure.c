@@ -275,7 +275,7 @@ START_TEST(mismatch_names_the_value)
         if (stall)
             iq_control_report_stall(ranks[3].control, 17, 1, "recv");
         else
-            iq_control_report_mismatch(ranks[1].control, 17, 2);
+            iq_control_report_mismatch(ranks[1].control, 17, 17, 2);
         expect_all_and_close(4, ISGQ_ERR_MISMATCH, 2, "call 17: count is 1000 on rank 0 and 1001 on rank 2");
     }
 }
@@ -287,7 +287,7 @@ START_TEST(agreeing_arguments_mean_a_corrupt_frame)
     set_arguments(3, 17);
     ranks[2].arguments = NULL; /* has not made the call and is not waited for */
     control_ranks_each(ranks, 3, control_rank_open);
-    iq_control_report_mismatch(ranks[0].control, 17, 1);
+    iq_control_report_mismatch(ranks[0].control, 17, 17, 1);
     expect_all_and_close(
         3, ISGQ_ERR_CORRUPT, 1,
         "call 17: rank 0 got a frame of rank 1 that belongs to no call both are in, though their arguments agree");

@@ -63,7 +63,7 @@ static isgq_result_t reduce(rank_t *rank, isgq_tensor_t tensor, const char *text
     if (result == ISGQ_SUCCESS)
         result = iq_tensor_use(rank->comm, tensor, &call);
     if (result == ISGQ_SUCCESS)
-        result = iq_submit(rank->comm, &call);
+        result = iq_submit(rank->comm, &(iq_call_t *){&call}, 1);
     isgq_quantizer_destroy(quantizer);
     return result == ISGQ_SUCCESS ? isgq_comm_synchronize(rank->comm) : result;
 }
