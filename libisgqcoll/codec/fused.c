@@ -6,6 +6,8 @@
 #include "base/util.h"
 #include "codec/dense.h"
 
+#define MOST_MESSAGES 64 /* that are summed at once */
+
 /* What a span has of one part. */
 typedef struct piece {
     const iq_fused_part_t *part;
@@ -200,25 +202,33 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
         call->fused->codec->ops->deliver(call->fused->codec, &piece.part->call, piece.span, (const unsigned char *)acc + piece.at * bytes, output(&piece));
 }
 
-static const iq_codec_ops_t fused_ops = {
-    .name = "fused",
-    .result_is_exact = result_is_exact,
-    .acc_bytes = acc_bytes,
-    .partial_bytes = partial_bytes,
-    .result_bytes = result_bytes,
-    .encode = encode,
-    .add_own = add_own,
-    .add = add,
-    .store = store,
-    .finish = finish,
-    .decode = decode,
-    .deliver = deliver,
-};
+/* Where the codec sums all ranks' messages at once. */
+static void sum(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *const messages[], const void *src,
+                const void *ahead, void *dst)
+{
+    const iq_codec_t *inner = call->fused->codec;
+    const void *pieces[MOST_MESSAGES];
+    walk_t walk = walk_over(call, span);
+    size_t at = 0;
+    (void)codec, (void)src, (void)ahead, (void)dst;
+    for (piece_t piece; next_piece(&walk, &piece);) {
+        for (int rank = 0; rank < call->nranks; rank++)
+            pieces[rank] = messages[rank] == NULL ? NULL : (const unsigned char *)messages[rank] + at;
+        inner->ops->sum(inner, &piece.part->call, piece.span, pieces, own_input(&piece), NULL, output(&piece));
+        at += piece_partial_bytes(call, &piece, 1);
+    }
+}
 
-iq_codec_t iq_codec_fused(const iq_codec_t *codec)
+#define FUSED_OPS                                                                                                                            \
+    .name = "fused", .result_is_exact = result_is_exact, .acc_bytes = acc_bytes, .partial_bytes = partial_bytes, .result_bytes = result_bytes, \
+    .encode = encode, .add_own = add_own, .add = add, .store = store, .finish = finish, .decode = decode, .deliver = deliver
+
+static const iq_codec_ops_t fused_ops = {FUSED_OPS}, fused_sum_ops = {FUSED_OPS, .sum = sum};
+
+iq_codec_t iq_codec_fused(const iq_codec_t *codec, int nranks)
 {
     iq_codec_t fused = *codec;
-    fused.ops = &fused_ops;
+    fused.ops = codec->ops->sum != NULL && nranks <= MOST_MESSAGES ? &fused_sum_ops : &fused_ops;
     return fused;
 }
 

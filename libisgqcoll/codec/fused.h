@@ -34,7 +34,7 @@ typedef struct iq_fused {
 /* Has a tensor the same bits alone as in a fused one? Where scales are agreed on then, they are maxima and need no opening. */
 bool iq_codec_fuses(const iq_codec_t *codec, const iq_codec_call_t *call);
 
-/* `codec` for calls whose `fused` says which parts there are. */
-iq_codec_t iq_codec_fused(const iq_codec_t *codec);
+/* `codec` for calls of so many ranks whose `fused` says which parts there are. */
+iq_codec_t iq_codec_fused(const iq_codec_t *codec, int nranks);
 
 #endif

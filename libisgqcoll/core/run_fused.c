@@ -73,7 +73,7 @@ isgq_result_t iq_run_begin_fused(isgq_comm_t comm, iq_run_t *run)
     run->fused = (iq_fused_t){.codec = &carrier->codec, .parts = parts, .nparts = carrier->fused};
     if (carrier->codec.ops->needs_scales(&carrier->codec))
         IQ_TRY(add_fused_scales(comm, run, parts));
-    iq_codec_t codec = iq_codec_fused(&carrier->codec);
+    iq_codec_t codec = iq_codec_fused(&carrier->codec, comm->nranks);
     iq_codec_call_t codec_call = {.datatype = carrier->datatype, .op = carrier->op, .nranks = comm->nranks, .rank = comm->rank,
                                   .count = count, .fused = &run->fused};
     IQ_TRY(iq_run_add_plan(comm, run, "fused allreduces", carrier->algorithm, &codec, &codec_call, count, false, iq_run_everybody(comm), &stage));
