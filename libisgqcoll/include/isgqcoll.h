@@ -666,7 +666,8 @@ typedef struct isgq_stats {
     size_t size;             /**< sizeof(isgq_stats_t), set by the caller */
     uint64_t calls;          /**< collectives launched */
     uint64_t input_bytes;    /**< bytes the same calls would read uncompressed */
-    uint64_t wire_bytes;     /**< bytes this rank sent; see shared_bytes */
+    uint64_t wire_bytes;     /**< bytes this rank wrote into messages, frames included: once for each peer that gets one, but once in all what it posts
+                              *   on a board, which all ranks of the host read in place; see shared_bytes */
     uint64_t fallback_calls; /**< calls sent uncompressed by policy */
     uint64_t quantize_ns;    /**< nanoseconds in quantize and dequantize */
     uint64_t transfer_ns;    /**< nanoseconds waiting for the transport */
