@@ -446,7 +446,7 @@ isgq_result_t iq_progress_start(isgq_comm_t comm)
     int error = pthread_create(&comm->thread, NULL, progress_main, comm);
     pthread_sigmask(SIG_SETMASK, &before, NULL);
     if (error != 0)
-        return IQ_FAIL(ISGQ_ERR_SYSTEM, "rank %d: cannot start the progress thread: error %d", comm->rank, error);
+        return IQ_FAIL(ISGQ_ERR_SYSTEM, "rank %d: cannot start the progress thread: %s", comm->rank, strerror(error));
     comm->thread_running = true;
     return ISGQ_SUCCESS;
 }

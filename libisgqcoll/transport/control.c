@@ -209,7 +209,7 @@ static isgq_result_t run_round(iq_control_t *control, iq_round_kind_t kind, cons
         return ISGQ_SUCCESS;
     if (!answered)
         iq_control_fail(control, false, ISGQ_ERR_TIMEOUT, 0,
-                        "rank 0 does not answer: stopped? (rank %d waited in round %llu of the control channel)", control->rank,
+                        "rank 0 does not answer: stopped or cut off? (rank %d waited in round %llu of the control channel)", control->rank,
                         (unsigned long long)control->round.number);
     pthread_mutex_lock(&control->lock);
     iq_failure_t failure = control->failure;

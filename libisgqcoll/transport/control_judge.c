@@ -88,7 +88,7 @@ static bool is_end_of_chain(const iq_answer_t *answer, int rank, uint64_t call, 
     unsigned long long wanted = call, completed = status->completed, current = status->current;
 
     if (!answer->answered)
-        blame(verdict, ISGQ_ERR_TIMEOUT, rank, "rank %d does not answer: stopped?", rank);
+        blame(verdict, ISGQ_ERR_TIMEOUT, rank, "rank %d does not answer: stopped or cut off?", rank);
     else if (completed >= wanted)
         blame(verdict, ISGQ_ERR_TIMEOUT, rank, "rank %d has moved on: it finished call %llu", rank, completed);
     else if (current > wanted)

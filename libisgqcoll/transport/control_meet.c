@@ -47,6 +47,7 @@ typedef struct meeting {
     bool changed;         /* since the ranks were last told who is missing */
     uint64_t tell_ns;
     unsigned dropped; /* guests since the last line about them */
+    int accept_error; /* why the last connection could not be taken, an errno */
     uint64_t log_ns;
     iq_verdict_t failure; /* result ISGQ_SUCCESS: none */
 } meeting_t;
@@ -220,8 +221,12 @@ static void accept_guests(meeting_t *meeting)
         iq_conn_open(&guest->conn, fd, IQ_GUEST_FRAME_BYTES);
         guest->since_ns = now_ns;
     }
-    if (guest != NULL && errno != EAGAIN && errno != EWOULDBLOCK)
-        poll(NULL, 0, 10); /* out of descriptors, say: the listener stays readable, and this must not spin */
+    if (guest == NULL || errno == EAGAIN || errno == EWOULDBLOCK)
+        return;
+    if (meeting->accept_error == 0)
+        IQ_WARN("rank 0 cannot take connections while the ranks meet: %s", strerror(errno));
+    meeting->accept_error = errno;
+    poll(NULL, 0, 10); /* out of descriptors, say: the listener stays readable, and this must not spin */
 }
 
 /* Members have nothing to say before the start, unless they give up. */
@@ -354,8 +359,9 @@ static isgq_result_t hold_meeting(meeting_t *meeting)
     }
     if (meeting->failure.result == ISGQ_SUCCESS && meeting->joined < control->nranks) {
         int count = iq_name_missing(meeting->present, control->nranks, missing, sizeof(missing));
-        snprintf(text, sizeof(text), "%s of %d never came to %s", missing, control->nranks,
-                 iq_address_name(meeting->rendezvous, name));
+        snprintf(text, sizeof(text), "%s of %d never came to %s%s%s", missing, control->nranks, iq_address_name(meeting->rendezvous, name),
+                 meeting->accept_error != 0 ? "; rank 0 could not take connections: " : "",
+                 meeting->accept_error != 0 ? strerror(meeting->accept_error) : "");
         int first = 0;
         while (count > 0 && meeting->present[first])
             first++;

@@ -154,7 +154,7 @@ static void rank0_is_silent(iq_control_t *control)
     pthread_mutex_unlock(&control->lock);
     control->verdict_due_ns = 0;
     iq_control_fail(control, false, ISGQ_ERR_TIMEOUT, 0,
-                    "call %llu: rank 0 does not answer: stopped? (rank %d waited for rank %d: %s)",
+                    "call %llu: rank 0 does not answer: stopped or cut off? (rank %d waited for rank %d: %s)",
                     (unsigned long long)report.sequence, control->rank, report.peer, report.step);
 }
 

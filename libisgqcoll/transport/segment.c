@@ -136,9 +136,20 @@ static bool extends(const iq_segment_t *segment)
     return ftruncate(segment->memory_fd, (off_t)(beyond_at(segment) + segment->params.beyond)) == 0;
 }
 
+/* Beyond the limit for files, which holds for memory that has a descriptor too, the kernel would end the process by a signal. */
+static isgq_result_t check_limit(const iq_segment_t *segment)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) == 0 && limit.rlim_cur != RLIM_INFINITY && limit.rlim_cur < segment->mapped)
+        return IQ_FAIL(ISGQ_ERR_SYSTEM, "%s: segment of %zu bytes: files are limited to %llu (ulimit -f)", segment->params.user, segment->mapped,
+                       (unsigned long long)limit.rlim_cur);
+    return ISGQ_SUCCESS;
+}
+
 static isgq_result_t create(iq_segment_t *segment)
 {
     const iq_segment_params_t *params = &segment->params;
+    IQ_TRY(check_limit(segment));
     const header_t header = make_header(params);
     segment->memory_fd = memfd_create("isgqcoll", MFD_CLOEXEC | MFD_ALLOW_SEALING);
     if (segment->memory_fd < 0)

@@ -3,17 +3,20 @@
  * One rank of the several-hosts test: every kind of call between hosts, results checked, and the interface's own byte counter held against what
  * the library says it sent. Run by netlab.py, one process a host; the launcher's environment says who the ranks are.
  *
- * usage: hosts_rank INTERFACE MEGABYTES
+ * usage: hosts_rank INTERFACE MEGABYTES | hosts_rank INTERFACE cut
+ * "cut": rank 1's interface disappears between calls; every rank has to be told who cannot be reached, within the call's time-out and a few seconds.
  * One line per phase on stdout, "phase wire_bytes interface_bytes seconds"; exit 1 if a result is wrong or the counters differ by more than 10 %.
  */
 #include "isgqcoll.h"
 #include "isgqcoll_ext.h"
 
 #include <math.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 static int rank, nranks, wrong;
 static const char *interface_name;
@@ -135,6 +138,34 @@ static void run_factored(float *grad)
     isgq_quantizer_destroy(quantizer);
 }
 
+/* Exit 0 if the calls end with one line that names rank 1 (on rank 1: anybody else). */
+static int run_cut(void)
+{
+    enum { COUNT = 100000 };
+    static float values[COUNT];
+    char command[96], name[8];
+    isgq_call_options_t options = {.size = sizeof(options), .timeout_ms = 1500};
+    isgq_result_t result = ISGQ_SUCCESS;
+    double start = now();
+    for (int call = 0; call < 5; call++)
+        check(isgq_allreduce(values, values, COUNT, ISGQ_FLOAT32, ISGQ_SUM, NULL, comm, NULL, &options), "allreduce");
+    check(isgq_comm_synchronize(comm), "allreduce");
+    snprintf(command, sizeof(command), "ip link delete %s", interface_name);
+    if (rank == 1 && system(command) != 0)
+        return 77;
+    while (result == ISGQ_SUCCESS && now() - start < 30) {
+        result = isgq_allreduce(values, values, COUNT, ISGQ_FLOAT32, ISGQ_SUM, NULL, comm, NULL, &options);
+        if (result == ISGQ_SUCCESS)
+            result = isgq_comm_synchronize(comm);
+    }
+    const char *text = isgq_get_last_error();
+    snprintf(name, sizeof(name), "rank %d", rank == 1 ? 0 : 1);
+    bool told = (result == ISGQ_ERR_TIMEOUT || result == ISGQ_ERR_REMOTE) && strchr(text, '\n') == NULL && strstr(text, name) != NULL;
+    if (!told || now() - start > 20)
+        fprintf(stderr, "rank %d: status %d after %.1f s: \"%s\"\n", rank, (int)result, now() - start, text);
+    return !told || now() - start > 20;
+}
+
 int main(int argc, char **argv)
 {
     static const phase_t phases[] = {
@@ -145,7 +176,7 @@ int main(int argc, char **argv)
         {"uniform4", "uniform:bits=4", NULL, 10.0},
     };
     if (argc != 3) {
-        fprintf(stderr, "usage: hosts_rank INTERFACE MEGABYTES\n");
+        fprintf(stderr, "usage: hosts_rank INTERFACE MEGABYTES | hosts_rank INTERFACE cut\n");
         return 2;
     }
     interface_name = argv[1];
@@ -153,6 +184,8 @@ int main(int argc, char **argv)
     check(isgq_comm_init_env(&comm, NULL), "init");
     check(isgq_comm_user_rank(comm, &rank), "rank");
     check(isgq_comm_count(comm, &nranks), "count");
+    if (strcmp(argv[2], "cut") == 0)
+        _exit(run_cut()); /* nobody could say goodbye */
     float *input = malloc(count * sizeof(float)), *output = malloc(count * sizeof(float));
     if (input == NULL || output == NULL || nranks > 64)
         return 1;
