@@ -30,7 +30,7 @@ static const iq_program_t program = {
 
 /* The command line. */
 typedef struct command {
-    size_t nranks, first_bytes, last_bytes, factor, rows, m, n, warmup, iterations, calls, misalign, root, seed;
+    size_t nranks, first_bytes, last_bytes, bound_bytes, factor, rows, m, n, warmup, iterations, calls, misalign, root, seed;
     const char *collectives, *types, *ops, *quantizers, *algorithm, *transport, *device, *memory, *json;
     bool in_place, bias;
     bool local; /* -n was given */
@@ -69,6 +69,8 @@ static void check_together(const command_t *c, const iq_option_t *options)
         iq_die(IQ_EXIT_USAGE, "--minbytes (%zu B) is more than --maxbytes (%zu B)", c->first_bytes, c->last_bytes);
     if (factored && c->in_place && !dense)
         iq_die(IQ_EXIT_USAGE, "--inplace: a factored call's gradient must not overlap its factors");
+    if (c->bound_bytes < 4096 || (c->bound_bytes & (c->bound_bytes - 1)) != 0)
+        iq_die(IQ_EXIT_USAGE, "--bound-bytes: %zu is not a power of two from 4096 on", c->bound_bytes);
     if (c->local && c->root >= c->nranks)
         iq_die(IQ_EXIT_USAGE, "--root: there is no rank %zu among %zu ranks", c->root, c->nranks);
     if (strcmp(c->memory, "malloc") != 0 && strcmp(c->memory, "isgq") != 0)
@@ -105,6 +107,7 @@ static void parse(command_t *c, int argc, char **argv)
         IQ_BYTES(0, "misalign", "BYTES", c->misalign, "0",
                  "put buffers so many bytes behind a multiple of 64; must be\na multiple of the element"),
         IQ_TEXT(0, "device", "KIND", c->device, "host", "where calls work: host, or cuda for the current device"),
+        IQ_BYTES(0, "bound-bytes", "BYTES", c->bound_bytes, "64m", "what every rank copies to find the speed that memory allows;\na power of two from 4k on"),
         IQ_TEXT(0, "memory", "KIND", c->memory, "malloc", "malloc, or isgq for isgq_mem_alloc; on devices always isgq"),
         IQ_COUNT('r', "root", "RANK", c->root, 0, 65535, "0", "broadcast: the source"),
         IQ_COUNT('s', "seed", "NUMBER", c->seed, 1, 9e15, "1", "of the data and of every random decision"),
@@ -225,6 +228,7 @@ static void join(sweep_t *sweep)
     iq_check(isgq_comm_user_rank(setup->comm, &setup->rank), -1, "rank");
     iq_check(isgq_comm_count(setup->comm, &setup->nranks), -1, "ranks");
     setup->warmup = c->warmup;
+    setup->bound_bytes = c->bound_bytes;
     setup->iterations = c->iterations;
     setup->calls = c->calls;
     setup->misalign = c->misalign;

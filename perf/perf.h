@@ -39,6 +39,7 @@ typedef struct iq_perf_setup {
     int root;
     uint64_t seed;
     isgq_quantizer_t none; /* for the program's own exchanges */
+    size_t bound_bytes;    /* that every rank copies for B; a power of two */
     double bound_gbs;      /* B, GB/s */
 } iq_perf_setup_t;
 
@@ -201,8 +202,6 @@ void iq_perf_tally_add(iq_perf_tally_t *tally, const iq_perf_block_t *block);
 uint64_t iq_perf_tally_close(const iq_perf_setup_t *setup, iq_perf_tally_t *tally, isgq_data_type_t type, double *nmse);
 
 /* ---- perf_bound.c ---- */
-
-#define IQ_PERF_BOUND_BYTES ((size_t)64 << 20)
 
 /* The bound B: every rank copies a buffer of its own, where calls work, at the same time; slowest rank, median. GB/s. */
 double iq_perf_copy_bound(const iq_perf_setup_t *setup);

@@ -48,7 +48,7 @@ static void touch(const iq_perf_setup_t *setup, char *memory, size_t bytes)
 
 double iq_perf_copy_bound(const iq_perf_setup_t *setup)
 {
-    size_t bytes = IQ_PERF_BOUND_BYTES;
+    size_t bytes = setup->bound_bytes;
     double seconds[COPIES];
     char *from = take(setup, bytes), *to = take(setup, bytes);
 

@@ -55,7 +55,7 @@ void iq_perf_report_head(iq_table_t *table, const iq_perf_setup_t *setup, FILE *
             setup->nranks, setup->iterations, setup->calls, setup->warmup, setup->in_place ? "in place" : "out of place",
             setup->misalign, setup->seed);
     fprintf(file, "# buffers: %s\n", setup->device_name);
-    fprintf(file, "# bound B: every rank copies its own %zu B at once: %.3f GB/s\n", IQ_PERF_BOUND_BYTES, setup->bound_gbs);
+    fprintf(file, "# bound B: every rank copies its own %zu B at once: %.3f GB/s\n", setup->bound_bytes, setup->bound_gbs);
     iq_table_head(table);
 }
 

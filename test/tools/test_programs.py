@@ -102,7 +102,8 @@ class Case(unittest.TestCase):
             self.skipTest("a build without libzstd")
 
     def rows(self, program, *arguments, **more):
-        return json.loads(self.succeed(program, *arguments, "-J", "-", **more).stdout)
+        less = ("--bound-bytes", "64k") if program == "isgq_perf" else ()  # copying 64 MiB would take longer than most sweeps
+        return json.loads(self.succeed(program, *arguments, *less, "-J", "-", **more).stdout)
 
 
 class Options(Case):
@@ -146,6 +147,7 @@ class PerfOptions(Case):
         self.refuse("isgq_perf", "-n", "2", "-c", "factored", "-p", mention="--inplace")
         self.refuse("isgq_perf", "-n", "2", "--rows", "8", mention="--rows")
         self.refuse("isgq_perf", "-n", "2", "-c", "broadcast", "--root", "2", mention="--root")
+        self.refuse("isgq_perf", "-n", "2", "--bound-bytes", "100k", mention="--bound-bytes")
         self.refuse("isgq_perf", "-n", "2", "-e", "64", "-o", "max", "-q", "uniform:bits=4", mention="uniform")
         self.refuse("isgq_perf", "-n", "2", "-e", "64", "--misalign", "1", mention="aligned")
         self.refuse("isgq_perf", "-n", "2", "-e", "64", "-a", "no-such-way", mention="no-such-way")
@@ -286,7 +288,7 @@ class Spoiling:
             self.skipTest("the library that spoils is for builds without sanitizers")
 
     def notice(self, how, *arguments):
-        result = run("isgq_perf", "-n", "4", "-w", "0", "-i", "1", "-J", "-", *arguments, LD_PRELOAD=self.library, SPOIL=how)
+        result = run("isgq_perf", "-n", "4", "-w", "0", "-i", "1", "--bound-bytes", "64k", "-J", "-", *arguments, LD_PRELOAD=self.library, SPOIL=how)
         self.assertEqual(result.returncode, 1, result.stderr)
         rows = json.loads(result.stdout)
         self.assertGreater(len(rows), 0)
