@@ -93,8 +93,8 @@ static void report_mismatch(step_t *step, int peer, uint64_t sequence)
     step->run->mismatch_reported = true;
     if (sequence == 0 || sequence > step->run->call->sequence)
         sequence = step->run->call->sequence;
-    uint64_t last = step->run->call->sequence + step->run->call->grouped; /* a call may carry later ones of its group */
-    iq_control_report_mismatch(step->comm->control, sequence, last > step->run->call->sequence ? last - 1 : last, peer);
+    uint64_t later = step->run->call->grouped > 0 ? step->run->call->grouped - 1u : 0; /* calls of its group, which it may carry */
+    iq_control_report_mismatch(step->comm->control, sequence, step->run->call->sequence + later, peer);
 }
 
 /*
@@ -422,8 +422,7 @@ static isgq_result_t step_signal(step_t *step)
 static isgq_result_t step_await(step_t *step)
 {
     const unsigned char *payload;
-    size_t bytes;
-    IQ_TRY(begin_receive(step, link_to(step, step->action->peer), 0, &payload, &bytes));
+    IQ_TRY(begin_receive(step, link_to(step, step->action->peer), 0, &payload, &(size_t){0}));
     return payload == NULL ? ISGQ_SUCCESS : end_receive(link_to(step, step->action->peer));
 }
 
