@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Small allreduces of a group that travel together (ADR 0018).
+ * Small allreduces of a group that travel together (ADR 0023).
  *
  * The calls of a group on a communicator are queued in windows of at most IQ_FUSE_CALLS. In a window the small allreduces of the same type, operation and
  * quantizer are marked: the first of them carries the others, which have nothing left to do when their turn comes. Each keeps its own call number. What
