@@ -13,6 +13,9 @@
 
 void iq_stream(void *dst, const void *src, size_t bytes);
 
+/* The same, and as many bytes at `ahead` that will be read soon are fetched meanwhile: what is written waits for memory, and so does what is read. */
+void iq_stream_ahead(void *dst, const void *src, size_t bytes, const void *ahead);
+
 /* Before anybody else is told that what was copied is there. */
 void iq_stream_end(void);
 

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Large sums of values as they are where all ranks' buffers are in memory that the others can map (ADR 0017). The ranks tell each other where theirs are;
+ * Large sums of values as they are where all ranks' buffers are in memory that the others can map (ADR 0023). The ranks tell each other where theirs are;
  * then each adds up one block of everybody's inputs and writes it to everybody's outputs: all data are read once and written once, as in a
  * copy. When all have done so the outputs are complete. Where somebody's buffers are elsewhere, the boards follow instead; everybody knows.
  *
@@ -17,7 +17,7 @@
 
 #define LEAST_BYTES ((size_t)1 << 20) /* less is not worth the two rounds */
 #define TRIP_BYTES ((size_t)64 << 10)
-#define TILE_BYTES ((size_t)8 << 10)
+#define TILE_BYTES ((size_t)4 << 10)
 #define BLOCK_UNIT 64 /* elements: blocks share no line where tensors begin at one */
 
 typedef struct offer {
@@ -91,8 +91,11 @@ static isgq_result_t work_sum(isgq_comm_t comm, iq_run_t *run, size_t trip)
             comm->posted[rank] = rank == comm->rank ? NULL : views->inputs[rank] + at;
         iq_codec_none.ops->sum(&iq_codec_none, &codec_call, (iq_span_t){0, count}, comm->posted, views->inputs[comm->rank] + at, NULL,
                               views->tile);
-        for (int i = 0; i < comm->nranks; i++) /* not all to the same one at a time */
-            iq_stream(views->outputs[(comm->rank + i) % comm->nranks] + at, views->tile, count * views->bytes);
+        size_t next = first + count < views->end ? at + count * views->bytes : at;
+        for (int i = 0; i < comm->nranks; i++) { /* not all to the same one at a time; and one input of the next tile meanwhile */
+            int rank = (comm->rank + i) % comm->nranks;
+            iq_stream_ahead(views->outputs[rank] + at, views->tile, count * views->bytes, views->inputs[rank] + next);
+        }
         run->wire_bytes += (uint64_t)(comm->nranks - 1) * count * views->bytes;
     }
     iq_stream_end();

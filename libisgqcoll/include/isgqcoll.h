@@ -301,7 +301,9 @@ ISGQ_API isgq_result_t isgq_comm_test(isgq_comm_t comm, uint64_t sequence, int *
 ISGQ_API const char *isgq_comm_get_last_error(isgq_comm_t comm);
 
 /**
- * Memory for collectives, aligned. Ordinary memory works too and is as fast in this version; later ones may save a copy here.
+ * Memory for collectives, aligned. Ordinary memory works too; an allreduce of 1 MiB or more without a quantizer is faster where all ranks' buffers are from
+ * here, all ranks are processes of one host, and these are 8 at most: then it is done in place (ADR 0023). Other ranks write to such a receive buffer, also
+ * for a moment after a call that failed here: it may be freed then, but what it holds means nothing until the communicator is destroyed on all ranks.
  * @param[out] ptr    64-byte aligned
  * @param[in]  comm   communicator
  * @param[in]  bytes  more than 0
