@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * Large sums of values as they are where all ranks' buffers are in memory that the others can map (ADR 0023). The ranks tell each other where theirs are;
+ * Large sums of values as they are where all ranks' buffers are in memory that the others can map (ADR 0024). The ranks tell each other where theirs are;
  * then each adds up one block of everybody's inputs and writes it to everybody's outputs: all data are read once and written once, as in a
  * copy. When all have done so the outputs are complete. Where somebody's buffers are elsewhere, the boards follow instead; everybody knows.
  *

@@ -302,7 +302,7 @@ ISGQ_API const char *isgq_comm_get_last_error(isgq_comm_t comm);
 
 /**
  * Memory for collectives, aligned. Ordinary memory works too; an allreduce of 1 MiB or more without a quantizer is faster where all ranks' buffers are from
- * here, all ranks are processes of one host, and these are 8 at most: then it is done in place (ADR 0023). Other ranks write to such a receive buffer, also
+ * here, all ranks are processes of one host, and these are 8 at most: then it is done in place (ADR 0024). Other ranks write to such a receive buffer, also
  * for a moment after a call that failed here: it may be freed then, but what it holds means nothing until the communicator is destroyed on all ranks.
  * @param[out] ptr    64-byte aligned
  * @param[in]  comm   communicator
