@@ -368,7 +368,7 @@ static void keep_decision(iq_decision_t *decision, const iq_call_t *call)
 {
     isgq_quantizer_destroy(decision->quantizer);
     *decision = (iq_decision_t){.quantizer = call->quantizer, .kind = call->kind, .datatype = call->datatype, .op = call->op,
-                                .count = call->count, .accumulate = call->accumulate, .fallback = call->fallback, .codec = call->codec,
+                                .count = call->count, .accumulate = call->accumulate, .fallback = call->fallback, .may_fuse = call->may_fuse, .codec = call->codec,
                                 .algorithm = call->algorithm};
     memcpy(decision->why, call->why, sizeof(decision->why));
     iq_quantizer_retain(decision->quantizer);
@@ -394,6 +394,7 @@ isgq_result_t iq_decide(isgq_comm_t comm, iq_call_t *call, const char *algorithm
         return ISGQ_SUCCESS;
     }
     call->fallback = decision->fallback;
+    call->may_fuse = decision->may_fuse;
     call->codec = decision->codec;
     call->algorithm = decision->algorithm;
     memcpy(call->why, decision->why, sizeof(call->why));

@@ -8,6 +8,7 @@
 #include "base/util.h"
 #include "core/exec_stream.h"
 #include "core/gpu.h"
+#include "core/run.h"
 #include "core/tuned.h"
 
 #include <stdio.h>
@@ -252,6 +253,7 @@ static isgq_result_t find_neighbours(isgq_comm_t comm)
         comm->host_ranks[comm->host_size++] = r;
     }
     find_lanes(comm);
+    iq_levels_prepare(comm);
     return ISGQ_SUCCESS;
 }
 

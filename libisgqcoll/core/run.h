@@ -204,6 +204,9 @@ isgq_result_t iq_run_begin_powersgd(isgq_comm_t comm, iq_run_t *run);
 
 isgq_result_t iq_run_begin_levels(isgq_comm_t comm, iq_run_t *run);
 
+/* Once, when hosts and lanes are known: how the ranks of a lane round. */
+void iq_levels_prepare(isgq_comm_t comm);
+
 /* Refuses what cannot be done that way; equal on all ranks. Scratch that it needs beside scales. */
 isgq_result_t iq_levels_check(isgq_comm_t comm, const iq_call_t *call);
 size_t iq_levels_scratch(const iq_call_t *call);

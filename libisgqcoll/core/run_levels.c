@@ -13,6 +13,7 @@
  */
 #include "base/util.h"
 #include "codec/convert.h"
+#include "codec/strata.h"
 #include "core/run.h"
 
 #include <string.h>
@@ -98,6 +99,13 @@ static uint64_t lane_key(isgq_comm_t comm, uint32_t lane)
     return iq_hash(IQ_HASH_START, words, sizeof(words));
 }
 
+/* A rank that is in no lane knows those of the first, and does not use them. */
+void iq_levels_prepare(isgq_comm_t comm)
+{
+    uint32_t lane = comm->host_index < comm->lanes ? (uint32_t)comm->host_index : 0;
+    iq_strata_fill(lane_key(comm, lane), comm->nhosts, comm->lane_index, comm->lane_strata);
+}
+
 /* `lanes`: the plan that ended with a lane's sum here. */
 static isgq_result_t add_between_hosts(isgq_comm_t comm, iq_run_t *run, const iq_plan_t *lanes, bool averages)
 {
@@ -116,11 +124,11 @@ static isgq_result_t add_between_hosts(isgq_comm_t comm, iq_run_t *run, const iq
     iq_codec_call_t codec_call = {.datatype = summed_type(call),
                                   .op = call->op != ISGQ_AVG ? call->op : averages ? ISGQ_AVG : ISGQ_SUM,
                                   .nranks = averages ? comm->nranks : comm->nhosts,
-                                  .rank = comm->rank,
+                                  .rank = comm->lane_index,
                                   .seed = lane_key(comm, lane),
                                   .call = call->sequence,
                                   .count = count,
-                                  .strata = comm->strata};
+                                  .strata = comm->lane_strata};
     if (codec.ops->needs_scales(&codec)) {
         IQ_TRY(iq_run_take_scales(run, &codec, count));
         IQ_TRY(iq_run_add_scales(comm, run, hosts, &codec, &codec_call));
