@@ -171,7 +171,11 @@ double iq_perf_case_elements(const iq_perf_case_t *test, int nranks)
 static void product_recipe(const char *text, char *recipe, size_t bytes)
 {
     iq_perf_recipe(text, "dense=", recipe, bytes);
-    if (is_family(text, "isgq"))
+    if (is_coded(text) && setting(text, "nmse") != NULL)
+        snprintf(recipe, bytes, "isgq:nmse=%g", iq_perf_setting(text, "nmse", 1.0));
+    else if (is_coded(text))
+        snprintf(recipe, bytes, "isgq:bits=%g", fmin(iq_perf_setting(text, "bits", 4.0) + 4.0, 8.0));
+    else if (is_family(text, "isgq"))
         snprintf(recipe, bytes, "uniform:bits=8");
     else if (is_family(text, "factor"))
         snprintf(recipe, bytes, "none");

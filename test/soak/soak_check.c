@@ -26,8 +26,8 @@ const soak_text_t soak_dense_texts[SOAK_DENSE_TEXTS] = {
 const soak_text_t soak_factor_texts[SOAK_FACTOR_TEXTS] = {
     {.text = "factor:width=4/4", .width_x = 4, .width_delta = 4},
     {.text = "factor:width=2/8,rounding=nearest", .width_x = 2, .width_delta = 8, .nearest = true},
-    {.text = "isgq:bits=4", .budget = 4, .bits = 8, .bucket = 1024},
-    {.text = "isgq:bits=2", .budget = 2, .bits = 8, .bucket = 1024},
+    {.text = "isgq:bits=4", .budget = 4, .bits = 8, .wide = 4}, /* the product has four bits more, and one step */
+    {.text = "isgq:bits=2", .budget = 2, .bits = 6, .wide = 4},
     {.text = "none"},
     {.text = "dense=uniform:bits=4;factored=factor:width=3", .width_x = 3, .width_delta = 3, .bits = 4, .bucket = 1024},
 };
