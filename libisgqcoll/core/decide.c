@@ -306,7 +306,7 @@ static isgq_result_t decide_factored(isgq_comm_t comm, iq_call_t *call, const ch
         if (request.may_own && most != 0) {
             shape.fraction = iq_factor_fraction(&call->factor, &shape);
             request.owner_bytes = iq_factored_owner_sends(call, &shape);
-            request.scratch_needed_owner = scratch_needed(comm, call, &shape, most, 1, 1, iq_factored_owner_bytes(call, &shape));
+            request.scratch_needed_owner = scratch_needed(comm, call, &shape, most, 1, 1, iq_factored_owner_bytes(&shape));
         }
         request.decode_ns = iq_factor_decode_ns(&call->factor, &shape);
         request.ranks_per_host = comm->devices || !comm->hosts_alike ? 0 : comm->host_size;

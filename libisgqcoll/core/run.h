@@ -288,7 +288,7 @@ size_t iq_factored_share_bytes(isgq_comm_t comm, const iq_factor_call_t *call);
 isgq_result_t iq_factored_begin_owner(isgq_comm_t comm, iq_run_t *run);
 
 /* Scratch that it needs beyond one blob and one batch of rows, and what a rank is expected to send. Equal on all ranks. */
-size_t iq_factored_owner_bytes(const iq_call_t *call, const iq_factor_call_t *factors);
+size_t iq_factored_owner_bytes(const iq_factor_call_t *factors);
 double iq_factored_owner_sends(const iq_call_t *call, const iq_factor_call_t *factors);
 
 /* ---- run_factored_gpu.c ---- */

@@ -20,7 +20,6 @@ typedef struct iq_factored_owner {
     unsigned char *out, *in;  /* [nranks x part_stride] for, and from, every rank */
     size_t part_stride, *out_bytes, *in_bytes;
     bool *arrived;
-    isgq_data_type_t type;    /* of finished blocks */
     unsigned char *blocks;    /* [nranks x block_stride] the block's rows, then its bias if it has one */
     size_t block_stride, *block_bytes;
 } iq_factored_owner_t;
@@ -50,19 +49,16 @@ static bool makes_bias(const iq_factor_call_t *call, int rank)
     return call->want_bias && rank < call->nranks / grid_down(call->nranks);
 }
 
-/* What is added to the caller's values must not be rounded before. */
-static isgq_data_type_t block_type(const iq_call_t *call) { return call->accumulate ? ISGQ_FLOAT32 : call->datatype; }
-
-static size_t block_bytes(const iq_factor_call_t *call, isgq_data_type_t type, int rank)
+static size_t block_bytes(const iq_factor_call_t *call, int rank)
 {
     iq_factor_part_t part = part_of(call, rank);
-    return (part.m + (makes_bias(call, rank) ? 1 : 0)) * part.n * iq_datatype_bytes(type);
+    return (part.m + (makes_bias(call, rank) ? 1 : 0)) * part.n * iq_datatype_bytes(call->datatype);
 }
 
 /* Rank 0 has the largest block. */
-static size_t block_stride(const iq_factor_call_t *call, isgq_data_type_t type)
+static size_t block_stride(const iq_factor_call_t *call)
 {
-    return iq_max(iq_align_up(block_bytes(call, type, 0), IQ_CACHE_LINE), IQ_CACHE_LINE);
+    return iq_max(iq_align_up(block_bytes(call, 0), IQ_CACHE_LINE), IQ_CACHE_LINE);
 }
 
 static size_t part_stride(const iq_factor_call_t *call)
@@ -71,21 +67,20 @@ static size_t part_stride(const iq_factor_call_t *call)
     return iq_align_up(iq_factor_part_bytes(call, &largest, 16), IQ_CACHE_LINE);
 }
 
-static iq_factor_call_t block_call(const iq_factor_call_t *call, isgq_data_type_t type, int rank)
+static iq_factor_call_t block_call(const iq_factor_call_t *call, int rank)
 {
     iq_factor_part_t part = part_of(call, rank);
     iq_factor_call_t block = *call;
     block.m = part.m;
     block.n = part.n;
-    block.datatype = type;
     return block;
 }
 
-size_t iq_factored_owner_bytes(const iq_call_t *call, const iq_factor_call_t *factors)
+size_t iq_factored_owner_bytes(const iq_factor_call_t *factors)
 {
     size_t nranks = (size_t)factors->nranks;
-    iq_factor_call_t largest = block_call(factors, block_type(call), 0);
-    return sizeof(iq_factored_owner_t) + nranks * (2 * part_stride(factors) + block_stride(factors, largest.datatype) + 3 * sizeof(size_t) + sizeof(bool)) +
+    iq_factor_call_t largest = block_call(factors, 0);
+    return sizeof(iq_factored_owner_t) + nranks * (2 * part_stride(factors) + block_stride(factors) + 3 * sizeof(size_t) + sizeof(bool)) +
            iq_factor_rows_layout(&largest, nranks * factors->max_batch, NULL, NULL) + 9 * IQ_CACHE_LINE;
 }
 
@@ -94,7 +89,7 @@ double iq_factored_owner_sends(const iq_call_t *call, const iq_factor_call_t *fa
     iq_factor_part_t part = part_of(factors, 0);
     unsigned width = iq_factor_part_width(&call->factor, factors);
     return (factors->nranks - 1) *
-           ((double)iq_factor_part_bytes(factors, &part, width) + (double)block_bytes(factors, block_type(call), 0));
+           ((double)iq_factor_part_bytes(factors, &part, width) + (double)block_bytes(factors, 0));
 }
 
 /* ---- work ---- */
@@ -140,20 +135,21 @@ static isgq_result_t work_product(isgq_comm_t comm, iq_run_t *run, size_t trip)
     const iq_factored_owner_t *owner = factored->owner;
     const iq_factor_call_t *block = &owner->block;
     unsigned char *grad = owner->blocks + (size_t)comm->rank * owner->block_stride;
-    void *bias = makes_bias(&factored->call, comm->rank) ? grad + block->m * block->n * iq_datatype_bytes(owner->type) : NULL;
+    void *bias = makes_bias(&factored->call, comm->rank) ? grad + block->m * block->n * iq_datatype_bytes(run->factored.call.datatype) : NULL;
     return iq_factor_product(block, &owner->rows, factored->peaks, trip, run->call->op == ISGQ_AVG, false, grad, bias, factored->product_scratch);
 }
 
-/* `count` values from a block to the caller's array. */
+/* `count` values from a block to the caller's array. Blocks are what a call that overwrites has: whether to add is each rank's own business. */
 static void deliver(const iq_call_t *call, const unsigned char *from, size_t count, void *to, size_t first)
 {
     size_t bytes = iq_datatype_bytes(call->datatype);
-    if (count == 0)
-        return;
-    if (call->accumulate)
-        iq_store_f32(call->datatype, (const float *)(const void *)from, count, true, to, first);
-    else
+    float tile[IQ_CODEC_TILE];
+    if (!call->accumulate && count > 0)
         memcpy((unsigned char *)to + first * bytes, from, count * bytes);
+    for (size_t done = 0, n; call->accumulate && done < count; done += n) {
+        n = iq_min(count - done, IQ_CODEC_TILE);
+        iq_store_f32(call->datatype, iq_load_f32(call->datatype, from, done, n, tile), n, true, to, first + done);
+    }
 }
 
 /* Trip r: the block of rank r. */
@@ -163,9 +159,9 @@ static isgq_result_t work_deliver(isgq_comm_t comm, iq_run_t *run, size_t trip)
     const iq_factored_owner_t *owner = run->factored.owner;
     const unsigned char *block = owner->blocks + trip * owner->block_stride;
     iq_factor_part_t part = part_of(&run->factored.call, (int)trip);
-    size_t row = part.n * iq_datatype_bytes(owner->type);
+    size_t row = part.n * iq_datatype_bytes(run->factored.call.datatype);
     (void)comm;
-    if (owner->block_bytes[trip] != block_bytes(&run->factored.call, owner->type, (int)trip))
+    if (owner->block_bytes[trip] != block_bytes(&run->factored.call, (int)trip))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "gradient of rank %zu: %zu bytes are not its block", trip, owner->block_bytes[trip]);
     for (size_t i = 0; i < part.m; i++)
         deliver(call, block + i * row, part.n, call->recv, (part.i + i) * call->factors.n + part.j);
@@ -180,15 +176,13 @@ static isgq_result_t take_memory(isgq_comm_t comm, iq_run_t *run)
 {
     const iq_factor_call_t *call = &run->factored.call;
     size_t nranks = (size_t)comm->nranks, me = (size_t)comm->rank, capacity = nranks * call->max_batch;
-    isgq_data_type_t type = block_type(run->call);
     iq_factored_owner_t *owner = run->factored.owner = iq_host_take(run, sizeof(*owner));
     if (owner == NULL)
         return ISGQ_ERR_NO_MEMORY;
-    *owner = (iq_factored_owner_t){.block = block_call(call, type, comm->rank),
+    *owner = (iq_factored_owner_t){.block = block_call(call, comm->rank),
                                    .part_stride = part_stride(call),
-                                   .type = type,
-                                   .block_stride = block_stride(call, type)};
-    iq_factor_call_t largest = block_call(call, type, 0); /* the same room on every rank */
+                                   .block_stride = block_stride(call)};
+    iq_factor_call_t largest = block_call(call, 0); /* the same room on every rank */
     void *rows = iq_host_take(run, iq_factor_rows_layout(&largest, capacity, NULL, NULL));
     owner->out = iq_host_take(run, nranks * owner->part_stride);
     owner->in = iq_host_take(run, nranks * owner->part_stride);
@@ -204,7 +198,7 @@ static isgq_result_t take_memory(isgq_comm_t comm, iq_run_t *run)
     memset(owner->in_bytes, 0, nranks * sizeof(size_t));
     memset(owner->block_bytes, 0, nranks * sizeof(size_t));
     memset(owner->arrived, 0, nranks * sizeof(bool));
-    owner->block_bytes[me] = block_bytes(call, type, comm->rank);
+    owner->block_bytes[me] = block_bytes(call, comm->rank);
     return ISGQ_SUCCESS;
 }
 

@@ -40,8 +40,7 @@ typedef struct iq_views_run {
 bool iq_views_may_serve(isgq_comm_t comm, const iq_run_t *run, const iq_algorithm_t *algorithm, const iq_codec_t *codec,
                         const iq_codec_call_t *codec_call)
 {
-    bool as_it_is = codec->ops == iq_codec_none.ops && !codec_call->accumulate && !run->shadow.runs && !run->own_error.corrects &&
-                    !run->own_error.measures;
+    bool as_it_is = codec->ops == iq_codec_none.ops && !run->shadow.runs && !run->own_error.corrects && !run->own_error.measures;
     return comm->may_view && run->call->kind == IQ_CALL_ALLREDUCE && (algorithm->needs & IQ_NEEDS_BOARDS) && as_it_is &&
            codec_call->count * iq_datatype_bytes(codec_call->datatype) >= LEAST_BYTES;
 }
@@ -136,7 +135,8 @@ isgq_result_t iq_run_add_views(isgq_comm_t comm, iq_run_t *run, const iq_codec_c
     size_t bytes = codec_call->count * views->bytes;
     offer_t *own = &views->offers[comm->rank];
     memset(own, 0, sizeof(*own));
-    if (!iq_memory_view(comm, run->call->send, bytes, &own->input) || !iq_memory_view(comm, run->call->recv, bytes, &own->output))
+    if (codec_call->accumulate || /* others overwrite outputs; that this rank adds is nothing they know of */
+        !iq_memory_view(comm, run->call->send, bytes, &own->input) || !iq_memory_view(comm, run->call->recv, bytes, &own->output))
         memset(own, 0, sizeof(*own));
     for (int rank = 0; rank < comm->nranks; rank++)
         lengths[rank] = rank == comm->rank ? sizeof(*own) : 0;
