@@ -32,6 +32,7 @@ static void same_decision(const iq_call_t *a, const iq_call_t *b)
     ck_assert_uint_eq(a->codec.bits, b->codec.bits);
     ck_assert_uint_eq(a->codec.bucket, b->codec.bucket);
     ck_assert_int_eq(a->fallback, b->fallback);
+    ck_assert_int_eq(a->may_fuse, b->may_fuse);
     ck_assert_str_eq(a->why, b->why);
 }
 
@@ -76,6 +77,62 @@ START_TEST(names_are_not_remembered)
     ck_assert_str_eq(named.algorithm->name, "ring");
     ck_assert_int_eq(iq_decide(comm, &named, NULL), ISGQ_SUCCESS);
     ck_assert_str_eq(named.algorithm->name, call.algorithm->name);
+    iq_comm_release(comm);
+}
+END_TEST
+
+/* ---- what travels together ---- */
+
+static iq_call_t small_call(isgq_comm_t comm, float *values, size_t count)
+{
+    iq_call_t call = {.kind = IQ_CALL_ALLREDUCE, .datatype = ISGQ_FLOAT32, .op = ISGQ_SUM, .count = count, .send = values, .recv = values,
+                      .input_bytes = count * sizeof(float), .quantizer = comm->quantizer};
+    ck_assert_int_eq(iq_decide(comm, &call, NULL), ISGQ_SUCCESS);
+    ck_assert_int_eq(call.may_fuse, count > 0);
+    return call;
+}
+
+/* Twice, as the second decision is remembered. */
+START_TEST(small_calls_travel_together)
+{
+    float values[64] = {0};
+    isgq_comm_t comm = lonely_comm();
+    iq_call_t first = small_call(comm, values, 8), second = small_call(comm, values + 8, 8), *calls[] = {&first, &second};
+    ck_assert_int_eq(iq_fuse(comm, calls, 2), ISGQ_SUCCESS);
+    ck_assert(first.fused == 2 && second.carried);
+    iq_comm_release(comm);
+}
+END_TEST
+
+/* A tuning table has decided to send one of them as it is: bits are those of single calls. */
+START_TEST(calls_of_other_codecs_do_not)
+{
+    float values[64] = {0};
+    isgq_comm_t comm = lonely_comm();
+    iq_call_t first = small_call(comm, values, 8), second = small_call(comm, values + 8, 8), *calls[] = {&first, &second};
+    second.codec.ops = &iq_codec_bf16_ops;
+    ck_assert_int_eq(iq_fuse(comm, calls, 2), ISGQ_SUCCESS);
+    ck_assert(first.fused == 0 && !second.carried);
+    second.algorithm = iq_algorithm_find(IQ_ALLREDUCE, "levels");
+    ck_assert(!iq_fuse_may(comm, &second, NULL));
+    iq_comm_release(comm);
+}
+END_TEST
+
+/* The last rank's part ends where the tensor does, and nothing has no place. */
+START_TEST(neighbours_do_not_overlap)
+{
+    float values[64] = {0};
+    isgq_comm_t comm = lonely_comm();
+    iq_call_t first = small_call(comm, values, 8), none = small_call(comm, values + 42, 0), last = small_call(comm, values + 40, 8);
+    iq_call_t scatter = {.kind = IQ_CALL_REDUCE_SCATTER, .datatype = ISGQ_FLOAT32, .op = ISGQ_SUM, .count = 32, .send = values + 8,
+                         .recv = values + 32, .input_bytes = 32 * sizeof(float), .quantizer = comm->quantizer};
+    iq_call_t *calls[] = {&first, &scatter, &none, &last};
+    ck_assert_int_eq(iq_fuse(comm, calls, 4), ISGQ_SUCCESS);
+    ck_assert(first.fused == 2 && last.carried);
+    last = small_call(comm, values + 39, 8);
+    first = small_call(comm, values, 8);
+    ck_assert_int_eq(iq_fuse(comm, calls, 4), ISGQ_ERR_INVALID_USAGE);
     iq_comm_release(comm);
 }
 END_TEST
@@ -151,6 +208,11 @@ END_TEST
 Suite *iq_suite(void)
 {
     Suite *suite = suite_create("small_calls");
+    TCase *together = tcase_create("together");
+    tcase_add_test(together, small_calls_travel_together);
+    tcase_add_test(together, calls_of_other_codecs_do_not);
+    tcase_add_test(together, neighbours_do_not_overlap);
+    suite_add_tcase(suite, together);
     TCase *decisions = tcase_create("decisions"), *float_env = tcase_create("float_env"), *processes = tcase_create("processes");
     tcase_add_test(decisions, decisions_are_remembered);
     tcase_add_test(decisions, names_are_not_remembered);
