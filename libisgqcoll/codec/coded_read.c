@@ -123,6 +123,9 @@ static isgq_result_t read_letters(const unsigned char *block, const uint8_t *con
         IQ_TRY(iq_coded_read(extras, bytes, NULL, escapes, beyond, &used));
     if (used != bytes)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %zu bytes of extras where %zu are used", bytes, used);
+    for (size_t i = 0; i < escapes; i++)
+        if (beyond[i] < 0)
+            return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %d beyond the last letter", beyond[i]);
     escapes = 0;
     for (size_t i = 0; i < count; i++) {
         int32_t flip = contexts == NULL ? 0 : -(int32_t)iq_is_mirrored(contexts[i]);

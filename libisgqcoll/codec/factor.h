@@ -133,7 +133,8 @@ unsigned iq_factor_part_width(const iq_factor_spec_t *spec, const iq_factor_call
 size_t iq_factor_part_pack(const iq_factor_call_t *call, const iq_factor_rows_t *rows, const iq_factor_part_t *part, void *bytes);
 
 /* The other way: the rows are appended to those of a call whose m and n are the part's. ISGQ_ERR_CORRUPT as iq_factor_decode. */
-isgq_result_t iq_factor_part_open(const iq_factor_call_t *block, const void *bytes, size_t count, iq_factor_rows_t *rows);
+isgq_result_t iq_factor_part_open(const iq_factor_spec_t *spec, const iq_factor_call_t *block, const void *bytes, size_t count,
+                                  iq_factor_rows_t *rows);
 
 /* Working memory of a product of `rows` rows, and the number of tiles it is cut into (so that an executor can pause between
  * tiles). */

@@ -163,4 +163,7 @@ void iq_factor_load(isgq_data_type_t datatype, const void *memory, size_t first,
 /* The same, then zeros up to a multiple of IQ_FACTOR_LANES, which is returned. */
 size_t iq_factor_load_lanes(isgq_data_type_t datatype, const void *memory, size_t first, size_t count, float *values);
 
+/* The largest value that a decoder of this quantizer makes of a code, on either side of 0. */
+int32_t iq_factor_most_code(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool is_x);
+
 #endif

@@ -85,7 +85,8 @@ size_t iq_factor_part_pack(const iq_factor_call_t *call, const iq_factor_rows_t 
 
 /* ---- reading ---- */
 
-static bool get_side(iq_factor_reader_t *reader, size_t columns, int16_t *codes)
+/* Larger codes than the quantizer's, `limit`, would make sums that are not exact. */
+static bool get_side(iq_factor_reader_t *reader, size_t columns, int32_t limit, int16_t *codes)
 {
     if (columns == 0)
         return true;
@@ -108,7 +109,7 @@ static bool get_side(iq_factor_reader_t *reader, size_t columns, int16_t *codes)
             codes[done + i] = (int16_t)code;
         }
     }
-    return most <= INT16_MAX;
+    return most <= limit && least >= -limit;
 }
 
 /* 0, or (8 + m) * 2^e. */
@@ -120,8 +121,10 @@ static bool weight_is_right(unsigned weight)
     return weight == 0 || (weight >> e >= 8 && weight >> e << e == weight && e < IQ_FACTOR_OCTAVES);
 }
 
-isgq_result_t iq_factor_part_open(const iq_factor_call_t *block, const void *bytes, size_t count, iq_factor_rows_t *rows)
+isgq_result_t iq_factor_part_open(const iq_factor_spec_t *spec, const iq_factor_call_t *block, const void *bytes, size_t count,
+                                  iq_factor_rows_t *rows)
 {
+    int32_t most_x = iq_factor_most_code(spec, block, true), most_delta = iq_factor_most_code(spec, block, false);
     iq_factor_reader_t reader = {bytes, (const uint8_t *)bytes + count};
     size_t weights = (block->want_bias ? 2 : 1) * WEIGHT_BYTES, first = rows->count;
     const uint8_t *head = iq_factor_take(&reader, HEADER_BYTES);
@@ -131,7 +134,7 @@ isgq_result_t iq_factor_part_open(const iq_factor_call_t *block, const void *byt
     for (size_t r = 0; r < there; r++) {
         const uint8_t *at = iq_factor_take(&reader, weights);
         if (at == NULL || !weight_is_right(get16(at)) || !weight_is_right(get16(at + weights - WEIGHT_BYTES)) ||
-            !get_side(&reader, block->m, rows->q + (first + r) * block->m) || !get_side(&reader, block->n, rows->p + (first + r) * block->n))
+            !get_side(&reader, block->m, most_x, rows->q + (first + r) * block->m) || !get_side(&reader, block->n, most_delta, rows->p + (first + r) * block->n))
             return IQ_FAIL(ISGQ_ERR_CORRUPT, "part of factors: row %zu of %zu is damaged", r, there);
         rows->weight_c[first + r] = get16(at);
         if (block->want_bias)

@@ -74,8 +74,7 @@ static bool weights_are_right(const int64_t *weights, size_t count)
     return right;
 }
 
-/* The largest value that a decoder of this quantizer makes of a code. */
-static int32_t most_of(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool is_x)
+int32_t iq_factor_most_code(const iq_factor_spec_t *spec, const iq_factor_call_t *call, bool is_x)
 {
     unsigned width = spec->width_x == 0 ? IQ_FACTOR_MAX_WIDTH : is_x ? spec->width_x : spec->width_delta;
     int32_t most = spec->method == IQ_FACTOR_ROWS ? iq_factor_levels(width, is_x) : iq_factor_whole_most(spec, call, is_x);
@@ -114,8 +113,8 @@ isgq_result_t iq_factor_rows_open(const iq_factor_spec_t *spec, const iq_factor_
     *used = bytes_of(&sizes, (size_t)count);
     if (!weights_are_right(rows->weight_c, rows->count) || (call->want_bias && !weights_are_right(rows->weight_b, rows->count)))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "decoded rows: a weight is not on the grid");
-    if (!codes_are_right(rows->q, rows->count * call->m, most_of(spec, call, true)) ||
-        !codes_are_right(rows->p, rows->count * call->n, most_of(spec, call, false)))
+    if (!codes_are_right(rows->q, rows->count * call->m, iq_factor_most_code(spec, call, true)) ||
+        !codes_are_right(rows->p, rows->count * call->n, iq_factor_most_code(spec, call, false)))
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "decoded rows: a code is larger than this quantizer's");
     return ISGQ_SUCCESS;
 }

@@ -126,7 +126,7 @@ static isgq_result_t work_open(isgq_comm_t comm, iq_run_t *run, size_t trip)
 {
     iq_factored_owner_t *owner = run->factored.owner;
     size_t from = sender_of(comm, trip);
-    return iq_factor_part_open(&owner->block, owner->in + from * owner->part_stride, owner->in_bytes[from], &owner->rows);
+    return iq_factor_part_open(&run->call->factor, &owner->block, owner->in + from * owner->part_stride, owner->in_bytes[from], &owner->rows);
 }
 
 static isgq_result_t work_product(isgq_comm_t comm, iq_run_t *run, size_t trip)

@@ -9,7 +9,9 @@
 #include "codec/coded_math.h"
 #include "codec/coded_message.h"
 #include "codec/coded_rate.h"
+#include "codec/coded_shapes.h"
 #include "codec/coder.h"
+#include "codec/letter_coder.h"
 
 #include <math.h>
 #include <stdlib.h>
@@ -231,6 +233,24 @@ START_TEST(strange_blocks_are_refused)
 }
 END_TEST
 
+/* One integer that is the last of two letters, and what is beyond. Below, letters have a name for it. */
+START_TEST(nothing_beyond_letters_is_negative)
+{
+    static const unsigned char beyond[2][8] = {"\1\1\0\0\0\0\1", "\1\2\0\0\0\0\2"}; /* -1, and 1 */
+    size_t extras = 7 + (size_t)_i;
+    unsigned char block[128] = {IQ_SHAPE_LETTERS, 1, (unsigned char)extras};
+    const uint8_t letter = 1, table = 0;
+    const iq_letter_counts_t counts = {.of = {{0, 1}}};
+    size_t used;
+    memcpy(block + 6, beyond[_i], extras);
+    block[4] = (unsigned char)iq_letters_write(&letter, &table, 1, 2, &counts, block + 6 + extras, sizeof(block) - 6 - extras);
+    ck_assert_uint_gt(block[4], 0);
+    isgq_result_t result = iq_coded_read(block, sizeof(block), NULL, 1, back, &used);
+    ck_assert_msg(result == (_i == 0 ? ISGQ_ERR_CORRUPT : ISGQ_SUCCESS), "%s", iq_last_error());
+    ck_assert(_i == 0 || back[0] == 1);
+}
+END_TEST
+
 /* ---- rates foretold ---- */
 
 START_TEST(logarithms_are_right)
@@ -302,6 +322,7 @@ Suite *iq_suite(void)
     tcase_add_test(damage, damage_is_harmless);
     tcase_add_test(damage, noise_is_harmless);
     tcase_add_test(damage, strange_blocks_are_refused);
+    tcase_add_loop_test(damage, nothing_beyond_letters_is_negative, 0, 2);
     tcase_add_test(curves, logarithms_are_right);
     tcase_add_loop_test(curves, curves_tell_rates_and_errors, 0, KINDS);
     tcase_add_test(curves, tallies_see_zeros);

@@ -85,14 +85,14 @@ START_TEST(test_damaged_parts)
     unsigned char *good = malloc(most + 1);
     size_t bytes = iq_factor_part_pack(&ranks->call, &ranks->rows, &part, good);
     ck_assert_uint_le(bytes, iq_factor_part_bytes(&ranks->call, &part, 4));
-    ck_assert_int_eq(iq_factor_part_open(&block, good, bytes, &rows), ISGQ_SUCCESS);
+    ck_assert_int_eq(iq_factor_part_open(&ranks->spec, &block, good, bytes, &rows), ISGQ_SUCCESS);
     ck_assert_uint_eq(rows.count, ranks->rows.count);
     for (size_t r = 0; r < rows.count; r++) {
         ck_assert(rows.weight_c[r] == ranks->rows.weight_c[r] && rows.weight_b[r] == ranks->rows.weight_b[r]);
         ck_assert_mem_eq(rows.q + r * block.m, ranks->rows.q + r * 19 + part.i, block.m * sizeof(int16_t));
         ck_assert_mem_eq(rows.p + r * block.n, ranks->rows.p + r * 13 + part.j, block.n * sizeof(int16_t));
     }
-    ck_assert_int_eq(iq_factor_part_open(&block, good, bytes, &rows), ISGQ_ERR_CORRUPT); /* no room for more */
+    ck_assert_int_eq(iq_factor_part_open(&ranks->spec, &block, good, bytes, &rows), ISGQ_ERR_CORRUPT); /* no room for more */
     static const struct {
         size_t at;
         unsigned char value;
@@ -102,18 +102,18 @@ START_TEST(test_damaged_parts)
         rows.count = 0;
         good[wrong[i].at] = wrong[i].value;
         good[9] = i == 5 ? 0xff : good[9]; /* smallest code 32767 */
-        ck_assert_msg(iq_factor_part_open(&block, good, bytes, &rows) == ISGQ_ERR_CORRUPT, "byte %zu", wrong[i].at);
+        ck_assert_msg(iq_factor_part_open(&ranks->spec, &block, good, bytes, &rows) == ISGQ_ERR_CORRUPT, "byte %zu", wrong[i].at);
         good[wrong[i].at] = old;
     }
     iq_factor_part_pack(&ranks->call, &ranks->rows, &part, good);
     good[bytes] = 0;
     rows.count = 0;
-    ck_assert_int_eq(iq_factor_part_open(&block, good, bytes + 1, &rows), ISGQ_ERR_CORRUPT);
+    ck_assert_int_eq(iq_factor_part_open(&ranks->spec, &block, good, bytes + 1, &rows), ISGQ_ERR_CORRUPT);
     for (size_t length = 0; length < bytes; length++) {
         unsigned char *copy = malloc(length > 0 ? length : 1); /* exact, for the address sanitizer */
         memcpy(copy, good, length);
         rows.count = 0;
-        ck_assert_int_eq(iq_factor_part_open(&block, copy, length, &rows), ISGQ_ERR_CORRUPT);
+        ck_assert_int_eq(iq_factor_part_open(&ranks->spec, &block, copy, length, &rows), ISGQ_ERR_CORRUPT);
         free(copy);
     }
     free(good);
@@ -121,6 +121,27 @@ START_TEST(test_damaged_parts)
     ranks_destroy(ranks);
 }
 END_TEST
+
+/* The same of rows cut up for their owners. */
+static void check_largest_of_parts(ranks_t *ranks, int most_x, int most_delta)
+{
+    iq_factor_part_t all = {.m = ranks->call.m, .n = ranks->call.n};
+    iq_factor_rows_t rows;
+    void *memory = aligned_alloc(64, iq_factor_rows_layout(&ranks->call, ranks->call.max_batch, NULL, NULL));
+    void *bytes = malloc(iq_factor_part_bytes(&ranks->call, &all, 16));
+    iq_factor_rows_layout(&ranks->call, ranks->call.max_batch, memory, &rows);
+    for (int i = 0; i < 8; i++) {
+        int16_t *code = i % 2 == 0 ? ranks->rows.q : ranks->rows.p, good = *code;
+        int most = (i % 2 == 0 ? most_x : most_delta) + i / 4;
+        *code = (int16_t)(i / 2 % 2 == 0 ? most : -most);
+        rows.count = 0;
+        isgq_result_t result = iq_factor_part_open(&ranks->spec, &ranks->call, bytes, iq_factor_part_pack(&ranks->call, &ranks->rows, &all, bytes), &rows);
+        ck_assert_msg(result == (i < 4 ? ISGQ_SUCCESS : ISGQ_ERR_CORRUPT), "a code of %d: %d", *code, result);
+        *code = good;
+    }
+    free(bytes);
+    free(memory);
+}
 
 /* The largest code of either factor is taken, and the next refused: one that large would make sums that are not exact. */
 START_TEST(test_damaged_codes)
@@ -154,6 +175,7 @@ START_TEST(test_damaged_codes)
                 *last[side] = good;
             }
         free(packed);
+        check_largest_of_parts(ranks, cases[c].x, cases[c].delta);
         ranks_destroy(ranks);
     }
 }
