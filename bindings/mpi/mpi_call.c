@@ -58,11 +58,26 @@ static void *buffer_of(iq_mpi_comm_t *state, size_t bytes)
     return state->buffer;
 }
 
+/* The communicator's own thread does the work; here the MPI is kept going, since another rank may first need what this one is sending. */
+static isgq_result_t wait_for(const iq_library_t *library, const iq_mpi_comm_t *state)
+{
+    uint64_t last = 0;
+    int done = 0;
+    isgq_result_t result = library->comm_get_sequence(state->comm, &last);
+    for (unsigned turn = 0; result == ISGQ_SUCCESS; turn++) {
+        result = library->comm_test(state->comm, last, &done);
+        if (done != 0)
+            return library->comm_synchronize(state->comm);
+        iq_mpi_keep_going(turn);
+    }
+    return result;
+}
+
 static isgq_result_t sum(const iq_library_t *library, iq_mpi_comm_t *state, const void *send, void *recv, size_t count,
                          isgq_quantizer_t quantizer)
 {
     isgq_result_t result = library->allreduce(send, recv, count, ISGQ_FLOAT32, ISGQ_SUM, quantizer, state->comm, NULL, NULL);
-    return result != ISGQ_SUCCESS ? result : library->comm_synchronize(state->comm);
+    return result != ISGQ_SUCCESS ? result : wait_for(library, state);
 }
 
 /* Doubles are summed as floats, since nothing is left of their other digits; what is not aligned goes through a copy. */

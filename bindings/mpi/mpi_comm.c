@@ -6,13 +6,17 @@
 #include "bindings/preload/tally.h"
 
 #include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static iq_policy_t policy;
 static iq_mpi_comm_t *states;
+static int unused_tag; /* the largest */
 static int state_key = MPI_KEYVAL_INVALID, end_key = MPI_KEYVAL_INVALID;
 
 /* A duplicate begins anew: it may be given another name. */
@@ -53,9 +57,12 @@ static void begin(void)
 {
     char error[IQ_POLICY_ERROR];
     int rank = -1;
+    int *largest = NULL, found = 0;
+    PMPI_Comm_get_attr(MPI_COMM_WORLD, MPI_TAG_UB, &largest, &found);
+    unused_tag = found ? *largest : 32767;
     PMPI_Comm_rank(MPI_COMM_WORLD, &rank);
     iq_say_as("isgq mpi", rank);
-    if (!iq_policy_parse(&policy, getenv("ISGQ_POLICY"), error))
+    if (!iq_policy_parse(&policy, secure_getenv("ISGQ_POLICY"), error))
         iq_say(IQ_SAY_WARN, "%s; nothing is quantized", error);
     PMPI_Comm_create_keyval(copy_nothing, forget, &state_key, NULL);
     PMPI_Comm_create_keyval(copy_nothing, end, &end_key, NULL);
@@ -168,6 +175,48 @@ bool iq_mpi_comm_open(iq_mpi_comm_t *state, MPI_Comm comm)
     return false;
 }
 
+void iq_mpi_keep_going(unsigned turn)
+{
+    enum { BUSY_TURNS = 16, PAUSE_NS = 50000 };
+    const struct timespec pause = {.tv_nsec = PAUSE_NS};
+    int ignored;
+    /* A probe that finds a message, or that asks MPI_COMM_SELF, may come back without having moved anything (MPICH): so, one for nothing. */
+    PMPI_Iprobe(MPI_ANY_SOURCE, unused_tag, MPI_COMM_WORLD, &ignored, MPI_STATUS_IGNORE);
+    if (turn < BUSY_TURNS)
+        (void)sched_yield();
+    else
+        (void)nanosleep(&pause, NULL);
+}
+
+typedef struct leaving {
+    isgq_comm_t comm;
+    const iq_library_t *library;
+    _Atomic bool gone;
+} leaving_t;
+
+static void *leave(void *argument)
+{
+    leaving_t *leaving = argument;
+    (void)leaving->library->comm_finalize(leaving->comm); /* what went wrong was said when it did */
+    (void)leaving->library->comm_destroy(leaving->comm);
+    leaving->gone = true;
+    return NULL;
+}
+
+/* Leaving waits for the other ranks, who may still be receiving from this one by MPI. */
+static void leave_and_keep_going(const iq_library_t *library, isgq_comm_t comm)
+{
+    leaving_t leaving = {.comm = comm, .library = library};
+    pthread_t thread;
+    if (pthread_create(&thread, NULL, leave, &leaving) != 0) {
+        (void)leave(&leaving);
+        return;
+    }
+    for (unsigned turn = 0; !leaving.gone; turn++)
+        iq_mpi_keep_going(turn);
+    pthread_join(thread, NULL);
+}
+
 void iq_mpi_comm_close(iq_mpi_comm_t *state)
 {
     const char *error;
@@ -176,8 +225,7 @@ void iq_mpi_comm_close(iq_mpi_comm_t *state)
         isgq_stats_t stats = {.size = sizeof(stats)};
         if (library->comm_get_stats(state->comm, &stats) == ISGQ_SUCCESS)
             iq_tally_bytes(stats.input_bytes, stats.wire_bytes);
-        (void)library->comm_finalize(state->comm); /* what went wrong was said when it did */
-        (void)library->comm_destroy(state->comm);
+        leave_and_keep_going(library, state->comm);
         state->comm = NULL;
     }
     for (size_t i = 0; i < policy.nrules; i++)

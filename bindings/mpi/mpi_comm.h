@@ -33,6 +33,12 @@ iq_mpi_comm_t *iq_mpi_comm_of(MPI_Comm comm);
 /* A communicator of ours with the same ranks, and quantizers for all rules. Collective; false on all ranks or on none. */
 bool iq_mpi_comm_open(iq_mpi_comm_t *state, MPI_Comm comm);
 
+/*
+ * One turn of waiting for what is not MPI's: MPI promises that its messages move while a rank is inside any blocking call of MPI, so they must
+ * here as well. Waits a little longer between turns when there have been many.
+ */
+void iq_mpi_keep_going(unsigned turn);
+
 /* Add what a communicator did to the totals, and let it go. */
 void iq_mpi_comm_close(iq_mpi_comm_t *state);
 

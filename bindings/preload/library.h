@@ -31,6 +31,8 @@
     X(comm_destroy)             \
     X(comm_abort)               \
     X(comm_synchronize)         \
+    X(comm_get_sequence)        \
+    X(comm_test)                \
     X(comm_get_stats)           \
     X(quantizer_create)         \
     X(quantizer_destroy)        \

@@ -111,6 +111,23 @@ static void between_groups(void)
     MPI_Comm_free(&half);
 }
 
+/* A message is under way while its sender is inside MPI_Allreduce, and its receiver comes to that only afterwards. */
+static void message_before_sum(MPI_Comm comm)
+{
+    enum { MESSAGE = 8 << 20 };
+    char *message = calloc(MESSAGE, 1);
+    float *sums = calloc(COUNT, sizeof(float));
+    MPI_Request request = MPI_REQUEST_NULL;
+    if (rank == 0)
+        MPI_Isend(message, MESSAGE, MPI_CHAR, 1, 0, MPI_COMM_WORLD, &request);
+    else if (rank == 1)
+        MPI_Recv(message, MESSAGE, MPI_CHAR, 0, 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    MPI_Allreduce(MPI_IN_PLACE, sums, COUNT, MPI_FLOAT, MPI_SUM, comm);
+    MPI_Wait(&request, MPI_STATUS_IGNORE);
+    free(message);
+    free(sums);
+}
+
 int main(int argc, char **argv)
 {
     MPI_Comm named, copy;
@@ -126,6 +143,8 @@ int main(int argc, char **argv)
     floats("none", named, 0, 0, 0);
     floats("world", MPI_COMM_WORLD, COUNT, 0, 0);
     doubles(named);
+    if (nranks > 1)
+        message_before_sum(named);
     others(named);
     MPI_Comm_dup(named, &copy);
     MPI_Comm_set_name(copy, "gradients of a copy");
