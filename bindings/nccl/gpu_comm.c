@@ -42,7 +42,7 @@ void iq_gpu_begin(void *handle)
     memcpy(&iq_real.name, &address, sizeof(address));
     IQ_REAL_FUNCTIONS(X)
 #undef X
-    if (!iq_policy_parse(&policy, getenv("ISGQ_POLICY"), error))
+    if (!iq_policy_parse(&policy, secure_getenv("ISGQ_POLICY"), error))
         iq_say(IQ_SAY_WARN, "%s; nothing is quantized", error);
 }
 

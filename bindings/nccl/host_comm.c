@@ -15,7 +15,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define HOST_COMM_MARK 0x6973677163636c31u
 #define EXPORTED __attribute__((visibility("default")))
 
 static _Thread_local char last_error[512];
@@ -31,16 +30,33 @@ typedef struct pending {
 static _Thread_local pending_t *pending;
 static _Thread_local size_t npending;
 
-/* Communicators of this process, and those that are leaving: see ncclCommDestroy. */
-static pthread_mutex_t leaving_lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_t *leaving;
-static size_t nleaving, nalive;
+/* Communicators of this process from the moment their making begins, and those that are leaving: see ncclCommDestroy. */
+static pthread_mutex_t living_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static iq_host_comm_t *living;
+static size_t nliving, nleaving;
 
-static void count_alive(void)
+/* With living_lock held: the place in the list that holds `comm`, or its end. */
+static iq_host_comm_t **place_of(const iq_host_comm_t *comm)
 {
-    pthread_mutex_lock(&leaving_lock);
-    nalive++;
-    pthread_mutex_unlock(&leaving_lock);
+    iq_host_comm_t **place = &living;
+    while (*place != NULL && *place != comm)
+        place = &(*place)->next;
+    return place;
+}
+
+/* Whoever takes a communicator out is the one who ends it. */
+static bool take_out(iq_host_comm_t *comm)
+{
+    pthread_mutex_lock(&living_lock);
+    iq_host_comm_t **place = place_of(comm);
+    bool found = *place != NULL;
+    if (found) {
+        *place = comm->next;
+        nliving--;
+    }
+    pthread_mutex_unlock(&living_lock);
+    return found;
 }
 
 const char *iq_host_last_error(void) { return last_error; }
@@ -68,7 +84,7 @@ static void begin(void)
 {
     char error[IQ_POLICY_ERROR];
     iq_say_as("isgq nccl", -1);
-    if (!iq_policy_parse(&policy, getenv("ISGQ_POLICY"), error))
+    if (!iq_policy_parse(&policy, secure_getenv("ISGQ_POLICY"), error))
         iq_say(IQ_SAY_WARN, "%s; nothing is quantized", error);
 }
 
@@ -98,13 +114,26 @@ iq_host_result_t iq_host_comm_check(const iq_host_comm_t *comm, const char *call
 {
     if (comm == NULL)
         return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: comm is NULL", call);
-    if (comm->mark != HOST_COMM_MARK)
+    pthread_mutex_lock(&living_lock);
+    bool lives = *place_of(comm) != NULL;
+    pthread_mutex_unlock(&living_lock);
+    if (!lives)
         return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: comm %p was destroyed, or was not made by the host emulation", call,
                             (const void *)comm);
     return HOST_SUCCESS;
 }
 
-void iq_host_comm_enter(iq_host_comm_t *comm) { atomic_fetch_add(&comm->users, 1); }
+/* Never looks into what `comm` points to before it is known to live: it may have been destroyed, or aborted by another thread just now. */
+iq_host_result_t iq_host_comm_enter(iq_host_comm_t *comm, const char *call)
+{
+    pthread_mutex_lock(&living_lock);
+    bool lives = comm != NULL && *place_of(comm) != NULL;
+    if (lives)
+        atomic_fetch_add(&comm->users, 1);
+    pthread_mutex_unlock(&living_lock);
+    return lives ? HOST_SUCCESS : iq_host_comm_check(comm, call);
+}
+
 void iq_host_comm_leave(iq_host_comm_t *comm) { atomic_fetch_sub(&comm->users, 1); }
 
 static iq_host_comm_t *new_comm(int nranks, int rank, int device, const iq_host_config_t *config)
@@ -112,13 +141,17 @@ static iq_host_comm_t *new_comm(int nranks, int rank, int device, const iq_host_
     iq_host_comm_t *comm = calloc(1, sizeof(*comm));
     if (comm == NULL)
         return NULL;
-    comm->mark = HOST_COMM_MARK;
     comm->nranks = nranks;
     comm->rank = rank;
     comm->device = device;
     bool named = config != NULL && config->size >= offsetof(iq_host_config_t, comm_name) + sizeof(config->comm_name) &&
                  config->comm_name != NULL;
     snprintf(comm->name, sizeof(comm->name), "%s", named ? config->comm_name : "unnamed");
+    pthread_mutex_lock(&living_lock);
+    comm->next = living;
+    living = comm;
+    nliving++;
+    pthread_mutex_unlock(&living_lock);
     return comm;
 }
 
@@ -128,8 +161,14 @@ static void free_comm(iq_host_comm_t *comm)
     for (size_t i = 0; library != NULL && i < IQ_POLICY_RULES; i++)
         if (comm->quantizers[i] != NULL)
             library->quantizer_destroy(comm->quantizers[i]);
-    comm->mark = 0;
     free(comm);
+}
+
+/* One whose making failed. */
+static void drop_comm(iq_host_comm_t *comm)
+{
+    (void)take_out(comm);
+    free_comm(comm);
 }
 
 static isgq_result_t join(const iq_library_t *library, iq_host_comm_t *comm, const iq_host_id_t *id)
@@ -158,21 +197,19 @@ static iq_host_result_t make(iq_host_comm_t **out, int nranks, const iq_host_id_
         if (pending == NULL)
             pending = calloc(PENDING, sizeof(*pending));
         if (pending == NULL || npending == PENDING) {
-            free_comm(comm);
+            drop_comm(comm);
             return iq_host_fail(HOST_SYSTEM, "ncclCommInitRank: more than %d communicators in one group", PENDING);
         }
         pending[npending++] = (pending_t){comm, *id};
         *out = comm;
-        count_alive();
         return HOST_SUCCESS;
     }
     iq_host_result_t result = iq_host_result(join(library, comm, id), "ncclCommInitRank");
     if (result != HOST_SUCCESS) {
-        free_comm(comm);
+        drop_comm(comm);
         return result;
     }
     *out = comm;
-    count_alive();
     return HOST_SUCCESS;
 }
 
@@ -183,8 +220,12 @@ iq_host_result_t iq_host_comm_join_all(void)
 {
     const iq_library_t *library = iq_host_library();
     iq_host_result_t result = iq_host_result(library->group_start(), "ncclGroupEnd");
-    for (size_t i = 0; i < npending && result == HOST_SUCCESS; i++)
+    for (size_t i = 0; i < npending && result == HOST_SUCCESS; i++) {
+        if ((result = iq_host_comm_enter(pending[i].comm, "ncclGroupEnd")) != HOST_SUCCESS)
+            break; /* ended inside the group that makes it */
         result = iq_host_result(join(library, pending[i].comm, &pending[i].id), "ncclCommInitRank");
+        iq_host_comm_leave(pending[i].comm);
+    }
     iq_host_result_t end = iq_host_result(library->group_end(), "ncclCommInitRank in a group");
     npending = 0;
     free(pending);
@@ -259,12 +300,10 @@ iq_host_result_t iq_host_ncclCommInitAll(iq_host_comm_t **comms, int ndev, const
     for (int i = 0; i < ndev; i++)
         comms[i] = NULL;
     iq_host_result_t result = join_all_of(comms, ndev, devices);
-    for (int i = 0; i < ndev && result == HOST_SUCCESS; i++)
-        count_alive();
     for (int i = 0; i < ndev && result != HOST_SUCCESS; i++)
         if (comms[i] != NULL) {
             (void)iq_host_library()->comm_destroy(comms[i]->inner);
-            free_comm(comms[i]);
+            drop_comm(comms[i]);
             comms[i] = NULL;
         }
     return result;
@@ -284,7 +323,8 @@ iq_host_result_t iq_host_ncclCommSplit(iq_host_comm_t *comm, int color, int key,
     if (iq_host_in_group())
         return iq_host_fail(HOST_INVALID_USAGE, "ncclCommSplit: not inside a group in the host emulation");
     const iq_library_t *library = iq_host_library();
-    iq_host_comm_enter(comm);
+    if (iq_host_comm_enter(comm, "ncclCommSplit") != HOST_SUCCESS)
+        return HOST_INVALID_ARGUMENT;
     iq_host_result_t result = iq_host_result(library->comm_split(comm->inner, color, key, &inner, NULL), "ncclCommSplit");
     iq_host_comm_leave(comm);
     *out = NULL;
@@ -298,7 +338,6 @@ iq_host_result_t iq_host_ncclCommSplit(iq_host_comm_t *comm, int color, int key,
         return iq_host_fail(HOST_SYSTEM, "ncclCommSplit: no memory");
     }
     (*out)->inner = inner;
-    count_alive();
     return HOST_SUCCESS;
 }
 
@@ -326,39 +365,38 @@ static void *leave(void *argument)
 {
     iq_host_comm_t *comm = argument;
     const iq_library_t *library = iq_host_library();
+    while (atomic_load(&comm->users) > 0)
+        (void)sched_yield();
     say_totals(library, comm);
     (void)library->comm_finalize(comm->inner); /* what went wrong was said when it did */
     (void)library->comm_destroy(comm->inner);
     free_comm(comm);
+    pthread_mutex_lock(&living_lock);
+    nleaving--;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&living_lock);
     return NULL;
 }
 
-/* Without a thread or memory for it: at once, which is right where a process has one rank. */
+/* Without a thread: at once, which is right where a process has one rank. */
 static void begin_to_leave(iq_host_comm_t *comm)
 {
-    pthread_t *more = realloc(leaving, (nleaving + 1) * sizeof(*leaving));
-    if (more != NULL)
-        leaving = more;
-    if (more == NULL || pthread_create(&leaving[nleaving], NULL, leave, comm) != 0)
-        (void)leave(comm);
+    pthread_t thread;
+    pthread_mutex_lock(&living_lock);
+    nleaving++;
+    pthread_mutex_unlock(&living_lock);
+    if (pthread_create(&thread, NULL, leave, comm) == 0)
+        pthread_detach(thread);
     else
-        nleaving++;
+        (void)leave(comm);
 }
 
-static void gone(iq_host_comm_t *comm)
+static void wait_if_last(void)
 {
-    pthread_mutex_lock(&leaving_lock);
-    if (comm != NULL)
-        begin_to_leave(comm);
-    nalive--;
-    for (size_t i = 0; i < nleaving && nalive == 0; i++)
-        pthread_join(leaving[i], NULL);
-    if (nalive == 0) {
-        free(leaving);
-        leaving = NULL;
-        nleaving = 0;
-    }
-    pthread_mutex_unlock(&leaving_lock);
+    pthread_mutex_lock(&living_lock);
+    while (nliving == 0 && nleaving > 0)
+        pthread_cond_wait(&changed, &living_lock);
+    pthread_mutex_unlock(&living_lock);
 }
 
 EXPORTED iq_host_result_t iq_host_ncclCommDestroy(iq_host_comm_t *comm);
@@ -366,10 +404,10 @@ iq_host_result_t iq_host_ncclCommDestroy(iq_host_comm_t *comm)
 {
     if (comm == NULL)
         return HOST_SUCCESS;
-    if (iq_host_comm_check(comm, "ncclCommDestroy") != HOST_SUCCESS)
-        return HOST_INVALID_ARGUMENT;
-    comm->mark = 0;
-    gone(comm);
+    if (!take_out(comm))
+        return iq_host_comm_check(comm, "ncclCommDestroy");
+    begin_to_leave(comm);
+    wait_if_last();
     return HOST_SUCCESS;
 }
 
@@ -379,15 +417,15 @@ iq_host_result_t iq_host_ncclCommAbort(iq_host_comm_t *comm)
 {
     if (comm == NULL)
         return HOST_SUCCESS;
-    if (iq_host_comm_check(comm, "ncclCommAbort") != HOST_SUCCESS || atomic_exchange(&comm->aborted, true))
-        return HOST_INVALID_ARGUMENT;
+    if (!take_out(comm))
+        return iq_host_comm_check(comm, "ncclCommAbort");
     const iq_library_t *library = iq_host_library();
     (void)library->comm_abort(comm->inner);
     while (atomic_load(&comm->users) > 0)
         (void)sched_yield();
     (void)library->comm_destroy(comm->inner);
     free_comm(comm);
-    gone(NULL);
+    wait_if_last();
     return HOST_SUCCESS;
 }
 

@@ -22,12 +22,11 @@ typedef struct iq_host_scalar {
 } iq_host_scalar_t;
 
 typedef struct iq_host_comm {
-    uint64_t mark; /* HOST_COMM_MARK while it lives */
+    struct iq_host_comm *next; /* of those that live */
     isgq_comm_t inner;
     int nranks, rank, device;
     char name[64];
     _Atomic int users; /* calls that are inside, for an abort from another thread */
-    _Atomic bool aborted;
     iq_host_scalar_t scalars[HOST_SCALARS];
     bool agreed;    /* the ranks have compared their policies */
     uint32_t named; /* rules that speak of it */
@@ -48,7 +47,7 @@ const char *iq_host_last_error(void);
 
 /* A living communicator? Else ncclInvalidArgument and a text. Enter before work on it that may take long, leave after it. */
 iq_host_result_t iq_host_comm_check(const iq_host_comm_t *comm, const char *call);
-void iq_host_comm_enter(iq_host_comm_t *comm);
+iq_host_result_t iq_host_comm_enter(iq_host_comm_t *comm, const char *call);
 void iq_host_comm_leave(iq_host_comm_t *comm);
 
 /* Communicators whose making was asked for in the open group: begun and ended by the group. */

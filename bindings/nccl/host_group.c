@@ -239,14 +239,19 @@ static iq_host_result_t post_all(const iq_library_t *library, iq_host_call_t *ca
 iq_host_result_t iq_host_run(iq_host_call_t *calls, size_t count)
 {
     const iq_library_t *library = iq_host_library();
-    for (size_t i = 0; i < count; i++)
-        iq_host_comm_enter(calls[i].comm);
-    iq_host_result_t result = agree(library, calls, count);
+    size_t entered = 0;
+    iq_host_result_t result = HOST_SUCCESS;
+    while (entered < count && (result = iq_host_comm_enter(calls[entered].comm, "ncclGroupEnd")) == HOST_SUCCESS)
+        entered++;
+    if (result == HOST_SUCCESS)
+        result = agree(library, calls, count);
     if (result == HOST_SUCCESS)
         result = post_all(library, calls, count);
-    for (size_t i = 0; i < count && result == HOST_SUCCESS; i++)
-        result = iq_host_result(library->comm_synchronize(calls[i].comm->inner), "collective");
-    for (size_t i = 0; i < count; i++) {
+    for (size_t i = 0; i < entered; i++) { /* also after a failure: calls of other communicators may still use the buffers */
+        iq_host_result_t end = iq_host_result(library->comm_synchronize(calls[i].comm->inner), "collective");
+        result = result != HOST_SUCCESS ? result : end;
+    }
+    for (size_t i = 0; i < entered; i++) {
         if (result == HOST_SUCCESS)
             finish(&calls[i]);
         free(calls[i].scratch_from);

@@ -34,7 +34,7 @@ static char reason[512];
 /* Without a policy nothing stands between the program and its library. */
 static void open_gpu_engine(void)
 {
-    const char *policy = getenv("ISGQ_POLICY");
+    const char *policy = secure_getenv("ISGQ_POLICY");
     void (*start)(void *) = NULL, *address;
     if (policy == NULL || policy[0] == '\0' || strcmp(policy, "off") == 0)
         return;
@@ -49,7 +49,7 @@ static void open_gpu_engine(void)
 
 static void begin(void)
 {
-    const char *host = getenv("ISGQ_NCCL_HOST");
+    const char *host = secure_getenv("ISGQ_NCCL_HOST");
     iq_say_as("isgq nccl", -1);
     if (host != NULL && strcmp(host, "1") == 0) {
         if (!iq_nccl_has_gpu()) {

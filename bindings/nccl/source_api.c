@@ -35,7 +35,7 @@ static void find_all(void *handle, const char *prefix)
 
 static void begin(void)
 {
-    const char *policy = getenv("ISGQ_POLICY");
+    const char *policy = secure_getenv("ISGQ_POLICY");
     void *any = dlsym(RTLD_DEFAULT, "ncclAllReduce"), *address;
     void (*start)(void *) = NULL;
     Dl_info where;

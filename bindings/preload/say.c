@@ -33,7 +33,7 @@ bool iq_says(iq_say_level_t level)
 {
     int now = most;
     if (now == 0)
-        most = now = level_of(getenv("ISGQ_LOG")) + 1;
+        most = now = level_of(secure_getenv("ISGQ_LOG")) + 1;
     return (int)level < now;
 }
 

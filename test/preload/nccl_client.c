@@ -3,7 +3,7 @@
  * A program written against nccl.h alone, without a GPU: every collective with every type and reduction, in place, misaligned, grouped, split. Its
  * ranks are processes, or all of them one thread. Values are 1 and 2, so every result is a small whole number that all types hold.
  *
- * usage: nccl_client processes|thread RANKS everything|quantized|abort|names
+ * usage: nccl_client processes|thread|threads RANKS everything|quantized|abort
  */
 #include <math.h>
 #include <nccl.h>
@@ -358,6 +358,35 @@ static void abort_inside(void)
     pthread_join(thread, NULL);
 }
 
+/* Ranks are threads: none may wait for another one's end, nor may the first to end hold up those that are still beginning. */
+static void *short_life(void *argument)
+{
+    const ncclUniqueId *id = argument;
+    static _Atomic int next;
+    ncclComm_t comm;
+    float x = 1;
+    NCCL(ncclCommInitRank(&comm, nranks, *id, next++ % nranks));
+    NCCL(ncclCommDestroy(comm));
+    expect(ncclCommDestroy(comm) == ncclInvalidArgument, "destroyed twice", 0, 0);
+    expect(ncclAllReduce(&x, &x, 1, ncclFloat, ncclSum, comm, NULL) == ncclInvalidArgument, "use after destroy", 0, 0);
+    return NULL;
+}
+
+static int short_lives(void)
+{
+    pthread_t threads[MOST];
+    ncclUniqueId id;
+    for (int round = 0; round < 10; round++) {
+        NCCL(ncclGetUniqueId(&id));
+        for (int r = 0; r < nranks; r++)
+            if (pthread_create(&threads[r], NULL, short_life, &id) != 0)
+                return 1;
+        for (int r = 0; r < nranks; r++)
+            pthread_join(threads[r], NULL);
+    }
+    return problems != 0;
+}
+
 static void run(const char *what)
 {
     if (strcmp(what, "abort") == 0) {
@@ -411,11 +440,13 @@ int main(int argc, char **argv)
 {
     nranks = argc == 4 ? atoi(argv[2]) : 0;
     if (nranks < 1 || nranks > MOST) {
-        fprintf(stderr, "usage: nccl_client processes|thread RANKS everything|quantized|abort\n");
+        fprintf(stderr, "usage: nccl_client processes|thread|threads RANKS everything|quantized|abort\n");
         return 2;
     }
     if (strcmp(argv[1], "processes") == 0)
         return processes(argv[3]);
+    if (strcmp(argv[1], "threads") == 0)
+        return short_lives();
     here = nranks;
     NCCL(ncclCommInitAll(comms, nranks, NULL));
     run(argv[3]);

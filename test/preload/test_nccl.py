@@ -152,6 +152,10 @@ class Host(Case):
         for nranks in (1, 2, 5, 8):
             self.succeeds(self.host("thread", str(nranks), "everything"))
 
+    def test_threads(self):
+        """Each rank a thread that begins and ends at its own time; what was destroyed is refused and never read."""
+        self.succeeds(self.host("threads", "4", "short", timeout=20, MALLOC_PERTURB_="85"))
+
     def test_preloaded_by_path(self):
         """Not only linked: opened by name, as JAX and TensorFlow do."""
         library = ctypes.CDLL(shim(), mode=ctypes.RTLD_GLOBAL)  # this process: no emulation was asked for
