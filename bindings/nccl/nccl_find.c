@@ -14,10 +14,17 @@
 
 #define SONAME "libnccl.so.2"
 
+enum { COPIES = 8 };
+
 typedef struct search {
-    struct stat self; /* this object: never the answer */
+    struct stat copies[COPIES]; /* this object, and others of its kind: never the answer */
+    int ncopies;
     char found[4096];
 } search_t;
+
+/* How this object is known when it is met under another path: two that took each other for the real library would call each other for ever. */
+extern const char isgq_drop_in;
+__attribute__((visibility("default"))) const char isgq_drop_in = 1;
 
 static void identify_self(struct stat *self)
 {
@@ -31,8 +38,12 @@ static void identify_self(struct stat *self)
 static int is_other_file(const search_t *search, const char *path)
 {
     struct stat file;
-    return stat(path, &file) == 0 && S_ISREG(file.st_mode) &&
-           (file.st_dev != search->self.st_dev || file.st_ino != search->self.st_ino);
+    if (stat(path, &file) != 0 || !S_ISREG(file.st_mode))
+        return 0;
+    for (int i = 0; i < search->ncopies; i++)
+        if (file.st_dev == search->copies[i].st_dev && file.st_ino == search->copies[i].st_ino)
+            return 0;
+    return 1;
 }
 
 static int take(search_t *search, const char *folder, const char *rest)
@@ -81,33 +92,50 @@ static int look_in_path(search_t *search, const char *path)
     return 0;
 }
 
-void *iq_nccl_open_real(char *reason, size_t room)
+static int find(search_t *search)
 {
     static const char *const folders[] = {
         "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib",
         "/usr/local/cuda/lib64",     "/usr/local/cuda/lib"};
+    int found = dl_iterate_phdr(look_at_loaded, search) || look_in_path(search, secure_getenv("LD_LIBRARY_PATH"));
+    for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]) && !found; i++)
+        found = take(search, folders[i], "");
+    return found;
+}
+
+/* NULL: it cannot be opened, or is a copy of this object. */
+static void *open_found(search_t *search, char *reason, size_t room)
+{
+    void *handle = dlopen(search->found, RTLD_NOW | RTLD_LOCAL);
+    if (handle == NULL)
+        snprintf(reason, room, "%s", dlerror());
+    if (handle == NULL || dlsym(handle, "isgq_drop_in") == NULL)
+        return handle;
+    snprintf(reason, room, "%s is no NCCL but a copy of this preload; ISGQ_NCCL_LIB names the real one", search->found);
+    if (search->ncopies < COPIES)
+        (void)stat(search->found, &search->copies[search->ncopies++]);
+    dlclose(handle);
+    return NULL;
+}
+
+void *iq_nccl_open_real(char *reason, size_t room)
+{
     static search_t search;
     const char *named = secure_getenv("ISGQ_NCCL_LIB");
-    int found = 0;
-    identify_self(&search.self);
+    void *handle = NULL;
+    identify_self(&search.copies[0]);
+    search.ncopies = 1;
     if (named != NULL && named[0] != '\0') {
         if (!is_other_file(&search, named)) {
             snprintf(reason, room, "ISGQ_NCCL_LIB=%s is no file, or is this preload itself", named);
             return NULL;
         }
         snprintf(search.found, sizeof(search.found), "%s", named);
-        found = 1;
+        return open_found(&search, reason, room);
     }
-    found = found || dl_iterate_phdr(look_at_loaded, &search) || look_in_path(&search, secure_getenv("LD_LIBRARY_PATH"));
-    for (size_t i = 0; i < sizeof(folders) / sizeof(folders[0]) && !found; i++)
-        found = take(&search, folders[i], "");
-    if (!found) {
-        snprintf(reason, room, "no real " SONAME " was found; ISGQ_NCCL_LIB names it");
-        return NULL;
-    }
-    void *handle = dlopen(search.found, RTLD_NOW | RTLD_LOCAL);
-    if (handle == NULL)
-        snprintf(reason, room, "%s", dlerror());
+    snprintf(reason, room, "no real " SONAME " was found; ISGQ_NCCL_LIB names it");
+    for (int copies = 0; handle == NULL && copies < search.ncopies && find(&search); copies++)
+        handle = open_found(&search, reason, room);
     return handle;
 }
 

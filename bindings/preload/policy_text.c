@@ -108,13 +108,23 @@ static bool read_text(const reader_t *r, const char *key, const char *value, cha
     return true;
 }
 
-static bool read_word(const reader_t *r, iq_policy_rule_t *rule, char *word)
+enum { WORDS = 6 };
+static const char *const words[WORDS] = {"comm", "type", "bytes", "with", "op", "ranks"};
+
+/* seen: bits of the words of this rule so far. */
+static bool read_word(const reader_t *r, iq_policy_rule_t *rule, char *word, unsigned *seen)
 {
     char *value = strchr(word, '=');
     uint64_t least, most;
     if (value == NULL)
         return complain(r, "\"%s\" has no =; a rule is \"quantize comm=... type=... bytes=...- with=...\"", word);
     *value++ = '\0';
+    for (int i = 0; i < WORDS; i++)
+        if (strcmp(word, words[i]) == 0) {
+            if ((*seen >> i & 1) != 0)
+                return complain(r, "%s= is there twice", word);
+            *seen |= 1u << i;
+        }
     if (strcmp(word, "comm") == 0)
         return read_text(r, word, value, rule->comm);
     if (strcmp(word, "with") == 0)
@@ -151,6 +161,7 @@ static bool read_rule(const reader_t *r, char *line)
 {
     iq_policy_t *policy = r->policy;
     char *rest = NULL, *word;
+    unsigned seen = 0;
     line[strcspn(line, "#")] = '\0';
     word = strtok_r(line, " \t\r", &rest);
     if (word == NULL)
@@ -164,7 +175,7 @@ static bool read_rule(const reader_t *r, char *line)
     if (!rule->exclude && strcmp(word, "quantize") != 0)
         return complain(r, "\"%s\" begins no rule; rules begin with quantize or exclude", word);
     while ((word = strtok_r(NULL, " \t\r", &rest)) != NULL)
-        if (!read_word(r, rule, word))
+        if (!read_word(r, rule, word, &seen))
             return false;
     if (!check_complete(r, rule))
         return false;
@@ -201,7 +212,9 @@ static bool read_file(reader_t *r, const char *path)
     fclose(file);
     if (whole)
         text[length] = '\0';
-    bool right = whole ? read_rules(r, text, "\n") : complain(r, "cannot be read, or is longer than %d bytes", FILE_MOST);
+    bool right = !whole                   ? complain(r, "cannot be read, or is longer than %d bytes", FILE_MOST)
+                 : strlen(text) != length ? complain(r, "holds a zero byte, so it is no text; rules behind it would be lost")
+                                          : read_rules(r, text, "\n");
     free(text);
     return right;
 }

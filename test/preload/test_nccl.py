@@ -138,6 +138,15 @@ class Real(Case):
             self.assertIn("ncclGetUniqueId was called: the NCCL library that is used has no such function", done.stderr)
 
 
+    def test_copies(self):
+        """Two copies of the drop-in never take each other for the real library."""
+        with tempfile.TemporaryDirectory() as folder:
+            copy = shutil.copy(shim(), folder)
+            for variables in ({"LD_LIBRARY_PATH": folder}, {"ISGQ_NCCL_LIB": copy}, {"LD_PRELOAD": f"{shim()}:{copy}"}):
+                done = self.succeeds(run(client("nccl_answers"), timeout=10, **{"LD_PRELOAD": shim(), **variables}))
+                self.assertRegex(done.stdout + done.stderr, r"version 0 \d+|a copy of this preload|no real libnccl")
+
+
 class Host(Case):
     def host(self, *words, **variables):
         return run(client("nccl_client"), *words, ISGQ_NCCL_HOST="1", **variables)

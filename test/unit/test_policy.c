@@ -115,6 +115,8 @@ START_TEST(mistakes)
         {"quantize comm= type=f32 bytes=1k- with=fp16", "wants 1 to 127 letters"},
         {"quantize com=* type=f32 bytes=1k- with=fp16", "\"com\" is no word"},
         {"quantize all", "has no ="},
+        {"quantize comm=a comm=* type=f32 bytes=1k- with=fp16", "comm= is there twice"},
+        {"exclude comm=a type=f32 type=f16", "type= is there twice"},
         {"exclude comm=a; quantize comm=*", "rule 2: type= is missing"},
         {"#", "there is no rule"},
         {"@/no/such/policy", "cannot be opened"},
@@ -144,6 +146,22 @@ START_TEST(many)
 END_TEST
 
 /* A recorded program's proposal is a policy that names its large sums of floats and nothing else. */
+/* What a C string cannot hold must not end the rules in silence. */
+START_TEST(zero_byte)
+{
+    static const char text[] = "quantize comm=* type=f32 bytes=1k- with=fp16\n\0exclude comm=solver\n";
+    char path[64];
+    snprintf(path, sizeof(path), "@/tmp/isgq-test-zero-%d", (int)getpid());
+    FILE *file = fopen(path + 1, "we");
+    ck_assert_ptr_nonnull(file);
+    ck_assert_uint_eq(fwrite(text, 1, sizeof(text) - 1, file), sizeof(text) - 1);
+    ck_assert_int_eq(fclose(file), 0);
+    ck_assert(!iq_policy_parse(&policy, path, error));
+    ck_assert_ptr_nonnull(strstr(error, "zero byte"));
+    ck_assert_int_eq(unlink(path + 1), 0);
+}
+END_TEST
+
 START_TEST(records)
 {
     static const iq_record_call_t calls[] = {
@@ -177,6 +195,7 @@ Suite *iq_suite(void)
     tcase_add_test(test, hashes);
     tcase_add_test(test, mistakes);
     tcase_add_test(test, many);
+    tcase_add_test(test, zero_byte);
     suite_add_tcase(suite, test);
     test = tcase_create("rules");
     tcase_add_test(test, rules);
