@@ -127,6 +127,18 @@ static iq_host_result_t keep(const sum_t *s)
     return HOST_SUCCESS;
 }
 
+void iq_gpu_drop_kept(iq_real_comm_t real)
+{
+    size_t left = 0;
+    for (size_t i = 0; i < nsums; i++) {
+        if (sums[i].comm->real == real)
+            iq_gpu_comm_put(sums[i].comm);
+        else
+            sums[left++] = sums[i];
+    }
+    nsums = left;
+}
+
 FUNCTION(ncclAllReduce, const void *send, void *recv, size_t count, int type, int op, iq_real_comm_t real,
          iq_host_stream_t stream)
 {

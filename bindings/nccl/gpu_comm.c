@@ -217,6 +217,7 @@ iq_host_result_t iq_gpu_ncclCommDestroy(iq_real_comm_t real)
     iq_host_result_t result = HOST_SUCCESS;
     if (comm == NULL)
         return iq_real.ncclCommDestroy(real);
+    iq_gpu_drop_kept(real);
     wait_for_users(comm);
     if (comm->inner == NULL) {
         const char *error;
@@ -236,6 +237,7 @@ iq_host_result_t iq_gpu_ncclCommAbort(iq_real_comm_t real)
     const char *error;
     if (comm == NULL)
         return iq_real.ncclCommAbort(real);
+    iq_gpu_drop_kept(real);
     const iq_library_t *library = iq_library(&error);
     if (comm->inner != NULL)
         (void)library->comm_abort(comm->inner);

@@ -61,6 +61,9 @@ void iq_gpu_comm_add(iq_real_comm_t real, const iq_host_config_t *config, const 
 iq_gpu_comm_t *iq_gpu_comm_get(iq_real_comm_t real);
 void iq_gpu_comm_put(iq_gpu_comm_t *comm);
 
+/* This thread ends a communicator inside a group: its sums that are kept for the group's end will not be done, and hold it no longer. */
+void iq_gpu_drop_kept(iq_real_comm_t real);
+
 /* NCCL's number for a result of the library. */
 iq_host_result_t iq_gpu_result(isgq_result_t result);
 

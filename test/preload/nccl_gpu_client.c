@@ -3,7 +3,7 @@
  * A program for GPUs that knows nothing of this library: its ranks sum by ncclAllReduce on streams, alone, in a group, and from a captured graph. It
  * runs on the simulated GPU; each line says what was summed and its relative error.
  *
- * usage: nccl_gpu_client RANKS
+ * usage: nccl_gpu_client RANKS [end]
  */
 #include <cuda_runtime.h>
 #include <stdio.h>
@@ -96,7 +96,17 @@ static void captured(void)
     CUDA(cudaGraphDestroy(graph));
 }
 
-static int run_rank(int pipes[MOST][2])
+/* A communicator ended inside the group that holds a call on it: nobody waits for that call. */
+static int ended_in_group(void)
+{
+    NCCL(ncclGroupStart());
+    NCCL(ncclAllReduce(device_in, device_out, COUNT, ncclFloat, ncclSum, comm, stream));
+    NCCL(ncclCommDestroy(comm));
+    NCCL(ncclGroupEnd());
+    return 0;
+}
+
+static int run_rank(int pipes[MOST][2], int ends_early)
 {
     ncclUniqueId id;
     char host[16];
@@ -115,6 +125,8 @@ static int run_rank(int pipes[MOST][2])
     CUDA(cudaMalloc((void **)&device_in, COUNT * sizeof(float)));
     CUDA(cudaMalloc((void **)&device_out, COUNT * sizeof(float)));
     NCCL(ncclCommInitRank(&comm, nranks, id, rank));
+    if (ends_early)
+        return ended_in_group();
     for (size_t i = 0; i < COUNT; i++)
         values[i] = value_of(rank, i);
     CUDA(cudaMemcpyAsync(device_in, values, sizeof(values), cudaMemcpyHostToDevice, stream));
@@ -142,7 +154,7 @@ static int run_rank(int pipes[MOST][2])
 int main(int argc, char **argv)
 {
     int pipes[MOST][2], status, failed = 0;
-    nranks = argc == 2 ? atoi(argv[1]) : 0;
+    nranks = argc == 2 || argc == 3 ? atoi(argv[1]) : 0;
     if (nranks < 1 || nranks > MOST)
         return 2;
     for (int r = 0; r < nranks; r++)
@@ -150,7 +162,7 @@ int main(int argc, char **argv)
             return 1;
     for (rank = 0; rank < nranks; rank++)
         if (fork() == 0)
-            _exit(run_rank(pipes));
+            _exit(run_rank(pipes, argc == 3));
     for (int r = 0; r < nranks; r++)
         failed += wait(&status) < 0 || status != 0;
     return failed != 0;

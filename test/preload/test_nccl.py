@@ -242,6 +242,10 @@ class Gpu(Case):
             self.assertIn("3 calls quantized", said)
             self.assertIn("1 passed through: no rule names its size", said)
 
+    def test_ended_in_group(self):
+        self.succeeds(run(client("nccl_gpu_client"), "2", "end", timeout=20, ISGQ_NCCL_LIB=self.library, ISGQ_POLICY=self.rule,
+                          ISGQ_MODULE_DIR=os.path.join(BUILD, "lib", "isgqcoll-simulated")))
+
     def test_source(self):
         """Calls replaced in the source: the same sums, bit by bit."""
         for policy in ("off", self.rule):
