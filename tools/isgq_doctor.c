@@ -93,12 +93,14 @@ static void ask_loader(const patient_t *patient, const char *log)
     _exit(127);
 }
 
-/* A loader that is not glibc's might run the program instead. */
+/* A loader that is not glibc's might run the program instead, and one that the program brings along is a program of its own. */
 static bool loader_can_be_asked(const patient_t *patient)
 {
+    char real[PATH_MAX];
     const char *slash = strrchr(patient->facts.interpreter, '/');
     return patient->facts.is_elf && !patient->facts.is_static && slash != NULL &&
-           strncmp(slash + 1, "ld-linux", strlen("ld-linux")) == 0;
+           strncmp(slash + 1, "ld-linux", strlen("ld-linux")) == 0 && realpath(patient->facts.interpreter, real) != NULL &&
+           (strncmp(real, "/lib", strlen("/lib")) == 0 || strncmp(real, "/usr/lib", strlen("/usr/lib")) == 0);
 }
 
 static void listen_to_loader(patient_t *patient)

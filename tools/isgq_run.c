@@ -16,7 +16,8 @@
 static const iq_program_t program = {
     .name = "isgq_run",
     .usage = "[options] -- PROGRAM [ARGUMENTS]",
-    .about = "Run PROGRAM with the preload for MPI in front of it, and a policy that says which of its sums may be quantized. "
+    .about = "Run PROGRAM with the preloads for MPI and NCCL in front of it, and a policy that says which of its sums may be "
+             "quantized. "
              "Inside mpirun, as\n"
              "in: mpirun -n 4 isgq_run --bits 4 --comm gradients -- ./program. Without options nothing is quantized: use "
              "--record first.",
@@ -59,10 +60,21 @@ static void write_policy(const run_options_t *o, bool quantizes, char *text, siz
     }
 }
 
-/* The preloaded object beside this program's library. */
-static void find_object(char *path, size_t room)
+/* Append a preloaded object that lies beside this program's library, if this build has it. */
+static void add_object(const char *folder, const char *name, char *objects, size_t room)
 {
-    char self[PATH_MAX];
+    char path[PATH_MAX];
+    if (snprintf(path, sizeof(path), "%s/%s", folder, name) >= (int)sizeof(path) || access(path, R_OK) != 0)
+        return;
+    if (strpbrk(path, " :") != NULL)
+        iq_die(IQ_EXIT_FAILED, "%s: LD_PRELOAD cannot hold a path with a blank or a colon", path);
+    append(objects, room, objects[0] != '\0' ? ":%s" : "%s", path);
+}
+
+/* In a program without MPI or without NCCL the one for it does nothing. */
+static void find_objects(char *objects, size_t room)
+{
+    char self[PATH_MAX], folder[PATH_MAX];
     ssize_t length = readlink("/proc/self/exe", self, sizeof(self) - 1);
     char *slash;
     if (length < 0)
@@ -71,8 +83,13 @@ static void find_object(char *path, size_t room)
     slash = strrchr(self, '/');
     if (slash != NULL)
         *slash = '\0';
-    if (snprintf(path, room, "%s/" ISGQ_BIN_TO_LIB "/isgq/libisgq_mpi.so", self) >= (int)room || access(path, R_OK) != 0)
-        iq_die(IQ_EXIT_FAILED, "%s is not there: this build has no preload for MPI", path);
+    objects[0] = '\0';
+    if (snprintf(folder, sizeof(folder), "%s/" ISGQ_BIN_TO_LIB "/isgq", self) < (int)sizeof(folder)) {
+        add_object(folder, "libisgq_mpi.so", objects, room);
+        add_object(folder, "libnccl.so.2", objects, room);
+    }
+    if (objects[0] == '\0')
+        iq_die(IQ_EXIT_FAILED, "%s holds no preload: this build has none", folder);
 }
 
 static void set(const char *name, const char *value)
@@ -82,10 +99,10 @@ static void set(const char *name, const char *value)
 }
 
 /* Whoever asked for other preloads keeps them, behind ours. */
-static void set_preload(const char *object, char *value, size_t room)
+static void set_preload(const char *objects, char *value, size_t room)
 {
     const char *before = getenv("LD_PRELOAD");
-    if (snprintf(value, room, "%s%s%s", object, before != NULL && before[0] != '\0' ? ":" : "", before != NULL ? before : "") >=
+    if (snprintf(value, room, "%s%s%s", objects, before != NULL && before[0] != '\0' ? ":" : "", before != NULL ? before : "") >=
         (int)room)
         iq_die(IQ_EXIT_USAGE, "LD_PRELOAD is too long");
     set("LD_PRELOAD", value);
@@ -102,7 +119,7 @@ static int split_command(int argc, char **argv)
 int main(int argc, char **argv)
 {
     run_options_t o = {0};
-    char policy[1024], object[PATH_MAX], preload[2 * PATH_MAX];
+    char policy[1024], objects[2 * PATH_MAX], preload[3 * PATH_MAX];
     iq_option_t options[] = {
         IQ_REAL('b', "bits", "BITS", o.bits, 0.1, 32, NULL, "quantize with isgq:bits=BITS"),
         IQ_TEXT('q', "quantizer", "TEXT", o.quantizer, NULL, "quantize with this quantizer"),
@@ -135,9 +152,9 @@ int main(int argc, char **argv)
         iq_die(IQ_EXIT_USAGE, "%s", isgq_get_last_error());
     isgq_quantizer_destroy(checked);
     write_policy(&o, quantizes, policy, sizeof(policy));
-    find_object(object, sizeof(object));
+    find_objects(objects, sizeof(objects));
     set("ISGQ_POLICY", policy);
-    set_preload(object, preload, sizeof(preload));
+    set_preload(objects, preload, sizeof(preload));
     if (o.log != NULL)
         set("ISGQ_LOG", o.log);
     if (o.dry) {

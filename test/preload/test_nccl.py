@@ -315,6 +315,23 @@ class Doctor(Case):
         self.assertEqual(verdict, "missed")
         self.assertIn("/opt/old/libnccl.so.2", why)
 
+    def test_own_loader(self):
+        """A loader that the program brings along is not run."""
+        trace = os.path.join(self.folder.name, "was-run")
+        loader = os.path.join(self.folder.name, "ld-linux-own.so")
+        with open(loader, "w", encoding="utf-8") as file:
+            file.write(f"#!/bin/sh\ntouch {trace}\n")
+        os.chmod(loader, 0o755)
+        self.verdict(self.made("int main(void) { return 0; }", f"-Wl,--dynamic-linker={loader}"))
+        self.assertFalse(os.path.exists(trace))
+
+    def test_isgq_run(self):
+        """Both preloads: NCCL programs too."""
+        done = self.succeeds(run(client("isgq_run"), "--bits", "4", "--comm", "gradients", "--", client("nccl_client"), "processes", "2",
+                                 "quantized", ISGQ_NCCL_HOST="1"))
+        self.assertRegex(done.stdout, r"large [1-9]")
+        self.assertIn("/libnccl.so.2", self.succeeds(run(client("isgq_run"), "--dry-run", "--", "/bin/ls")).stdout)
+
     def test_privileged(self):
         path = shutil.copy(client("nccl_answers"), self.folder.name)
         os.chmod(path, 0o4755)
