@@ -7,6 +7,7 @@
 
 #include "bindings/nccl/host_group.h"
 #include "bindings/preload/say.h"
+#include "bindings/preload/tally.h"
 
 #include <pthread.h>
 #include <sched.h>
@@ -35,6 +36,7 @@ static pthread_mutex_t living_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 static iq_host_comm_t *living;
 static size_t nliving, nleaving;
+static int first_rank = -1; /* of the process's first communicator: whose record it is */
 
 /* With living_lock held: the place in the list that holds `comm`, or its end. */
 static iq_host_comm_t **place_of(const iq_host_comm_t *comm)
@@ -151,6 +153,7 @@ static iq_host_comm_t *new_comm(int nranks, int rank, int device, const iq_host_
     comm->next = living;
     living = comm;
     nliving++;
+    first_rank = first_rank < 0 ? rank : first_rank;
     pthread_mutex_unlock(&living_lock);
     return comm;
 }
@@ -356,7 +359,10 @@ iq_host_result_t iq_host_ncclCommFinalize(iq_host_comm_t *comm)
 static void say_totals(const iq_library_t *library, const iq_host_comm_t *comm)
 {
     isgq_stats_t stats = {.size = sizeof(stats)};
-    if (iq_says(IQ_SAY_INFO) && library->comm_get_stats(comm->inner, &stats) == ISGQ_SUCCESS)
+    if (library->comm_get_stats(comm->inner, &stats) != ISGQ_SUCCESS)
+        return;
+    iq_tally_bytes(stats.input_bytes, stats.wire_bytes);
+    if (iq_says(IQ_SAY_INFO))
         iq_say(IQ_SAY_INFO, "communicator \"%s\", rank %d: %llu calls, %llu bytes in, %llu sent", comm->name, comm->rank,
                (unsigned long long)stats.calls, (unsigned long long)stats.input_bytes, (unsigned long long)stats.wire_bytes);
 }
@@ -394,9 +400,12 @@ static void begin_to_leave(iq_host_comm_t *comm)
 static void wait_if_last(void)
 {
     pthread_mutex_lock(&living_lock);
+    bool last = nliving == 0;
     while (nliving == 0 && nleaving > 0)
         pthread_cond_wait(&changed, &living_lock);
     pthread_mutex_unlock(&living_lock);
+    if (last)
+        iq_tally_report(&policy, first_rank);
 }
 
 EXPORTED iq_host_result_t iq_host_ncclCommDestroy(iq_host_comm_t *comm);

@@ -7,8 +7,11 @@
 #include "bindings/nccl/host_group.h"
 
 #include "bindings/nccl/host_convert.h"
+#include "bindings/preload/record.h"
 #include "bindings/preload/say.h"
+#include "bindings/preload/tally.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -203,20 +206,44 @@ static uint32_t policy_type(int type)
                                    : 0;
 }
 
+static void record(const iq_host_call_t *call, uint32_t op)
+{
+    char other[16];
+    uint32_t type = policy_type(call->type);
+    snprintf(other, sizeof(other), "<%d>", call->type);
+    iq_record_call_t seen = {.collective = "allreduce",
+                             .comm = call->comm->name,
+                             .type = type != 0 ? iq_policy_type_name(type) : other,
+                             .op = op != 0 ? iq_policy_op_name(op) : "<other>",
+                             .nranks = call->comm->nranks,
+                             .bytes = call->count * iq_host_type_bytes(call->type)};
+    iq_record_add(&seen);
+}
+
 static void apply_policy(iq_host_call_t *call)
 {
     const iq_policy_t *policy = iq_host_policy();
     const char *why = "ISGQ_POLICY is off";
+    const iq_policy_rule_t *rule = NULL;
     uint32_t op = call->op == ISGQ_SUM && !call->scalar.used ? IQ_POLICY_SUM : call->op == ISGQ_AVG ? IQ_POLICY_AVG : 0;
     if (call->kind != HOST_ALLREDUCE)
         return;
-    const iq_policy_rule_t *rule = iq_policy_match(policy, call->comm->named, policy_type(call->type), op,
-                                                   call->count * iq_host_type_bytes(call->type), &why);
-    if (rule != NULL)
+    if (policy->mode == IQ_POLICY_RECORD) {
+        record(call, op);
+        why = "recorded only";
+    } else if (policy->mode == IQ_POLICY_QUANTIZE) {
+        rule = iq_policy_match(policy, call->comm->named, policy_type(call->type), op,
+                               call->count * iq_host_type_bytes(call->type), &why);
+    }
+    if (rule != NULL) {
         call->quantizer = call->comm->quantizers[rule - policy->rules];
-    else if (iq_says(IQ_SAY_DEBUG))
+        iq_tally_done();
+        return;
+    }
+    iq_tally_passed(why);
+    if (iq_says(IQ_SAY_DEBUG))
         iq_say(IQ_SAY_DEBUG, "ncclAllReduce of %zu elements of type %d on communicator \"%s\" passed through: %s", call->count,
-               call->type, call->comm->name, policy->mode == IQ_POLICY_QUANTIZE ? why : "ISGQ_POLICY is off");
+               call->type, call->comm->name, why);
 }
 
 static iq_host_result_t post_all(const iq_library_t *library, iq_host_call_t *calls, size_t count)

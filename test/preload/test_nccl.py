@@ -197,6 +197,14 @@ class Policies(Case):
         inputs, sent = map(int, re.search(r"\"gradients\", rank 0: \d+ calls, (\d+) bytes in, (\d+) sent", said).groups())
         self.assertLess(sent, inputs * 2 * 3 / 4 / 5)
 
+    def test_record(self):
+        with tempfile.TemporaryDirectory() as folder:
+            path = os.path.join(folder, "policy")
+            error, _ = self.errors("processes", "2", ISGQ_POLICY=f"record:{path}")
+            self.assertEqual(float(error["large"]), 0)
+            with open(f"{path}.0", encoding="utf-8") as file:
+                self.assertIn("quantize comm=gradients type=f32 bytes=160000- with=isgq:bits=4", file.read())
+
     def test_unnamed(self):
         error, _ = self.errors("thread", "4", ISGQ_POLICY=RULE)  # ncclCommInitAll names nothing
         self.assertEqual(float(error["large"]), 0)
