@@ -64,6 +64,11 @@ static iq_host_result_t prepare(iq_host_call_t *call)
     bool fp8 = is_reduction(call) && is_fp8(call->type);
     size_t element = fp8 ? sizeof(float) : iq_host_type_bytes(call->type), inputs = input_count(call);
     call->run_type = fp8 ? ISGQ_FLOAT32 : is_fp8(call->type) ? ISGQ_UINT8 : call->type;
+    /* The library looks at what it is given; what is converted or copied here is looked at here. */
+    if ((wants_scratch_from(call) && call->send == NULL) ||
+        (wants_scratch_to(call) && call->recv == NULL && call->kind != HOST_GATHER &&
+         (call->kind != HOST_REDUCE || call->comm->rank == call->root)))
+        return iq_host_fail(HOST_INVALID_ARGUMENT, "a call of %zu elements: a buffer is NULL", call->count);
     call->from = call->send;
     call->to = call->recv;
     if (wants_scratch_from(call)) {

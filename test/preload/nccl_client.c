@@ -258,6 +258,8 @@ static void arguments(void)
     expect(ncclAllReduce(&x, &y, 1, ncclFloat, ncclSum, NULL, NULL) == ncclInvalidArgument, "NULL comm", 0, 0);
     expect(ncclAllReduce(&x, &y, 1, (ncclDataType_t)77, ncclSum, comm, NULL) == ncclInvalidArgument, "type 77", 0, 0);
     expect(ncclAllReduce(&x, &y, 1, ncclFloat, (ncclRedOp_t)77, comm, NULL) == ncclInvalidArgument, "operation 77", 0, 0);
+    if (nranks == 1) /* elsewhere the others would wait */
+        expect(ncclAllReduce(NULL, &y, 1, ncclFloat8e4m3, ncclSum, comm, NULL) == ncclInvalidArgument, "NULL buffer", 0, 0);
     expect(ncclBroadcast(&x, &y, 1, ncclFloat, nranks, comm, NULL) == ncclInvalidArgument, "root beyond", 0, 0);
     expect(strlen(ncclGetLastError(comm)) > 0, "a text", 0, 0);
     expect(ncclAllReduce(&x, &y, 0, ncclFloat, ncclSum, comm, NULL) == ncclSuccess, "no elements", 0, 0);
