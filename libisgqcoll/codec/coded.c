@@ -352,7 +352,8 @@ static void add_own(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
 static isgq_result_t open_codes(const iq_codec_call_t *call, iq_span_t span, const void *message, uint32_t room[IQ_STRATA],
                                 reader_t *reader)
 {
-    uint32_t kind = ((const iq_u32_any_t *)message)[1], rank = kind >> KIND_BITS;
+    const iq_u32_any_t *head = message;
+    uint32_t kind = head[0] >= 2 * sizeof(*head) ? head[1] : 0, rank = kind >> KIND_BITS; /* open_message refuses what is shorter */
     if (says_nothing(call) || (kind & ((1u << KIND_BITS) - 1)) != KIND_OWN)
         return open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, reader);
     IQ_TRY(open_message(message, span, kind, reader));
