@@ -437,20 +437,21 @@ IQ_DEVICE void iq_factor_fit_grid(const iq_factor_frame_t *frame, iq_factor_row_
     iq_factor_form_t forms[2];
     if (iq_factor_forms(frame, row, forms) == 1 && forms[0].keep == row->keep)
         return;
-    iq_factor_row_t option = *row;
     double least = iq_factor_loss(frame, row);
-    uint32_t most_x = row->width_x, most_delta = row->width_delta;
+    uint32_t most_x = row->width_x, most_delta = row->width_delta, best_x = most_x, best_delta = most_delta;
     for (uint32_t x = most_x; x >= IQ_FACTOR_MIN_WIDTH; x--)
         for (uint32_t delta = most_delta; delta >= IQ_FACTOR_MIN_WIDTH; delta--) {
-            option.width_x = x;
-            option.width_delta = delta;
-            double loss = iq_factor_loss(frame, &option);
+            row->width_x = x; /* tried in place: a copy of the row would lie in a GPU's local memory */
+            row->width_delta = delta;
+            double loss = iq_factor_loss(frame, row);
             if (loss < least) {
                 least = loss;
-                row->width_x = x;
-                row->width_delta = delta;
+                best_x = x;
+                best_delta = delta;
             }
         }
+    row->width_x = best_x;
+    row->width_delta = best_delta;
 }
 
 /* ---- rounding ---- */
