@@ -31,9 +31,11 @@ static uint32_t type_of(MPI_Datatype type)
 static void record(const iq_mpi_comm_t *state, const call_t *call, MPI_Datatype type, MPI_Op op)
 {
     char type_name[MPI_MAX_OBJECT_NAME + 1] = "derived", shown[MPI_MAX_OBJECT_NAME + 3];
-    int length = 0;
-    if (call->type == 0)
+    int length = 0, size = 0;
+    if (call->type == 0) {
         PMPI_Type_get_name(type, type_name, &length);
+        PMPI_Type_size(type, &size);
+    }
     snprintf(shown, sizeof(shown), "<%s>", type_name);
     iq_record_call_t seen = {.collective = "allreduce",
                              .comm = state->name,
@@ -43,7 +45,7 @@ static void record(const iq_mpi_comm_t *state, const call_t *call, MPI_Datatype 
                                    : op == MPI_MIN ? "<min>"
                                                    : "<other>",
                              .nranks = state->nranks,
-                             .bytes = call->type != 0 ? call->count * call->element : call->count};
+                             .bytes = call->count * (call->type != 0 ? call->element : (size_t)size)};
     iq_record_add(&seen);
 }
 
@@ -154,7 +156,8 @@ static bool allreduce(const iq_mpi_call_t *asked, int *status)
             record(state, &call, type, op);
         return pass(state, &call, policy->mode == IQ_POLICY_RECORD ? "recorded only" : "ISGQ_POLICY is off");
     }
-    const iq_policy_rule_t *rule = iq_policy_match(policy, state->named, call.type, call.op, call.count * call.element, &why);
+    iq_policy_seen_t seen = {.call = IQ_POLICY_ALLREDUCE, .type = call.type, .op = call.op, .bytes = call.count * call.element};
+    const iq_policy_rule_t *rule = iq_policy_match(policy, state->named, &seen, &why);
     if (rule == NULL)
         return pass(state, &call, why);
     if (state->refused || (state->comm == NULL && !iq_mpi_comm_open(state, comm)))

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * ncclAllReduce under a policy, groups, and the making of communicators. A call that a rule names is enqueued on the caller's stream by
+ * ncclAllReduce, ncclReduceScatter and ncclAllGather under a policy, groups, and the making of communicators. A call that a rule names is enqueued on the caller's stream by
  * libisgqcoll; inside a group that happens after the real group has ended, since its messages are groups themselves.
  */
 #include "bindings/nccl/gpu_engine.h"
@@ -19,6 +19,7 @@
     iq_host_result_t iq_gpu_##name(__VA_ARGS__)
 
 typedef struct sum {
+    iq_policy_call_t call;
     const void *send;
     void *recv;
     size_t count;
@@ -63,44 +64,57 @@ static size_t type_bytes(int type)
     return type >= 0 && type < HOST_TYPES ? bytes[type] : 1;
 }
 
-static void record(const iq_gpu_comm_t *comm, size_t count, int type, int op)
+static void record(const iq_gpu_comm_t *comm, const iq_policy_seen_t *seen, int type)
 {
     char other[16];
     snprintf(other, sizeof(other), "<%d>", type);
-    iq_record_call_t call = {.collective = "allreduce",
+    iq_record_call_t call = {.collective = iq_policy_call_name(seen->call),
                              .comm = comm->name,
-                             .type = policy_type(type) != 0 ? iq_policy_type_name(policy_type(type)) : other,
-                             .op = policy_op(op) != 0 ? iq_policy_op_name(policy_op(op)) : "<other>",
+                             .type = seen->type != 0 ? iq_policy_type_name(seen->type) : other,
+                             .op = seen->call == IQ_POLICY_ALLGATHER ? "-"
+                                   : seen->op != 0                   ? iq_policy_op_name(seen->op)
+                                                                     : "<other>",
                              .nranks = comm->nranks,
-                             .bytes = count * type_bytes(type)};
+                             .bytes = seen->bytes};
     iq_record_add(&call);
 }
 
 /* The quantizer of a call, or NULL: it passes through, and was counted. */
-static isgq_quantizer_t quantizer_of(const iq_gpu_comm_t *comm, size_t count, int type, int op)
+static isgq_quantizer_t quantizer_of(const sum_t *s)
 {
     const iq_policy_t *policy = iq_gpu_policy();
+    const iq_gpu_comm_t *comm = s->comm;
     const char *why = "recorded only";
     const iq_policy_rule_t *rule = NULL;
+    iq_policy_seen_t seen = {
+        .call = s->call, .type = policy_type(s->type), .op = policy_op(s->op), .bytes = s->count * type_bytes(s->type)};
+    if (s->call == IQ_POLICY_REDUCE_SCATTER)
+        seen.bytes *= (uint64_t)comm->nranks;
     if (policy->mode == IQ_POLICY_RECORD)
-        record(comm, count, type, op);
+        record(comm, &seen, s->type);
     else
-        rule = iq_policy_match(policy, comm->named, policy_type(type), policy_op(op), count * type_bytes(type), &why);
+        rule = iq_policy_match(policy, comm->named, &seen, &why);
     if (rule != NULL && comm->inner == NULL)
         why = comm->refused;
     if (rule != NULL && comm->inner != NULL)
         return comm->quantizers[rule - policy->rules];
     iq_tally_passed(why);
     if (iq_says(IQ_SAY_DEBUG))
-        iq_say(IQ_SAY_DEBUG, "ncclAllReduce of %zu elements of type %d on communicator \"%s\" passed through: %s", count, type,
-               comm->name, why);
+        iq_say(IQ_SAY_DEBUG, "%s of %zu elements of type %d on communicator \"%s\" passed through: %s",
+               iq_policy_call_name(s->call), s->count, s->type, comm->name, why);
     return NULL;
 }
 
 static isgq_result_t enqueue(const iq_library_t *library, const sum_t *s)
 {
-    return library->allreduce(s->send, s->recv, s->count, (isgq_data_type_t)s->type, (isgq_red_op_t)s->op, s->quantizer,
-                              s->comm->inner, (isgq_stream_t)s->stream, NULL);
+    isgq_data_type_t type = (isgq_data_type_t)s->type;
+    isgq_red_op_t op = (isgq_red_op_t)s->op;
+    isgq_stream_t stream = (isgq_stream_t)s->stream;
+    if (s->call == IQ_POLICY_REDUCE_SCATTER)
+        return library->reduce_scatter(s->send, s->recv, s->count, type, op, s->quantizer, s->comm->inner, stream, NULL);
+    if (s->call == IQ_POLICY_ALLGATHER)
+        return library->allgather(s->send, s->recv, s->count, type, s->quantizer, s->comm->inner, stream, NULL);
+    return library->allreduce(s->send, s->recv, s->count, type, op, s->quantizer, s->comm->inner, stream, NULL);
 }
 
 static iq_host_result_t conclude(const iq_library_t *library, const sum_t *s, isgq_result_t result)
@@ -108,8 +122,8 @@ static iq_host_result_t conclude(const iq_library_t *library, const sum_t *s, is
     if (result == ISGQ_SUCCESS)
         iq_tally_done();
     else
-        iq_say(IQ_SAY_ERROR, "ncclAllReduce of %zu elements on communicator \"%s\": %s: %s", s->count, s->comm->name,
-               library->get_error_string(result), library->get_last_error());
+        iq_say(IQ_SAY_ERROR, "%s of %zu elements on communicator \"%s\": %s: %s", iq_policy_call_name(s->call), s->count,
+               s->comm->name, library->get_error_string(result), library->get_last_error());
     return iq_gpu_result(result);
 }
 
@@ -139,31 +153,55 @@ void iq_gpu_drop_kept(iq_real_comm_t real)
     nsums = left;
 }
 
-FUNCTION(ncclAllReduce, const void *send, void *recv, size_t count, int type, int op, iq_real_comm_t real,
-         iq_host_stream_t stream)
+/* Is the call done here? Then *result is what it returns; else it is the real library's. */
+static bool taken(sum_t *s, iq_real_comm_t real, iq_host_result_t *result)
 {
     const char *error;
-    iq_host_result_t real_;
-    iq_gpu_comm_t *comm = real != NULL && inside == 0 ? iq_gpu_comm_get(real) : NULL;
-    sum_t s = {send, recv, count, type, op, comm, stream, NULL};
-    if (comm != NULL)
-        s.quantizer = quantizer_of(comm, count, type, op);
-    if (s.quantizer == NULL) {
-        if (comm != NULL)
-            iq_gpu_comm_put(comm);
-        return REAL(iq_real.ncclAllReduce(send, recv, count, type, op, real, stream));
+    s->comm = real != NULL && inside == 0 ? iq_gpu_comm_get(real) : NULL;
+    if (s->comm == NULL)
+        return false;
+    s->quantizer = quantizer_of(s);
+    if (s->quantizer == NULL) {
+        iq_gpu_comm_put(s->comm);
+        return false;
     }
-    if (depth > 0 && keep(&s) == HOST_SUCCESS)
-        return HOST_SUCCESS;
-    iq_host_result_t result = HOST_SYSTEM;
+    *result = HOST_SYSTEM;
+    if (depth > 0 && keep(s) == HOST_SUCCESS) {
+        *result = HOST_SUCCESS;
+        return true;
+    }
     if (depth == 0) {
         const iq_library_t *library = iq_library(&error);
         inside++;
-        result = conclude(library, &s, enqueue(library, &s));
+        *result = conclude(library, s, enqueue(library, s));
         inside--;
     }
-    iq_gpu_comm_put(comm);
-    return result;
+    iq_gpu_comm_put(s->comm);
+    return true;
+}
+
+FUNCTION(ncclAllReduce, const void *send, void *recv, size_t count, int type, int op, iq_real_comm_t real,
+         iq_host_stream_t stream)
+{
+    iq_host_result_t real_, result;
+    sum_t s = {.call = IQ_POLICY_ALLREDUCE, .send = send, .recv = recv, .count = count, .type = type, .op = op, .stream = stream};
+    return taken(&s, real, &result) ? result : REAL(iq_real.ncclAllReduce(send, recv, count, type, op, real, stream));
+}
+
+FUNCTION(ncclReduceScatter, const void *send, void *recv, size_t count, int type, int op, iq_real_comm_t real,
+         iq_host_stream_t stream)
+{
+    iq_host_result_t real_, result;
+    sum_t s = {
+        .call = IQ_POLICY_REDUCE_SCATTER, .send = send, .recv = recv, .count = count, .type = type, .op = op, .stream = stream};
+    return taken(&s, real, &result) ? result : REAL(iq_real.ncclReduceScatter(send, recv, count, type, op, real, stream));
+}
+
+FUNCTION(ncclAllGather, const void *send, void *recv, size_t count, int type, iq_real_comm_t real, iq_host_stream_t stream)
+{
+    iq_host_result_t real_, result;
+    sum_t s = {.call = IQ_POLICY_ALLGATHER, .send = send, .recv = recv, .count = count, .type = type, .stream = stream};
+    return taken(&s, real, &result) ? result : REAL(iq_real.ncclAllGather(send, recv, count, type, real, stream));
 }
 
 FUNCTION(ncclGroupStart, void)

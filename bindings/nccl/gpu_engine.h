@@ -18,6 +18,8 @@ typedef struct ncclComm *iq_real_comm_t;
 /* What the engine calls of the real library. Required ones exist in every NCCL from 2.18 on. */
 #define IQ_REAL_FUNCTIONS(X)                                                                                       \
     X(ncclAllReduce, (const void *, void *, size_t, int, int, iq_real_comm_t, iq_host_stream_t))                   \
+    X(ncclReduceScatter, (const void *, void *, size_t, int, int, iq_real_comm_t, iq_host_stream_t))               \
+    X(ncclAllGather, (const void *, void *, size_t, int, iq_real_comm_t, iq_host_stream_t))                        \
     X(ncclGroupStart, (void))                                                                                      \
     X(ncclGroupEnd, (void))                                                                                        \
     X(ncclCommCount, (iq_real_comm_t, int *))                                                                      \

@@ -102,9 +102,9 @@ static isgq_result_t post(const iq_library_t *library, const iq_host_call_t *c)
     switch (c->kind) {
     case HOST_ALLREDUCE:
     case HOST_REDUCE: return library->allreduce(c->from, c->to, c->count, type, op, c->quantizer, comm, NULL, NULL);
-    case HOST_REDUCE_SCATTER: return library->reduce_scatter(c->from, c->to, c->count, type, op, NULL, comm, NULL, NULL);
+    case HOST_REDUCE_SCATTER: return library->reduce_scatter(c->from, c->to, c->count, type, op, c->quantizer, comm, NULL, NULL);
     case HOST_ALLGATHER:
-    case HOST_GATHER: return library->allgather(c->from, c->to, c->count, type, NULL, comm, NULL, NULL);
+    case HOST_GATHER: return library->allgather(c->from, c->to, c->count, type, c->quantizer, comm, NULL, NULL);
     case HOST_ALLTOALL:
         return library->allgather(c->from, c->to, c->count * (size_t)c->comm->nranks, type, NULL, comm, NULL, NULL);
     case HOST_BROADCAST: return library->broadcast(c->from, c->to, c->count, type, c->root, comm, NULL);
@@ -144,13 +144,22 @@ static bool seen_before(const agreement_t *agreements, size_t count, const iq_ho
     return count > 0;
 }
 
+/* What rules call it, 0: nothing. */
+static uint32_t policy_call(iq_host_kind_t kind)
+{
+    return kind == HOST_ALLREDUCE        ? IQ_POLICY_ALLREDUCE
+           : kind == HOST_REDUCE_SCATTER ? IQ_POLICY_REDUCE_SCATTER
+           : kind == HOST_ALLGATHER      ? IQ_POLICY_ALLGATHER
+                                         : 0;
+}
+
 static size_t list_new(const iq_host_call_t *calls, size_t count, agreement_t *agreements)
 {
     const iq_policy_t *policy = iq_host_policy();
     size_t found = 0;
     for (size_t i = 0; i < count; i++) {
         iq_host_comm_t *comm = calls[i].comm;
-        if (calls[i].kind != HOST_ALLREDUCE || comm->agreed || seen_before(agreements, found, comm))
+        if (policy_call(calls[i].kind) == 0 || comm->agreed || seen_before(agreements, found, comm))
             continue;
         uint64_t hash = policy->hash + ISGQ_VERSION_CODE, named = iq_policy_named(policy, comm->name, comm->nranks);
         agreements[found++] = (agreement_t){.comm = comm, .mine = {hash, ~hash, named, ~named}};
@@ -211,18 +220,19 @@ static uint32_t policy_type(int type)
                                    : 0;
 }
 
-static void record(const iq_host_call_t *call, uint32_t op)
+static void record(const iq_host_call_t *call, const iq_policy_seen_t *seen)
 {
     char other[16];
-    uint32_t type = policy_type(call->type);
     snprintf(other, sizeof(other), "<%d>", call->type);
-    iq_record_call_t seen = {.collective = "allreduce",
-                             .comm = call->comm->name,
-                             .type = type != 0 ? iq_policy_type_name(type) : other,
-                             .op = op != 0 ? iq_policy_op_name(op) : "<other>",
-                             .nranks = call->comm->nranks,
-                             .bytes = call->count * iq_host_type_bytes(call->type)};
-    iq_record_add(&seen);
+    iq_record_call_t counted = {.collective = iq_policy_call_name(seen->call),
+                                .comm = call->comm->name,
+                                .type = seen->type != 0 ? iq_policy_type_name(seen->type) : other,
+                                .op = seen->call == IQ_POLICY_ALLGATHER ? "-"
+                                      : seen->op != 0                   ? iq_policy_op_name(seen->op)
+                                                                        : "<other>",
+                                .nranks = call->comm->nranks,
+                                .bytes = seen->bytes};
+    iq_record_add(&counted);
 }
 
 static void apply_policy(iq_host_call_t *call)
@@ -231,14 +241,17 @@ static void apply_policy(iq_host_call_t *call)
     const char *why = "ISGQ_POLICY is off";
     const iq_policy_rule_t *rule = NULL;
     uint32_t op = call->op == ISGQ_SUM && !call->scalar.used ? IQ_POLICY_SUM : call->op == ISGQ_AVG ? IQ_POLICY_AVG : 0;
-    if (call->kind != HOST_ALLREDUCE)
+    iq_policy_seen_t seen = {.call = policy_call(call->kind),
+                             .type = policy_type(call->type),
+                             .op = op,
+                             .bytes = input_count(call) * iq_host_type_bytes(call->type)};
+    if (seen.call == 0)
         return;
     if (policy->mode == IQ_POLICY_RECORD) {
-        record(call, op);
+        record(call, &seen);
         why = "recorded only";
     } else if (policy->mode == IQ_POLICY_QUANTIZE) {
-        rule = iq_policy_match(policy, call->comm->named, policy_type(call->type), op,
-                               call->count * iq_host_type_bytes(call->type), &why);
+        rule = iq_policy_match(policy, call->comm->named, &seen, &why);
     }
     if (rule != NULL) {
         call->quantizer = call->comm->quantizers[rule - policy->rules];
@@ -247,8 +260,8 @@ static void apply_policy(iq_host_call_t *call)
     }
     iq_tally_passed(why);
     if (iq_says(IQ_SAY_DEBUG))
-        iq_say(IQ_SAY_DEBUG, "ncclAllReduce of %zu elements of type %d on communicator \"%s\" passed through: %s", call->count,
-               call->type, call->comm->name, why);
+        iq_say(IQ_SAY_DEBUG, "%s of %zu elements of type %d on communicator \"%s\" passed through: %s",
+               iq_policy_call_name(seen.call), call->count, call->type, call->comm->name, why);
 }
 
 static iq_host_result_t post_all(const iq_library_t *library, iq_host_call_t *calls, size_t count)

@@ -17,6 +17,12 @@ extern "C" {
 /** As ncclAllReduce. @return as NCCL; ncclSystemError if libisgqcoll's engine cannot be loaded under a policy */
 ncclResult_t isgqNcclAllReduce(const void *sendbuff, void *recvbuff, size_t count, ncclDataType_t datatype, ncclRedOp_t op,
                                ncclComm_t comm, cudaStream_t stream);
+/** As ncclReduceScatter. @return as NCCL */
+ncclResult_t isgqNcclReduceScatter(const void *sendbuff, void *recvbuff, size_t recvcount, ncclDataType_t datatype,
+                                   ncclRedOp_t op, ncclComm_t comm, cudaStream_t stream);
+/** As ncclAllGather. @return as NCCL */
+ncclResult_t isgqNcclAllGather(const void *sendbuff, void *recvbuff, size_t sendcount, ncclDataType_t datatype, ncclComm_t comm,
+                               cudaStream_t stream);
 /** As ncclGroupStart. @return as NCCL */
 ncclResult_t isgqNcclGroupStart(void);
 /** As ncclGroupEnd. @return as NCCL */
@@ -42,6 +48,8 @@ ncclResult_t isgqNcclCommSplit(ncclComm_t comm, int color, int key, ncclComm_t *
 
 #ifdef ISGQ_NCCL_REPLACE
 #define ncclAllReduce isgqNcclAllReduce
+#define ncclReduceScatter isgqNcclReduceScatter
+#define ncclAllGather isgqNcclAllGather
 #define ncclGroupStart isgqNcclGroupStart
 #define ncclGroupEnd isgqNcclGroupEnd
 #define ncclCommInitRank isgqNcclCommInitRank

@@ -68,6 +68,10 @@ static void begin(void)
 
 CALL(AllReduce, (const void *send, void *recv, size_t count, int type, int op, iq_real_comm_t comm, iq_host_stream_t stream),
      (send, recv, count, type, op, comm, stream))
+CALL(ReduceScatter, (const void *send, void *recv, size_t count, int type, int op, iq_real_comm_t comm, iq_host_stream_t stream),
+     (send, recv, count, type, op, comm, stream))
+CALL(AllGather, (const void *send, void *recv, size_t count, int type, iq_real_comm_t comm, iq_host_stream_t stream),
+     (send, recv, count, type, comm, stream))
 CALL(GroupStart, (void), ())
 CALL(GroupEnd, (void), ())
 CALL(CommInitRank, (iq_real_comm_t * comm, int nranks, iq_host_id_t id, int rank), (comm, nranks, id, rank))

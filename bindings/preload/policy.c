@@ -15,33 +15,39 @@ uint32_t iq_policy_named(const iq_policy_t *policy, const char *comm, int nranks
     return named;
 }
 
-static bool fits(const iq_policy_rule_t *rule, uint32_t type, uint32_t op, uint64_t bytes)
+static bool names_operation(const iq_policy_rule_t *rule, const iq_policy_seen_t *seen)
 {
-    return (rule->types & type) != 0 && (rule->ops & op) != 0 && bytes >= rule->least_bytes && bytes <= rule->most_bytes;
+    return seen->call == IQ_POLICY_ALLGATHER || (rule->ops & seen->op) != 0;
+}
+
+static bool fits(const iq_policy_rule_t *rule, const iq_policy_seen_t *seen)
+{
+    return (rule->calls & seen->call) != 0 && (rule->types & seen->type) != 0 && names_operation(rule, seen) &&
+           seen->bytes >= rule->least_bytes && seen->bytes <= rule->most_bytes;
 }
 
 /* The reason nearest to being quantized: a call of the right type on a named communicator failed by its size alone. */
-static const char *reason(const iq_policy_t *policy, uint32_t named, uint32_t type, uint32_t op)
+static const char *reason(const iq_policy_t *policy, uint32_t named, const iq_policy_seen_t *seen)
 {
     const char *why = "no rule names its communicator";
     for (size_t i = 0; i < policy->nrules; i++) {
         const iq_policy_rule_t *rule = &policy->rules[i];
         if (rule->exclude || (named >> i & 1) == 0)
             continue;
-        if ((rule->types & type) != 0 && (rule->ops & op) != 0)
+        bool call = (rule->calls & seen->call) != 0, type = (rule->types & seen->type) != 0, op = names_operation(rule, seen);
+        if (call && type && op)
             return "no rule names its size";
-        why = (rule->types & type) != 0 ? "no rule names its operation" : "no rule names its type";
+        why = !call ? "no rule names this kind of call" : type ? "no rule names its operation" : "no rule names its type";
     }
     return why;
 }
 
-const iq_policy_rule_t *iq_policy_match(const iq_policy_t *policy, uint32_t named, uint32_t type, uint32_t op, uint64_t bytes,
-                                        const char **why)
+const iq_policy_rule_t *iq_policy_match(const iq_policy_t *policy, uint32_t named, const iq_policy_seen_t *seen, const char **why)
 {
     const iq_policy_rule_t *found = NULL;
     for (size_t i = 0; i < policy->nrules && named >> i != 0; i++) {
         const iq_policy_rule_t *rule = &policy->rules[i];
-        if ((named >> i & 1) == 0 || !fits(rule, type, op, bytes))
+        if ((named >> i & 1) == 0 || !fits(rule, seen))
             continue;
         if (rule->exclude) {
             *why = "a rule excludes it";
@@ -50,6 +56,6 @@ const iq_policy_rule_t *iq_policy_match(const iq_policy_t *policy, uint32_t name
         if (found == NULL)
             found = rule;
     }
-    *why = found != NULL ? found->with : reason(policy, named, type, op);
+    *why = found != NULL ? found->with : reason(policy, named, seen);
     return found;
 }

@@ -9,10 +9,11 @@
  *
  * A rule, one a line in a file, # begins a comment:
  *
- *   quantize comm=PATTERN type=f32[,f64...] bytes=LEAST-[MOST] with=QUANTIZER [op=sum[,avg]] [ranks=LEAST-[MOST]]
- *   exclude  comm=PATTERN [type=...] [bytes=...] [op=...] [ranks=...]
+ *   quantize comm=PATTERN type=f32[,f64...] bytes=LEAST-[MOST] with=QUANTIZER [op=sum[,avg]] [ranks=LEAST-[MOST]] [call=allreduce[,...]]
+ *   exclude  comm=PATTERN [type=...] [bytes=...] [op=...] [ranks=...] [call=...]
  *
- * A quantize rule names communicators (a shell pattern on their names), types and sizes itself: there are no defaults for them. Any exclude
+ * A quantize rule names communicators (a shell pattern on their names), types and sizes itself: there are no defaults for them. It is for
+ * allreduce unless it names other calls: reduce_scatter and allgather, which as a pair are what some programs do instead. Any exclude
  * rule that fits beats every quantize rule; of these the first that fits counts. What fits none passes through.
  */
 #ifndef ISGQ_PRELOAD_POLICY_H
@@ -29,10 +30,17 @@ typedef enum iq_policy_mode { IQ_POLICY_OFF, IQ_POLICY_QUANTIZE, IQ_POLICY_RECOR
 /* Bits, so that a rule may name several. */
 typedef enum iq_policy_type { IQ_POLICY_F16 = 1, IQ_POLICY_BF16 = 2, IQ_POLICY_F32 = 4, IQ_POLICY_F64 = 8 } iq_policy_type_t;
 typedef enum iq_policy_op { IQ_POLICY_SUM = 1, IQ_POLICY_AVG = 2 } iq_policy_op_t;
+typedef enum iq_policy_call { IQ_POLICY_ALLREDUCE = 1, IQ_POLICY_REDUCE_SCATTER = 2, IQ_POLICY_ALLGATHER = 4 } iq_policy_call_t;
+
+/* What a rule looks at in a call. */
+typedef struct iq_policy_seen {
+    uint32_t call, type, op; /* one bit each, 0 for what no rule can name; an allgather has no operation */
+    uint64_t bytes;          /* of one rank's input */
+} iq_policy_seen_t;
 
 typedef struct iq_policy_rule {
     bool exclude;
-    uint32_t types, ops;              /* bits */
+    uint32_t calls, types, ops;       /* bits */
     uint64_t least_bytes, most_bytes; /* of one rank's input */
     int least_ranks, most_ranks;
     char comm[IQ_POLICY_TEXT]; /* pattern */
@@ -57,11 +65,12 @@ bool iq_policy_parse(iq_policy_t *policy, const char *text, char *error);
 uint32_t iq_policy_named(const iq_policy_t *policy, const char *comm, int nranks);
 
 /* What to do with a call on a communicator for which the answer of iq_policy_named was `named`; NULL: nothing, and *why says why. */
-const iq_policy_rule_t *iq_policy_match(const iq_policy_t *policy, uint32_t named, uint32_t type, uint32_t op, uint64_t bytes,
+const iq_policy_rule_t *iq_policy_match(const iq_policy_t *policy, uint32_t named, const iq_policy_seen_t *seen,
                                         const char **why);
 
 /* "f32", or "?" for what no rule can name. */
 const char *iq_policy_type_name(uint32_t type);
 const char *iq_policy_op_name(uint32_t op);
+const char *iq_policy_call_name(uint32_t call);
 
 #endif

@@ -19,6 +19,10 @@ typedef struct name {
 static const name_t types[] = {
     {"f16", IQ_POLICY_F16}, {"bf16", IQ_POLICY_BF16}, {"f32", IQ_POLICY_F32}, {"f64", IQ_POLICY_F64}, {NULL, 0}};
 static const name_t ops[] = {{"sum", IQ_POLICY_SUM}, {"avg", IQ_POLICY_AVG}, {NULL, 0}};
+static const name_t calls[] = {{"allreduce", IQ_POLICY_ALLREDUCE},
+                               {"reduce_scatter", IQ_POLICY_REDUCE_SCATTER},
+                               {"allgather", IQ_POLICY_ALLGATHER},
+                               {NULL, 0}};
 
 /* Where the reader is, and where complaints go. */
 typedef struct reader {
@@ -38,6 +42,7 @@ static const char *name_of(const name_t *names, uint32_t bit)
 
 const char *iq_policy_type_name(uint32_t type) { return name_of(types, type); }
 const char *iq_policy_op_name(uint32_t op) { return name_of(ops, op); }
+const char *iq_policy_call_name(uint32_t call) { return name_of(calls, call); }
 
 static bool __attribute__((format(printf, 2, 3))) complain(const reader_t *r, const char *format, ...)
 {
@@ -61,7 +66,9 @@ static bool read_names(const reader_t *r, const name_t *names, const char *key, 
             name++;
         if (name->text == NULL)
             return complain(r, "%s=%.*s is not known; %s", key, (int)length, value,
-                            names == types ? "types are f16, bf16, f32 and f64" : "operations are sum and avg");
+                            names == types ? "types are f16, bf16, f32 and f64"
+                            : names == ops ? "operations are sum and avg"
+                                           : "calls are allreduce, reduce_scatter and allgather");
         *bits |= name->bit;
     }
     return *bits != 0 || complain(r, "%s= names nothing", key);
@@ -108,8 +115,8 @@ static bool read_text(const reader_t *r, const char *key, const char *value, cha
     return true;
 }
 
-enum { WORDS = 6 };
-static const char *const words[WORDS] = {"comm", "type", "bytes", "with", "op", "ranks"};
+enum { WORDS = 7 };
+static const char *const words[WORDS] = {"comm", "type", "bytes", "with", "op", "ranks", "call"};
 
 /* seen: bits of the words of this rule so far. */
 static bool read_word(const reader_t *r, iq_policy_rule_t *rule, char *word, unsigned *seen)
@@ -133,10 +140,12 @@ static bool read_word(const reader_t *r, iq_policy_rule_t *rule, char *word, uns
         return read_names(r, types, word, value, &rule->types);
     if (strcmp(word, "op") == 0)
         return read_names(r, ops, word, value, &rule->ops);
+    if (strcmp(word, "call") == 0)
+        return read_names(r, calls, word, value, &rule->calls);
     if (strcmp(word, "bytes") == 0)
         return read_range(r, word, value, UINT64_MAX, &rule->least_bytes, &rule->most_bytes);
     if (strcmp(word, "ranks") != 0)
-        return complain(r, "\"%s\" is no word of a rule; there are comm, type, bytes, with, op and ranks", word);
+        return complain(r, "\"%s\" is no word of a rule; there are comm, type, bytes, with, op, ranks and call", word);
     if (!read_range(r, word, value, INT_MAX, &least, &most))
         return false;
     rule->least_ranks = (int)least;
@@ -179,6 +188,8 @@ static bool read_rule(const reader_t *r, char *line)
             return false;
     if (!check_complete(r, rule))
         return false;
+    if (rule->calls == 0)
+        rule->calls = rule->exclude ? UINT32_MAX : IQ_POLICY_ALLREDUCE;
     if (rule->exclude && rule->types == 0)
         rule->types = UINT32_MAX;
     if (rule->exclude && rule->least_bytes > rule->most_bytes) {
@@ -241,6 +252,7 @@ static uint64_t hash_of(const iq_policy_t *policy)
     for (size_t i = 0; i < policy->nrules; i++) {
         const iq_policy_rule_t *rule = &policy->rules[i];
         uint64_t numbers[] = {rule->exclude,
+                              rule->calls,
                               rule->types,
                               rule->ops,
                               rule->least_bytes,

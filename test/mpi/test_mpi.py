@@ -161,7 +161,7 @@ class Policies(Case):
             with open(f"{path}.0", encoding="utf-8") as file:
                 text = file.read()
             self.assertIn("quantize comm=gradients type=f32 bytes=160000- with=isgq:bits=4", text)
-            self.assertRegex(text, r"# +1 +40000 +4 +allreduce +<MPI_INT> +sum +gradients\n")
+            self.assertRegex(text, r"# +1 +160000 +4 +allreduce +<MPI_INT> +sum +gradients\n")
             self.assertGreater(errors(run("mpi_corners", ISGQ_POLICY=f"@{path}.0"))["floats"], 0)
 
     def test_inert(self):

@@ -3,7 +3,7 @@
  * A program written against nccl.h alone, without a GPU: every collective with every type and reduction, in place, misaligned, grouped, split. Its
  * ranks are processes, or all of them one thread. Values are 1 and 2, so every result is a small whole number that all types hold.
  *
- * usage: nccl_client processes|thread|threads RANKS everything|quantized|abort
+ * usage: nccl_client processes|thread|threads RANKS everything|quantized|pair|abort
  */
 #include <math.h>
 #include <nccl.h>
@@ -337,6 +337,34 @@ static void quantized(void)
     }
 }
 
+/* The same sum as a pair, in place as such programs do it: each rank sums its part and gathers those of all. */
+static void pair(void)
+{
+    size_t part = LARGE / (size_t)nranks, all = part * (size_t)nranks;
+    double error = 0, norm = 0;
+    make_buffers(all * 4);
+    NCCL(ncclGroupStart());
+    for (int k = 0; k < here; k++) {
+        float *values = (float *)memory[k].recv;
+        fill(ncclFloat32, k, all, 1);
+        NCCL(ncclReduceScatter(values, values + (size_t)(first + k) * part, part, ncclFloat32, ncclSum, comms[k], NULL));
+    }
+    NCCL(ncclGroupEnd());
+    NCCL(ncclGroupStart());
+    for (int k = 0; k < here; k++) {
+        float *values = (float *)memory[k].recv;
+        NCCL(ncclAllGather(values + (size_t)(first + k) * part, values, part, ncclFloat32, comms[k], NULL));
+    }
+    NCCL(ncclGroupEnd());
+    for (size_t i = 0; i < all; i++) {
+        double right = expected(ncclSum, ncclFloat32, i), difference = (double)((float *)memory[0].recv)[i] - right;
+        error += difference * difference;
+        norm += right * right;
+    }
+    if (first == 0)
+        printf("pair %.3e\n", error / norm);
+}
+
 /* Another thread aborts while this one waits for a rank that does not come. */
 static void *abort_later(void *comm)
 {
@@ -397,6 +425,8 @@ static void run(const char *what)
     }
     if (strcmp(what, "quantized") == 0)
         quantized();
+    else if (strcmp(what, "pair") == 0)
+        pair();
     else
         everything();
     for (int k = 0; k < here; k++)
@@ -442,7 +472,7 @@ int main(int argc, char **argv)
 {
     nranks = argc == 4 ? atoi(argv[2]) : 0;
     if (nranks < 1 || nranks > MOST) {
-        fprintf(stderr, "usage: nccl_client processes|thread|threads RANKS everything|quantized|abort\n");
+        fprintf(stderr, "usage: nccl_client processes|thread|threads RANKS everything|quantized|pair|abort\n");
         return 2;
     }
     if (strcmp(argv[1], "processes") == 0)

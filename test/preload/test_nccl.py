@@ -178,8 +178,8 @@ class Host(Case):
 
 
 class Policies(Case):
-    def errors(self, *words, **variables):
-        done = self.succeeds(run(client("nccl_client"), *words, "quantized", ISGQ_NCCL_HOST="1", **variables))
+    def errors(self, *words, what="quantized", **variables):
+        done = self.succeeds(run(client("nccl_client"), *words, what, ISGQ_NCCL_HOST="1", **variables))
         return dict(re.findall(r"^(\w+) (\S+)$", done.stdout, re.M)), done.stderr
 
     def test_off(self):
@@ -190,6 +190,16 @@ class Policies(Case):
         error, _ = self.errors("processes", "4", ISGQ_POLICY=RULE)
         self.assertTrue(0 < float(error["large"]) < BOUND, error)
         self.assertEqual(float(error["small"]), 0)
+
+    def test_pair(self):
+        """reduce_scatter and allgather, if a rule names them: each alone, then both; the sum in one call stays exact."""
+        found, rule = [], RULE.replace("64k-", "16k-")
+        self.assertEqual(float(self.errors("processes", "4", what="pair", ISGQ_POLICY=rule)[0]["pair"]), 0)
+        for calls in ("reduce_scatter", "allgather", "reduce_scatter,allgather"):
+            self.assertEqual(float(self.errors("processes", "4", ISGQ_POLICY=f"{rule} call={calls}")[0]["large"]), 0)
+            found.append(float(self.errors("processes", "4", what="pair", ISGQ_POLICY=f"{rule} call={calls}")[0]["pair"]))
+        self.assertTrue(all(0 < error < BOUND for error in found), found)
+        self.assertGreater(found[2], max(found[:2]))
 
     def test_bytes(self):
         """What rank 0 says at its end: a fifth of an fp32 ring's bytes at most."""

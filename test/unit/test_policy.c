@@ -14,10 +14,13 @@
 static iq_policy_t policy;
 static char error[IQ_POLICY_ERROR];
 
+static uint32_t call_kind = IQ_POLICY_ALLREDUCE;
+
 static const char *match(const char *comm, int nranks, uint32_t type, uint32_t op, uint64_t bytes)
 {
     const char *why = NULL;
-    const iq_policy_rule_t *rule = iq_policy_match(&policy, iq_policy_named(&policy, comm, nranks), type, op, bytes, &why);
+    iq_policy_seen_t seen = {.call = call_kind, .type = type, .op = op, .bytes = bytes};
+    const iq_policy_rule_t *rule = iq_policy_match(&policy, iq_policy_named(&policy, comm, nranks), &seen, &why);
     ck_assert_ptr_nonnull(why);
     return rule != NULL ? rule->with : why;
 }
@@ -66,6 +69,32 @@ START_TEST(rules)
 }
 END_TEST
 
+/* A rule is for allreduce unless it says otherwise; an exclude rule for everything. */
+START_TEST(kinds_of_calls)
+{
+    ck_assert(iq_policy_parse(&policy,
+                              "quantize comm=a type=f32 bytes=1- with=fp16; quantize comm=a type=f32 bytes=1- with=bf16 "
+                              "op=sum,avg call=reduce_scatter,allgather; exclude comm=a bytes=9-",
+                              error));
+    static const struct {
+        uint32_t kind, op;
+        const char *with;
+    } due[] = {{IQ_POLICY_ALLREDUCE, IQ_POLICY_SUM, "fp16"},
+               {IQ_POLICY_REDUCE_SCATTER, IQ_POLICY_AVG, "bf16"},
+               {IQ_POLICY_ALLGATHER, 0, "bf16"},
+               {0, IQ_POLICY_SUM, "no rule names this kind of call"}};
+    for (size_t i = 0; i < sizeof(due) / sizeof(due[0]); i++) {
+        call_kind = due[i].kind;
+        ck_assert_str_eq(match("a", 2, IQ_POLICY_F32, due[i].op, 8), due[i].with);
+        if (due[i].kind != 0)
+            ck_assert_str_eq(match("a", 2, IQ_POLICY_F32, due[i].op, 9), "a rule excludes it");
+    }
+    call_kind = IQ_POLICY_ALLREDUCE;
+    ck_assert(iq_policy_parse(&policy, "quantize comm=a type=f32 bytes=1- with=fp16 call=allgather", error));
+    ck_assert_str_eq(match("a", 2, IQ_POLICY_F32, IQ_POLICY_SUM, 8), "no rule names this kind of call");
+}
+END_TEST
+
 /* Equal rules have equal hashes however they are written; any difference in meaning makes another. */
 START_TEST(hashes)
 {
@@ -79,6 +108,7 @@ START_TEST(hashes)
         "quantize comm=a type=f32 bytes=1k- with=fp16 op=sum",
         "quantize comm=a type=f32 bytes=1k- ranks=3- with=fp16",
         "quantize comm=a type=f32 bytes=1k- with=fp16;exclude comm=z",
+        "quantize comm=a type=f32 bytes=1k- with=fp16 call=allgather",
     };
     uint64_t seen[sizeof(differing) / sizeof(differing[0])];
     for (size_t i = 0; i < sizeof(differing) / sizeof(differing[0]); i++) {
@@ -113,6 +143,7 @@ START_TEST(mistakes)
         {"quantize comm=* type=f32 bytes=1k-2kk with=fp16", "is no range"},
         {"quantize comm=* type=f32 bytes=1k- ranks=2-3000000000 with=fp16", "is no range"},
         {"quantize comm= type=f32 bytes=1k- with=fp16", "wants 1 to 127 letters"},
+        {"quantize comm=* type=f32 bytes=1k- with=fp16 call=broadcast", "call=broadcast is not known"},
         {"quantize com=* type=f32 bytes=1k- with=fp16", "\"com\" is no word"},
         {"quantize all", "has no ="},
         {"quantize comm=a comm=* type=f32 bytes=1k- with=fp16", "comm= is there twice"},
@@ -199,6 +230,7 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, test);
     test = tcase_create("rules");
     tcase_add_test(test, rules);
+    tcase_add_test(test, kinds_of_calls);
     tcase_add_test(test, records);
     suite_add_tcase(suite, test);
     return suite;
