@@ -4,8 +4,8 @@
  * libisgqcoll; inside a group that happens after the real group has ended, since its messages are groups themselves.
  */
 #include "bindings/nccl/gpu_engine.h"
+#include "bindings/nccl/nccl_policy.h"
 
-#include "bindings/preload/record.h"
 #include "bindings/preload/say.h"
 #include "bindings/preload/tally.h"
 
@@ -48,37 +48,6 @@ static _Thread_local size_t nsums, sums_room;
 static _Thread_local made_t *made;
 static _Thread_local size_t nmade;
 
-static uint32_t policy_type(int type)
-{
-    return type == ISGQ_FLOAT32    ? IQ_POLICY_F32
-           : type == ISGQ_FLOAT16  ? IQ_POLICY_F16
-           : type == ISGQ_BFLOAT16 ? IQ_POLICY_BF16
-                                   : 0;
-}
-
-static uint32_t policy_op(int op) { return op == ISGQ_SUM ? IQ_POLICY_SUM : op == ISGQ_AVG ? IQ_POLICY_AVG : 0; }
-
-static size_t type_bytes(int type)
-{
-    static const unsigned char bytes[HOST_TYPES] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};
-    return type >= 0 && type < HOST_TYPES ? bytes[type] : 1;
-}
-
-static void record(const iq_gpu_comm_t *comm, const iq_policy_seen_t *seen, int type)
-{
-    char other[16];
-    snprintf(other, sizeof(other), "<%d>", type);
-    iq_record_call_t call = {.collective = iq_policy_call_name(seen->call),
-                             .comm = comm->name,
-                             .type = seen->type != 0 ? iq_policy_type_name(seen->type) : other,
-                             .op = seen->call == IQ_POLICY_ALLGATHER ? "-"
-                                   : seen->op != 0                   ? iq_policy_op_name(seen->op)
-                                                                     : "<other>",
-                             .nranks = comm->nranks,
-                             .bytes = seen->bytes};
-    iq_record_add(&call);
-}
-
 /* The quantizer of a call, or NULL: it passes through, and was counted. */
 static isgq_quantizer_t quantizer_of(const sum_t *s)
 {
@@ -86,12 +55,14 @@ static isgq_quantizer_t quantizer_of(const sum_t *s)
     const iq_gpu_comm_t *comm = s->comm;
     const char *why = "recorded only";
     const iq_policy_rule_t *rule = NULL;
-    iq_policy_seen_t seen = {
-        .call = s->call, .type = policy_type(s->type), .op = policy_op(s->op), .bytes = s->count * type_bytes(s->type)};
+    iq_policy_seen_t seen = {.call = s->call,
+                             .type = iq_nccl_policy_type(s->type),
+                             .op = iq_nccl_policy_op(s->op),
+                             .bytes = s->count * iq_nccl_type_bytes(s->type)};
     if (s->call == IQ_POLICY_REDUCE_SCATTER)
         seen.bytes *= (uint64_t)comm->nranks;
     if (policy->mode == IQ_POLICY_RECORD)
-        record(comm, &seen, s->type);
+        iq_nccl_record(&seen, comm->name, comm->nranks, s->type);
     else
         rule = iq_policy_match(policy, comm->named, &seen, &why);
     if (rule != NULL && comm->inner == NULL)
@@ -260,7 +231,8 @@ FUNCTION(ncclGroupEnd, void)
     return result != HOST_SUCCESS ? result : ours;
 }
 
-iq_host_result_t iq_gpu_keep_comm(iq_real_comm_t *place, const iq_host_config_t *config)
+/* Known when the outermost group has ended: what was made in it exists only then. */
+static iq_host_result_t keep_comm(iq_real_comm_t *place, const iq_host_config_t *config)
 {
     made_t *more = realloc(made, (nmade + 1) * sizeof(*made));
     if (more == NULL)
@@ -283,7 +255,7 @@ static iq_host_result_t made_one(iq_host_result_t result, iq_real_comm_t *comm, 
     if (result != HOST_SUCCESS || comm == NULL || inside > 0)
         return result;
     if (depth > 0)
-        return iq_gpu_keep_comm(comm, config);
+        return keep_comm(comm, config);
     inside++;
     iq_gpu_comm_add(*comm, config, NULL);
     inside--;

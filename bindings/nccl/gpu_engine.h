@@ -69,7 +69,4 @@ void iq_gpu_drop_kept(iq_real_comm_t real);
 /* NCCL's number for a result of the library. */
 iq_host_result_t iq_gpu_result(isgq_result_t result);
 
-/* Keep until the outermost group has ended: what was made in it exists only then. */
-iq_host_result_t iq_gpu_keep_comm(iq_real_comm_t *place, const iq_host_config_t *config);
-
 #endif

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* NCCL's collectives and the rest of its functions, as the host emulation answers them: arguments checked in NCCL's order, then a call for the group. */
-#include "bindings/nccl/host_convert.h"
 #include "bindings/nccl/host_group.h"
+#include "bindings/nccl/nccl_policy.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -31,7 +31,7 @@ static iq_host_result_t submit(iq_host_call_t call, const char *name)
     iq_host_result_t result = iq_host_comm_check(call.comm, name);
     if (result != HOST_SUCCESS)
         return result;
-    if (iq_host_type_bytes(call.type) == 0)
+    if (iq_nccl_type_bytes(call.type) == 0)
         return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: %d is no data type", name, call.type);
     if (call.root < 0 || call.root >= call.comm->nranks)
         return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: there is no rank %d among %d", name, call.root, call.comm->nranks);
@@ -125,7 +125,7 @@ COLLECTIVE(ncclRedOpCreatePreMulSum, int *op, void *scalar, int type, int reside
     int slot = 0;
     if (result != HOST_SUCCESS)
         return result;
-    if (op == NULL || scalar == NULL || iq_host_type_bytes(type) == 0)
+    if (op == NULL || scalar == NULL || iq_nccl_type_bytes(type) == 0)
         return iq_host_fail(HOST_INVALID_ARGUMENT, "ncclRedOpCreatePreMulSum: op or scalar is NULL, or %d is no data type", type);
     while (slot < HOST_SCALARS && comm->scalars[slot].used)
         slot++;
@@ -134,7 +134,7 @@ COLLECTIVE(ncclRedOpCreatePreMulSum, int *op, void *scalar, int type, int reside
     iq_host_scalar_t *made = &comm->scalars[slot];
     *made = (iq_host_scalar_t){.used = true, .type = type, .later = residence == 0, .pointer = scalar};
     if (!made->later)
-        memcpy(made->value, scalar, iq_host_type_bytes(type));
+        memcpy(made->value, scalar, iq_nccl_type_bytes(type));
     *op = HOST_BUILT_IN_OPS + slot;
     return HOST_SUCCESS;
 }

@@ -5,12 +5,6 @@
 #include <math.h>
 #include <string.h>
 
-size_t iq_host_type_bytes(int type)
-{
-    static const unsigned char bytes[HOST_TYPES] = {1, 1, 4, 4, 8, 8, 2, 4, 8, 2, 1, 1};
-    return type >= 0 && type < HOST_TYPES ? bytes[type] : 0;
-}
-
 /* A float format: sign, exponent bits, mantissa bits, and whether the largest exponent is for infinities and NaN (else only all ones is NaN). */
 typedef struct format {
     int exponent, mantissa;

@@ -5,9 +5,6 @@
 
 #include "bindings/nccl/host_comm.h"
 
-/* Bytes of an element, 0 for no type. */
-size_t iq_host_type_bytes(int type);
-
 /* 8-bit floats (HOST_FP8_*) to floats and back, nearest even; e4m3 has no infinities: what is too large becomes NaN there. */
 void iq_host_from_fp8(int type, const uint8_t *from, float *to, size_t count);
 void iq_host_to_fp8(int type, const float *from, uint8_t *to, size_t count);

@@ -7,7 +7,7 @@
 #include "bindings/nccl/host_group.h"
 
 #include "bindings/nccl/host_convert.h"
-#include "bindings/preload/record.h"
+#include "bindings/nccl/nccl_policy.h"
 #include "bindings/preload/say.h"
 #include "bindings/preload/tally.h"
 
@@ -62,7 +62,7 @@ static bool wants_scratch_from(const iq_host_call_t *call)
 static iq_host_result_t prepare(iq_host_call_t *call)
 {
     bool fp8 = is_reduction(call) && is_fp8(call->type);
-    size_t element = fp8 ? sizeof(float) : iq_host_type_bytes(call->type), inputs = input_count(call);
+    size_t element = fp8 ? sizeof(float) : iq_nccl_type_bytes(call->type), inputs = input_count(call);
     call->run_type = fp8 ? ISGQ_FLOAT32 : is_fp8(call->type) ? ISGQ_UINT8 : call->type;
     /* The library looks at what it is given; what is converted or copied here is looked at here. */
     if ((wants_scratch_from(call) && call->send == NULL) ||
@@ -115,7 +115,7 @@ static isgq_result_t post(const iq_library_t *library, const iq_host_call_t *c)
 /* From the library's buffer to the caller's. */
 static void finish(const iq_host_call_t *call)
 {
-    size_t bytes = call->count * iq_host_type_bytes(call->type), rank = (size_t)call->comm->rank,
+    size_t bytes = call->count * iq_nccl_type_bytes(call->type), rank = (size_t)call->comm->rank,
            nranks = (size_t)call->comm->nranks;
     const char *scratch = call->scratch_to;
     if (scratch == NULL)
@@ -212,29 +212,6 @@ static iq_host_result_t agree(const iq_library_t *library, const iq_host_call_t 
     return result;
 }
 
-static uint32_t policy_type(int type)
-{
-    return type == ISGQ_FLOAT32    ? IQ_POLICY_F32
-           : type == ISGQ_FLOAT16  ? IQ_POLICY_F16
-           : type == ISGQ_BFLOAT16 ? IQ_POLICY_BF16
-                                   : 0;
-}
-
-static void record(const iq_host_call_t *call, const iq_policy_seen_t *seen)
-{
-    char other[16];
-    snprintf(other, sizeof(other), "<%d>", call->type);
-    iq_record_call_t counted = {.collective = iq_policy_call_name(seen->call),
-                                .comm = call->comm->name,
-                                .type = seen->type != 0 ? iq_policy_type_name(seen->type) : other,
-                                .op = seen->call == IQ_POLICY_ALLGATHER ? "-"
-                                      : seen->op != 0                   ? iq_policy_op_name(seen->op)
-                                                                        : "<other>",
-                                .nranks = call->comm->nranks,
-                                .bytes = seen->bytes};
-    iq_record_add(&counted);
-}
-
 static void apply_policy(iq_host_call_t *call)
 {
     const iq_policy_t *policy = iq_host_policy();
@@ -242,13 +219,13 @@ static void apply_policy(iq_host_call_t *call)
     const iq_policy_rule_t *rule = NULL;
     uint32_t op = call->op == ISGQ_SUM && !call->scalar.used ? IQ_POLICY_SUM : call->op == ISGQ_AVG ? IQ_POLICY_AVG : 0;
     iq_policy_seen_t seen = {.call = policy_call(call->kind),
-                             .type = policy_type(call->type),
+                             .type = iq_nccl_policy_type(call->type),
                              .op = op,
-                             .bytes = input_count(call) * iq_host_type_bytes(call->type)};
+                             .bytes = input_count(call) * iq_nccl_type_bytes(call->type)};
     if (seen.call == 0)
         return;
     if (policy->mode == IQ_POLICY_RECORD) {
-        record(call, &seen);
+        iq_nccl_record(&seen, call->comm->name, call->comm->nranks, call->type);
         why = "recorded only";
     } else if (policy->mode == IQ_POLICY_QUANTIZE) {
         rule = iq_policy_match(policy, call->comm->named, &seen, &why);
