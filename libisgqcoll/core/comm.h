@@ -256,7 +256,8 @@ isgq_result_t iq_progress_start(isgq_comm_t comm); /* the communicator's thread 
 void iq_progress_stop(isgq_comm_t comm);
 
 /* Wait until call `sequence` is complete; until all are, and the communicator is well. */
-isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence);
+#define IQ_FOREVER UINT64_MAX
+isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence, uint64_t until_ns);
 isgq_result_t iq_progress_synchronize(isgq_comm_t comm);
 
 /* Is the calling thread the one that advances the work now? */

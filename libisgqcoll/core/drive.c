@@ -278,9 +278,10 @@ static isgq_result_t turn_once(isgq_comm_t comm, iq_run_t *run, bool *idle, bool
 }
 
 /*
- * Advance until call `sequence` is complete, the communicator has failed, or (background) somebody waits or nothing is left. Holds progress_lock.
+ * Advance until call `sequence` is complete, the communicator has failed, it is `until_ns`, or (background) somebody waits or nothing is left.
+ * Holds progress_lock.
  */
-static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
+static void drive(isgq_comm_t comm, uint64_t sequence, uint64_t until_ns, bool background)
 {
     iq_run_t *run = comm->run;
     unsigned turns = 0;
@@ -289,7 +290,7 @@ static void drive(isgq_comm_t comm, uint64_t sequence, bool background)
     iq_float_env_enter(&caller);
     atomic_store(&comm->driver, pthread_self());
     while (atomic_load(&comm->failed) == 0 && atomic_load(&comm->completed) < sequence && !idle) {
-        if (background && atomic_load(&comm->waiters) > 0)
+        if (background ? atomic_load(&comm->waiters) > 0 : until_ns != IQ_FOREVER && iq_now_ns() >= until_ns)
             break;
         isgq_result_t result = turn_once(comm, run, &idle, &moved);
         if (result != ISGQ_SUCCESS) {
@@ -331,14 +332,28 @@ static void wake_thread(isgq_comm_t comm)
     pthread_cond_signal(&comm->queue_changed);
 }
 
-static isgq_result_t wait_for(isgq_comm_t comm, uint64_t sequence)
+/* The lock, or not by then: another caller may wait with it for longer. */
+static bool lock_until(pthread_mutex_t *lock, uint64_t until_ns)
+{
+    struct timespec now, until;
+    if (until_ns == IQ_FOREVER)
+        return pthread_mutex_lock(lock) == 0;
+    uint64_t monotonic = iq_now_ns();
+    clock_gettime(CLOCK_REALTIME, &now);
+    uint64_t end = (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec + (until_ns > monotonic ? until_ns - monotonic : 0);
+    until = (struct timespec){.tv_sec = (time_t)(end / 1000000000u), .tv_nsec = (long)(end % 1000000000u)};
+    return pthread_mutex_timedlock(lock, &until) == 0;
+}
+
+static isgq_result_t wait_for(isgq_comm_t comm, uint64_t sequence, uint64_t until_ns)
 {
     if (atomic_load(&comm->completed) < sequence) {
         atomic_fetch_add(&comm->waiters, 1);
         interrupt_driver(comm);
-        pthread_mutex_lock(&comm->progress_lock);
-        drive(comm, sequence, false);
-        pthread_mutex_unlock(&comm->progress_lock);
+        if (lock_until(&comm->progress_lock, until_ns)) {
+            drive(comm, sequence, until_ns, false);
+            pthread_mutex_unlock(&comm->progress_lock);
+        }
         atomic_fetch_sub(&comm->waiters, 1);
         if (atomic_load(&comm->completed) < atomic_load(&comm->submitted))
             wake_thread(comm);
@@ -346,10 +361,10 @@ static isgq_result_t wait_for(isgq_comm_t comm, uint64_t sequence)
     return atomic_load(&comm->completed) >= sequence ? ISGQ_SUCCESS : iq_comm_check(comm);
 }
 
-isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
+isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence, uint64_t until_ns)
 {
     atomic_fetch_add(&comm->users, 1);
-    isgq_result_t result = wait_for(comm, sequence);
+    isgq_result_t result = wait_for(comm, sequence, until_ns);
     atomic_fetch_sub(&comm->users, 1); /* the last touch: another thread may be waiting to destroy */
     return result;
 }
@@ -357,7 +372,7 @@ isgq_result_t iq_progress_wait(isgq_comm_t comm, uint64_t sequence)
 isgq_result_t iq_progress_synchronize(isgq_comm_t comm)
 {
     atomic_fetch_add(&comm->users, 1);
-    isgq_result_t result = wait_for(comm, atomic_load(&comm->submitted));
+    isgq_result_t result = wait_for(comm, atomic_load(&comm->submitted), IQ_FOREVER);
     if (result == ISGQ_SUCCESS)
         result = iq_comm_check(comm); /* a failure after the last call counts too */
     atomic_fetch_sub(&comm->users, 1);
@@ -432,7 +447,7 @@ static void *progress_main(void *argument)
         if (stop)
             break;
         pthread_mutex_lock(&comm->progress_lock);
-        drive(comm, UINT64_MAX, true);
+        drive(comm, UINT64_MAX, IQ_FOREVER, true);
         pthread_mutex_unlock(&comm->progress_lock);
     }
     return NULL;

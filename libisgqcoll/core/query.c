@@ -56,24 +56,36 @@ isgq_result_t isgq_comm_get_sequence(isgq_comm_t comm, uint64_t *sequence)
     return ISGQ_SUCCESS;
 }
 
-isgq_result_t isgq_comm_wait(isgq_comm_t comm, uint64_t sequence)
+/* A call that was made. */
+static isgq_result_t check_sequence(isgq_comm_t comm, uint64_t sequence, const char *operation)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "comm_wait"));
+    IQ_TRY(iq_comm_check_handle(comm, operation));
     uint64_t last = submitted(comm);
     if (sequence > last)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_wait: call %llu was not made; the last is %llu", (unsigned long long)sequence,
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "%s: call %llu was not made; the last is %llu", operation, (unsigned long long)sequence,
                        (unsigned long long)last);
-    return iq_progress_wait(comm, sequence);
+    return ISGQ_SUCCESS;
+}
+
+isgq_result_t isgq_comm_wait(isgq_comm_t comm, uint64_t sequence)
+{
+    IQ_TRY(check_sequence(comm, sequence, "comm_wait"));
+    return iq_progress_wait(comm, sequence, IQ_FOREVER);
+}
+
+isgq_result_t isgq_comm_wait_for(isgq_comm_t comm, uint64_t sequence, uint32_t milliseconds, int *done)
+{
+    IQ_TRY(check_sequence(comm, sequence, "comm_wait_for"));
+    CHECK_OUTPUT("comm_wait_for", done);
+    IQ_TRY(iq_progress_wait(comm, sequence, iq_now_ns() + milliseconds * 1000000ull));
+    *done = atomic_load(&comm->completed) >= sequence;
+    return ISGQ_SUCCESS;
 }
 
 isgq_result_t isgq_comm_test(isgq_comm_t comm, uint64_t sequence, int *done)
 {
-    IQ_TRY(iq_comm_check_handle(comm, "comm_test"));
+    IQ_TRY(check_sequence(comm, sequence, "comm_test"));
     CHECK_OUTPUT("comm_test", done);
-    uint64_t last = submitted(comm);
-    if (sequence > last)
-        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "comm_test: call %llu was not made; the last is %llu", (unsigned long long)sequence,
-                       (unsigned long long)last);
     *done = atomic_load(&comm->completed) >= sequence;
     return *done ? ISGQ_SUCCESS : iq_comm_check(comm);
 }

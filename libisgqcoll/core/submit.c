@@ -119,7 +119,7 @@ bool iq_queue_full(isgq_comm_t comm, size_t ncalls)
 
 isgq_result_t iq_queue_wait(isgq_comm_t comm, size_t ncalls)
 {
-    return iq_queue_full(comm, ncalls) ? iq_progress_wait(comm, comm->submitted + ncalls - queue_room(comm)) : ISGQ_SUCCESS;
+    return iq_queue_full(comm, ncalls) ? iq_progress_wait(comm, comm->submitted + ncalls - queue_room(comm), IQ_FOREVER) : ISGQ_SUCCESS;
 }
 
 /* What a device does with the call, before anybody sees it. */

@@ -285,6 +285,17 @@ ISGQ_API isgq_result_t isgq_comm_get_sequence(isgq_comm_t comm, uint64_t *sequen
 ISGQ_API isgq_result_t isgq_comm_wait(isgq_comm_t comm, uint64_t sequence);
 
 /**
+ * The same for no longer than so long: for callers that must look at other things now and then, as at signals. Work goes on in the background
+ * after a return without @p done.
+ * @param[in]  comm          communicator
+ * @param[in]  sequence      from isgq_comm_get_sequence
+ * @param[in]  milliseconds  0: as isgq_comm_test. One step of work that has begun is ended first
+ * @param[out] done          0 or 1
+ * @return as isgq_comm_synchronize
+ */
+ISGQ_API isgq_result_t isgq_comm_wait_for(isgq_comm_t comm, uint64_t sequence, uint32_t milliseconds, int *done);
+
+/**
  * Ask whether call @p sequence and all before it are complete; never blocks.
  * @param[in]  comm      communicator
  * @param[in]  sequence  from isgq_comm_get_sequence

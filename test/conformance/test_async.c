@@ -89,6 +89,39 @@ START_TEST(work_goes_on_without_waiting)
 }
 END_TEST
 
+/* A wait that ends by the clock leaves the call to the communicator's thread, also when it was in the middle of it. */
+static void impatient_body(iq_rank_t *rank)
+{
+    enum { COUNT = 300000 };
+    float *values = calloc(COUNT, sizeof(*values));
+    uint64_t sequence = 0;
+    int done = 1;
+    values[COUNT - 1] = 1.0f;
+    if (rank->rank == 0)
+        iq_rank_await(rank, 0, (uint64_t)rank->nranks - 1); /* until all others have given up waiting for rank 0 once */
+    RANK_OK(rank, isgq_allreduce(values, values, COUNT, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+    RANK_OK(rank, isgq_comm_get_sequence(rank->comm, &sequence));
+    if (rank->rank != 0) {
+        RANK_OK(rank, isgq_comm_wait_for(rank->comm, sequence, 0, &done));
+        RANK_CHECK(rank, done == 0, "done without rank 0");
+        RANK_OK(rank, isgq_comm_wait_for(rank->comm, sequence, 5, &done));
+        RANK_CHECK(rank, done == 0, "done without rank 0");
+        atomic_fetch_add(&rank->flags[0], 1);
+        for (uint64_t started = iq_test_now_ns(); !done && iq_test_now_ns() - started < 20000000000u; iq_test_pause())
+            RANK_OK(rank, isgq_comm_test(rank->comm, sequence, &done));
+    }
+    RANK_OK(rank, isgq_comm_wait_for(rank->comm, sequence, 20000, &done));
+    RANK_CHECK(rank, done == 1 && values[COUNT - 1] == (float)rank->nranks, "done %d, sum %g", done, (double)values[COUNT - 1]);
+    free(values);
+}
+
+START_TEST(waits_end_by_the_clock)
+{
+    iq_ranks_t ranks = {.kind = _i == 1 ? IQ_RANKS_PROCESSES : IQ_RANKS_THREADS, .nranks = 3, .body = impatient_body};
+    iq_ranks_run(&ranks, NULL);
+}
+END_TEST
+
 /* Some ranks wait while others leave the work to their threads. */
 static void mixed_body(iq_rank_t *rank)
 {
@@ -306,6 +339,7 @@ Suite *iq_suite(void)
     Suite *suite = suite_create("async");
     iq_add_case(suite, tcase_create("returns"), calls_return_once_queued, 2);
     iq_add_case(suite, tcase_create("polled"), work_goes_on_without_waiting, 2);
+    iq_add_case(suite, tcase_create("impatient"), waits_end_by_the_clock, 2);
     iq_add_case(suite, tcase_create("mixed"), waiters_and_threads_mix, 2);
     iq_add_case(suite, tcase_create("habits"), threads_come_back_from_naps, 2);
     iq_add_case(suite, tcase_create("many"), a_thousand_calls, 2);

@@ -128,6 +128,9 @@ static void queries_body(iq_rank_t *rank)
     RANK_STATUS(rank, isgq_comm_test(NULL, 0, &number), BAD);
     RANK_STATUS(rank, isgq_comm_test(comm, 0, NULL), BAD);
     RANK_STATUS(rank, isgq_comm_test(comm, 1000, &number), BAD);
+    RANK_STATUS(rank, isgq_comm_wait_for(NULL, 0, 1, &number), BAD);
+    RANK_STATUS(rank, isgq_comm_wait_for(comm, 0, 1, NULL), BAD);
+    RANK_STATUS(rank, isgq_comm_wait_for(comm, 1000, 1, &number), BAD);
     RANK_STATUS(rank, isgq_comm_count(NULL, &number), BAD);
     RANK_STATUS(rank, isgq_comm_count(comm, NULL), BAD);
     RANK_STATUS(rank, isgq_comm_user_rank(NULL, &number), BAD);
