@@ -218,13 +218,23 @@ static size_t find_row(const char *name)
     return i;
 }
 
-/* `entry` is one "NAME=value" of the environment. Names of the bindings are theirs to check. */
+/* Names of the bindings are theirs to check. */
+static bool is_of_a_binding(const char *entry)
+{
+    static const char *const prefixes[] = {PREFIX "NCCL_", PREFIX "MPI_", PREFIX "PYTHON_"};
+    for (size_t i = 0; i < sizeof(prefixes) / sizeof(prefixes[0]); i++) {
+        if (strncmp(entry, prefixes[i], strlen(prefixes[i])) == 0)
+            return true;
+    }
+    return false;
+}
+
+/* `entry` is one "NAME=value" of the environment. */
 static void warn_if_unknown(const char *entry)
 {
     char name[64];
     size_t length = strcspn(entry, "=");
-    if (strncmp(entry, PREFIX, PREFIX_LENGTH) != 0 || strncmp(entry, PREFIX "NCCL_", PREFIX_LENGTH + 5) == 0 ||
-        strncmp(entry, PREFIX "MPI_", PREFIX_LENGTH + 4) == 0)
+    if (strncmp(entry, PREFIX, PREFIX_LENGTH) != 0 || is_of_a_binding(entry))
         return;
     length = iq_min(length - PREFIX_LENGTH, sizeof(name) - 1);
     memcpy(name, entry + PREFIX_LENGTH, length);

@@ -347,7 +347,7 @@ START_TEST(unknown_variables_warn_once)
 {
     transcript_t said;
     iq_config_t config;
-    read_in_child((char *[]){"ISGQ_CHUNKBYTES=1m", "ISGQ_WHATEVER=1", "ISGQ_NCCL_DEBUG=1", "ISGQ_MPI_DEBUG=1", NULL}, &said,
+    read_in_child((char *[]){"ISGQ_CHUNKBYTES=1m", "ISGQ_WHATEVER=1", "ISGQ_NCCL_DEBUG=1", "ISGQ_MPI_DEBUG=1", "ISGQ_PYTHON_LIBRARY=x", NULL}, &said,
                   &config);
     ck_assert_int_eq(said.lines, 2);
     ck_assert_ptr_nonnull(strstr(said.text, "ISGQ_CHUNKBYTES is unknown and ignored; did you mean ISGQ_CHUNK_BYTES?\n"));

@@ -22,7 +22,7 @@ HEAD = """\
 
 All variables are read once, at the first use of the library, and are constant afterwards. An empty variable counts as unset. A bad
 value is one warning and the default; an unknown `ISGQ_` variable is one warning with the nearest right name (names that begin with
-`ISGQ_NCCL_` or `ISGQ_MPI_` belong to the bindings). `isgq_info --config` prints the values in effect.
+`ISGQ_NCCL_`, `ISGQ_MPI_` or `ISGQ_PYTHON_` belong to the bindings). `isgq_info --config` prints the values in effect.
 
 | variable | default | kind | meaning |
 |---|---|---|---|
