@@ -26,17 +26,26 @@ static iq_host_result_t check_operation(iq_host_call_t *call, const char *name)
     return HOST_SUCCESS;
 }
 
-static iq_host_result_t submit(iq_host_call_t call, const char *name)
+static iq_host_result_t check_call(iq_host_call_t *call, const char *name)
 {
-    iq_host_result_t result = iq_host_comm_check(call.comm, name);
+    iq_host_result_t result = iq_host_comm_check(call->comm, name);
     if (result != HOST_SUCCESS)
         return result;
-    if (iq_nccl_type_bytes(call.type) == 0)
-        return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: %d is no data type", name, call.type);
-    if (call.root < 0 || call.root >= call.comm->nranks)
-        return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: there is no rank %d among %d", name, call.root, call.comm->nranks);
-    result = call.kind <= HOST_REDUCE_SCATTER ? check_operation(&call, name) : HOST_SUCCESS;
-    return result != HOST_SUCCESS || call.count == 0 ? result : iq_host_submit(&call);
+    if (iq_nccl_type_bytes(call->type) == 0)
+        return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: %d is no data type", name, call->type);
+    if (call->root < 0 || call->root >= call->comm->nranks)
+        return iq_host_fail(HOST_INVALID_ARGUMENT, "%s: there is no rank %d among %d", name, call->root, call->comm->nranks);
+    return call->kind <= HOST_REDUCE_SCATTER ? check_operation(call, name) : HOST_SUCCESS;
+}
+
+static iq_host_result_t submit(iq_host_call_t call, const char *name)
+{
+    iq_host_result_t result = check_call(&call, name);
+    if (result != HOST_SUCCESS) {
+        iq_host_group_refuse(result);
+        return result;
+    }
+    return call.count == 0 ? HOST_SUCCESS : iq_host_submit(&call);
 }
 
 COLLECTIVE(ncclAllReduce, const void *send, void *recv, size_t count, int type, int op, iq_host_comm_t *comm,

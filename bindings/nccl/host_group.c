@@ -300,6 +300,12 @@ iq_host_result_t iq_host_submit(const iq_host_call_t *call)
     return HOST_SUCCESS;
 }
 
+void iq_host_group_refuse(iq_host_result_t result)
+{
+    if (depth > 0 && first_error == HOST_SUCCESS)
+        first_error = result;
+}
+
 EXPORTED iq_host_result_t iq_host_ncclGroupStart(void);
 iq_host_result_t iq_host_ncclGroupStart(void)
 {

@@ -40,6 +40,9 @@ bool iq_host_in_group(void);
 /* Run a call now, or keep it until the outermost group ends. */
 iq_host_result_t iq_host_submit(const iq_host_call_t *call);
 
+/* A call of this thread was refused: the group it was made in, if any, will not run either, and ends with the first such result. */
+void iq_host_group_refuse(iq_host_result_t result);
+
 /* Run `count` calls of any communicators: all are posted, then all waited for. */
 iq_host_result_t iq_host_run(iq_host_call_t *calls, size_t count);
 

@@ -257,6 +257,10 @@ static void arguments(void)
     ncclResult_t async = ncclInternalError;
     expect(ncclAllReduce(&x, &y, 1, ncclFloat, ncclSum, NULL, NULL) == ncclInvalidArgument, "NULL comm", 0, 0);
     expect(ncclAllReduce(&x, &y, 1, (ncclDataType_t)77, ncclSum, comm, NULL) == ncclInvalidArgument, "type 77", 0, 0);
+    NCCL(ncclGroupStart()); /* the mistake takes the whole group with it */
+    NCCL(ncclAllReduce(&x, &y, 1, ncclFloat, ncclSum, comm, NULL));
+    expect(ncclAllReduce(&x, &y, 1, (ncclDataType_t)77, ncclSum, comm, NULL) == ncclInvalidArgument, "type 77 in a group", 0, 0);
+    expect(ncclGroupEnd() == ncclInvalidArgument && y == 0.0f, "a group with a mistake", 0, 0);
     expect(ncclAllReduce(&x, &y, 1, ncclFloat, (ncclRedOp_t)77, comm, NULL) == ncclInvalidArgument, "operation 77", 0, 0);
     if (nranks == 1) /* elsewhere the others would wait */
         expect(ncclAllReduce(NULL, &y, 1, ncclFloat8e4m3, ncclSum, comm, NULL) == ncclInvalidArgument, "NULL buffer", 0, 0);

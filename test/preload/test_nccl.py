@@ -173,6 +173,14 @@ class Host(Case):
         self.assertIn("init 0\n", done.stdout)
         self.assertIn("init of rank 7 of 2: 4", done.stdout)
 
+    def test_program_for_gpus(self):
+        """Nothing in it is changed or recompiled: a stand-in for the CUDA runtime, and a policy."""
+        for policy in ("off", RULE):
+            done = self.succeeds(run(client("nccl_program"), "3", ISGQ_NCCL_HOST="1", ISGQ_POLICY=policy, ISGQ_LOG="info"))
+            error = float(re.search("steps 20 error (.*)", done.stdout)[1])
+            self.assertTrue(0 < error < 0.1 if policy == RULE else error < 1e-8, error)
+            self.assertEqual("20 calls quantized" in done.stderr, policy == RULE, done.stderr)
+
     def test_abort(self):
         self.succeeds(self.host("processes", "3", "abort"))
 
