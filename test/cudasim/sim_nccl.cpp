@@ -277,10 +277,11 @@ EXPORT iq_nccl_result_t ncclGroupEnd(void)
 
 static iq_nccl_result_t check_item(const ncclComm *comm, const Item &item)
 {
-    bool collective = item.kind == Kind::sum || item.kind == Kind::broadcast;
+    bool sums = item.kind == Kind::sum || item.kind == Kind::reduce_scatter;
+    bool collective = item.kind != Kind::send && item.kind != Kind::receive;
     if (item.peer < 0 || item.peer >= comm->nranks || (!collective && item.peer == comm->rank))
         return fail(INVALID_ARGUMENT, "peer %d of %d", item.peer, comm->nranks);
-    if (type_bytes(item.type) == 0 || (item.kind == Kind::sum && !add_to(item.type, nullptr, nullptr, 0)))
+    if (type_bytes(item.type) == 0 || (sums && !add_to(item.type, nullptr, nullptr, 0)))
         return fail(INVALID_ARGUMENT, "type %u", item.type);
     for (const void *memory : {item.from, static_cast<const void *>(item.to)}) {
         cudaPointerAttributes attributes;
@@ -336,6 +337,22 @@ EXPORT iq_nccl_result_t ncclAllReduce(const void *from, void *to, size_t count, 
     if (op != IQ_NCCL_SUM)
         return fail(INVALID_ARGUMENT, "operation %u: the stand-in only sums", op);
     return enqueue(comm, stream, {Kind::sum, from, to, count, type, 0});
+}
+
+/* Not of transport/nccl.h, since the library needs neither; programs do. */
+EXPORT iq_nccl_result_t ncclReduceScatter(const void *from, void *to, size_t count, unsigned type, unsigned op, iq_nccl_comm_t comm,
+                                                     isgq_stream_t stream)
+{
+    CHECK_COMM(comm);
+    if (op != IQ_NCCL_SUM)
+        return fail(INVALID_ARGUMENT, "operation %u: the stand-in only sums", op);
+    return enqueue(comm, stream, {Kind::reduce_scatter, from, to, count, type, 0});
+}
+
+EXPORT iq_nccl_result_t ncclAllGather(const void *from, void *to, size_t count, unsigned type, iq_nccl_comm_t comm, isgq_stream_t stream)
+{
+    CHECK_COMM(comm);
+    return enqueue(comm, stream, {Kind::allgather, from, to, count, type, 0});
 }
 
 EXPORT iq_nccl_result_t ncclBroadcast(const void *from, void *to, size_t count, unsigned type, int root, iq_nccl_comm_t comm,

@@ -88,13 +88,13 @@ class Transfer {
 /* All of them, side by side; those of one channel in turn. False if *stop became true. */
 bool run_transfers(std::vector<Transfer> *transfers, const std::atomic<bool> *stop);
 
-enum class Kind { send, receive, sum, broadcast };
+enum class Kind { send, receive, sum, reduce_scatter, allgather, broadcast };
 
 struct Item {
     Kind kind;
     const void *from;
     void *to;
-    size_t count;
+    size_t count; /* of a reduce_scatter and an allgather: of one rank's part */
     unsigned type;
     int peer; /* root of a broadcast */
 };

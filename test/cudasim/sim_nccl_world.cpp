@@ -221,7 +221,7 @@ bool add_to(unsigned type, void *sum, const void *term, size_t count)
 
 /* ---- a group, on the thread of a stream ---- */
 
-/* Contributions of all ranks to one sum, in the order of ranks. */
+/* Contributions of all ranks to one sum, or to this rank's part of it, in the order of ranks. */
 struct Sum {
     const Item *item;
     std::unique_ptr<unsigned char[]> parts;
@@ -233,14 +233,30 @@ static void plan_sum(const ncclComm *comm, const Item &item, std::vector<Transfe
     Sum sum = {&item, std::make_unique<unsigned char[]>(bytes * static_cast<size_t>(comm->nranks))};
     for (int peer = 0; peer < comm->nranks; peer++) {
         unsigned char *part = sum.parts.get() + bytes * static_cast<size_t>(peer);
+        size_t offset = item.kind == Kind::reduce_scatter ? bytes * static_cast<size_t>(peer) : 0;
+        unsigned char *given = static_cast<unsigned char *>(const_cast<void *>(item.from)) + offset;
         if (peer == comm->rank) {
-            memcpy(part, item.from, bytes);
+            memcpy(part, given, bytes);
             continue;
         }
-        transfers->emplace_back(&comm->world->channels[comm->rank][peer], const_cast<void *>(item.from), bytes, true);
+        transfers->emplace_back(&comm->world->channels[comm->rank][peer], given, bytes, true);
         transfers->emplace_back(&comm->world->channels[peer][comm->rank], part, bytes, false);
     }
     sums->push_back(std::move(sum));
+}
+
+static void plan_allgather(const ncclComm *comm, const Item &item, std::vector<Transfer> *transfers)
+{
+    size_t bytes = item.count * type_bytes(item.type);
+    for (int peer = 0; peer < comm->nranks; peer++) {
+        unsigned char *place = static_cast<unsigned char *>(item.to) + bytes * static_cast<size_t>(peer);
+        if (peer == comm->rank) {
+            memmove(place, item.from, bytes);
+            continue;
+        }
+        transfers->emplace_back(&comm->world->channels[comm->rank][peer], const_cast<void *>(item.from), bytes, true);
+        transfers->emplace_back(&comm->world->channels[peer][comm->rank], place, bytes, false);
+    }
 }
 
 static void plan_broadcast(const ncclComm *comm, const Item &item, std::vector<Transfer> *transfers)
@@ -263,7 +279,9 @@ static void plan_item(const ncclComm *comm, const Item &item, std::vector<Transf
         transfers->emplace_back(&comm->world->channels[comm->rank][item.peer], const_cast<void *>(item.from), bytes, true);
         break;
     case Kind::receive: transfers->emplace_back(&comm->world->channels[item.peer][comm->rank], item.to, bytes, false); break;
-    case Kind::sum: plan_sum(comm, item, transfers, sums); break;
+    case Kind::sum:
+    case Kind::reduce_scatter: plan_sum(comm, item, transfers, sums); break;
+    case Kind::allgather: plan_allgather(comm, item, transfers); break;
     case Kind::broadcast: plan_broadcast(comm, item, transfers); break;
     }
 }

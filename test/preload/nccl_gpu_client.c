@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /*
- * A program for GPUs that knows nothing of this library: its ranks sum by ncclAllReduce on streams, alone, in a group, and from a captured graph. It
+ * A program for GPUs that knows nothing of this library: its ranks sum by ncclAllReduce on streams, alone, in a group, in a pair of calls, and from a captured graph. It
  * runs on the simulated GPU; each line says what was summed and its relative error.
  *
  * usage: nccl_gpu_client RANKS [end]
@@ -26,6 +26,9 @@ ncclResult_t ncclCommDestroy(ncclComm_t comm);
 ncclResult_t ncclCommGetAsyncError(ncclComm_t comm, ncclResult_t *error);
 ncclResult_t ncclAllReduce(const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op, ncclComm_t comm,
                            cudaStream_t stream);
+ncclResult_t ncclReduceScatter(const void *send, void *recv, size_t count, ncclDataType_t type, ncclRedOp_t op, ncclComm_t comm,
+                               cudaStream_t stream);
+ncclResult_t ncclAllGather(const void *send, void *recv, size_t count, ncclDataType_t type, ncclComm_t comm, cudaStream_t stream);
 ncclResult_t ncclGroupStart(void);
 ncclResult_t ncclGroupEnd(void);
 const char *ncclGetErrorString(ncclResult_t result);
@@ -96,6 +99,17 @@ static void captured(void)
     CUDA(cudaGraphDestroy(graph));
 }
 
+/* The sum in two calls: each rank sums its part of what is in place, and gathers those of all. COUNT is a multiple of any number of ranks here. */
+static void pair(void)
+{
+    size_t part = COUNT / (size_t)nranks;
+    float *mine = device_out + (size_t)rank * part;
+    CUDA(cudaMemcpyAsync(device_out, device_in, COUNT * sizeof(float), cudaMemcpyDeviceToDevice, stream));
+    NCCL(ncclReduceScatter(device_out, mine, part, ncclFloat, ncclSum, comm, stream));
+    NCCL(ncclAllGather(mine, device_out, part, ncclFloat, comm, stream));
+    report("pair", COUNT, 1);
+}
+
 /* A communicator ended inside the group that holds a call on it: nobody waits for that call. */
 static int ended_in_group(void)
 {
@@ -140,6 +154,7 @@ static int run_rank(int pipes[MOST][2], int ends_early)
     report("grouped", COUNT, 1);
     NCCL(ncclAllReduce(device_in, device_out, FEW, ncclFloat, ncclSum, comm, stream));
     report("few", FEW, 1);
+    pair();
     captured();
     ncclResult_t async = ncclInternalError;
     NCCL(ncclCommGetAsyncError(comm, &async));

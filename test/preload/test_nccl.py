@@ -255,18 +255,28 @@ class Gpu(Case):
     def test_off(self):
         for policy in ("", "off"):
             found, _ = self.sums(2, ISGQ_POLICY=policy)
-            self.assertEqual([name for name, _ in found], ["alone", "grouped", "few", "replayed", "replayed"])
+            self.assertEqual([name for name, _ in found], ["alone", "grouped", "few", "pair", "replayed", "replayed"])
             self.assertEqual({error for _, error in found}, {0})
 
     def test_on(self):
         for nranks in (2, 4):
             found, said = self.sums(nranks, ISGQ_POLICY=self.rule, ISGQ_LOG="info")
             for name, error in found:
-                self.assertTrue(error == 0 if name == "few" else 0 < error < BOUND, found)
+                self.assertTrue(error == 0 if name in ("few", "pair") else 0 < error < BOUND, found)
             replays = [error for name, error in found if name == "replayed"]
             self.assertNotEqual(*replays)  # fresh random numbers
             self.assertIn("3 calls quantized", said)
             self.assertIn("1 passed through: no rule names its size", said)
+
+    def test_pair(self):
+        """reduce_scatter and allgather, if a rule names them; the sums in one call stay exact."""
+        errors = []
+        for calls in ("reduce_scatter", "allgather", "reduce_scatter,allgather"):
+            found = dict(self.sums(4, ISGQ_POLICY=f"{self.rule} call={calls}".replace("64k-", "16k-"))[0])
+            self.assertEqual((found["alone"], found["replayed"]), (0, 0))
+            errors.append(found["pair"])
+        self.assertTrue(all(0 < error < BOUND for error in errors), errors)
+        self.assertGreater(errors[2], max(errors[:2]))
 
     def test_ended_in_group(self):
         self.succeeds(run(client("nccl_gpu_client"), "2", "end", timeout=20, ISGQ_NCCL_LIB=self.library, ISGQ_POLICY=self.rule,
