@@ -58,13 +58,26 @@ static bool worth(const counted_t *c)
            (strcmp(c->op, "sum") == 0 || strcmp(c->op, "avg") == 0);
 }
 
-/* Blanks, and what separates rules or has a meaning in patterns, become "?", which fits any one letter. */
+/*
+ * Blanks and control characters, and what separates rules or has a meaning in patterns, become "?", which fits any one letter. A name that may have
+ * lost its end ends in "*".
+ */
 static void pattern_of(const char *comm, char *pattern)
 {
     snprintf(pattern, IQ_RECORD_NAME, "%s", comm);
     for (char *p = pattern; *p != '\0'; p++)
-        if (strchr(" \t;#*?[]\\", *p) != NULL)
+        if ((unsigned char)*p < ' ' || strchr(" ;#*?[]\\", *p) != NULL)
             *p = '?';
+    if (strlen(pattern) == IQ_RECORD_NAME - 1)
+        pattern[IQ_RECORD_NAME - 2] = '*';
+}
+
+/* A line of the table must stay one. */
+static void write_name(FILE *file, const char *comm)
+{
+    for (; *comm != '\0'; comm++)
+        fputc((unsigned char)*comm < ' ' ? '?' : *comm, file);
+    fputc('\n', file);
 }
 
 /* One rule for each communicator: the smallest of its sums that are worth it names the range. */
@@ -95,10 +108,11 @@ bool iq_record_write(const char *path, int rank)
     pthread_mutex_lock(&lock);
     fprintf(file, "# What rank %d did:\n#\n#      calls         bytes  ranks  %-14s %-12s %-12s communicator\n", rank,
             "collective", "type", "operation");
-    for (int i = 0; i < ncounted; i++)
-        fprintf(file, "# %10llu  %12llu  %5d  %-14s %-12s %-12s %s\n", (unsigned long long)counted[i].calls,
-                (unsigned long long)counted[i].bytes, counted[i].nranks, counted[i].collective, counted[i].type, counted[i].op,
-                counted[i].comm);
+    for (int i = 0; i < ncounted; i++) {
+        fprintf(file, "# %10llu  %12llu  %5d  %-14s %-12s %-12s ", (unsigned long long)counted[i].calls,
+                (unsigned long long)counted[i].bytes, counted[i].nranks, counted[i].collective, counted[i].type, counted[i].op);
+        write_name(file, counted[i].comm);
+    }
     if (lost > 0)
         fprintf(file, "# and %llu calls of more kinds than the %d that are told apart\n", (unsigned long long)lost, CALLS);
     fprintf(file, "#\n# A proposal. Sums that a solver compares or divides by must stay exact: exclude their communicators, or "

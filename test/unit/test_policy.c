@@ -176,6 +176,9 @@ START_TEST(many)
 }
 END_TEST
 
+/* More than a record keeps. */
+#define LONG "0123456789012345678901234567890123456789012345678901234567890123456789"
+
 /* A recorded program's proposal is a policy that names its large sums of floats and nothing else. */
 /* What a C string cannot hold must not end the rules in silence. */
 START_TEST(zero_byte)
@@ -199,7 +202,8 @@ START_TEST(records)
         {"allreduce", "big one", "f32", "sum", 4, 1 << 20}, {"allreduce", "big one", "f32", "sum", 4, 128 << 10},
         {"allreduce", "big one", "f32", "sum", 4, 8},       {"allreduce", "small", "f32", "sum", 4, 4096},
         {"allreduce", "ints", "<int>", "sum", 4, 1 << 20},  {"allreduce", "most", "f32", "<max>", 4, 1 << 20},
-        {"allreduce", "alone", "f32", "sum", 1, 1 << 20},
+        {"allreduce", "alone", "f32", "sum", 1, 1 << 20},   {"allreduce", "two\nlines", "f32", "sum", 4, 1 << 20},
+        {"allreduce", LONG "1", "f32", "sum", 4, 1 << 20},
     };
     char path[64], file[80];
     snprintf(path, sizeof(path), "/tmp/isgq-test-%d", (int)getpid());
@@ -210,7 +214,9 @@ START_TEST(records)
     ck_assert(iq_record_write(path, 7));
     ck_assert_msg(iq_policy_parse(&policy, file, error), "%s", error);
     ck_assert_int_eq(unlink(file + 1), 0);
-    ck_assert_int_eq((int)policy.nrules, 1);
+    ck_assert_int_eq((int)policy.nrules, 3);
+    ck_assert_str_eq(match("two\nlines", 4, IQ_POLICY_F32, IQ_POLICY_SUM, 1 << 20), "isgq:bits=4");
+    ck_assert_str_eq(match(LONG "1", 4, IQ_POLICY_F32, IQ_POLICY_SUM, 1 << 20), "isgq:bits=4");
     ck_assert_str_eq(match("big one", 4, IQ_POLICY_F32, IQ_POLICY_SUM, 128 << 10), "isgq:bits=4");
     ck_assert_str_eq(match("big one", 4, IQ_POLICY_F32, IQ_POLICY_SUM, 100), "no rule names its size");
     ck_assert_str_eq(match("small", 4, IQ_POLICY_F32, IQ_POLICY_SUM, 1 << 20), "no rule names its communicator");
