@@ -173,6 +173,17 @@ class Host(Case):
         self.assertIn("init 0\n", done.stdout)
         self.assertIn("init of rank 7 of 2: 4", done.stdout)
 
+    def test_closed_and_forked(self):
+        """However it came into the process: preloaded, or found first by name and really closed."""
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        for way in ({"LD_PRELOAD": shim()}, {"LD_LIBRARY_PATH": os.path.dirname(shim())}):
+            for policy in ("off", RULE, f"record:{folder.name}/what"):
+                done = self.succeeds(run(client("nccl_corners"), "close", timeout=20, ISGQ_NCCL_HOST="1", ISGQ_POLICY=policy, **way))
+                self.assertEqual(done.stdout, "sum 0\ndestroy 0\nclose 0\n" * 3)
+                done = self.succeeds(run(client("nccl_corners"), "fork", timeout=20, ISGQ_NCCL_HOST="1", ISGQ_POLICY=policy, **way))
+                self.assertEqual(done.stdout, "child refused\nparent 0\n")
+
     def test_program_for_gpus(self):
         """Nothing in it is changed or recompiled: a stand-in for the CUDA runtime, and a policy."""
         for policy in ("off", RULE):
