@@ -26,10 +26,11 @@ DATATYPES = {
     "bfloat16": (9, 2),
 }
 
-_TYPESTR = {
+_NATIVE = "<" if sys.byteorder == "little" else ">"
+_NAMES = {
     "i1": "int8", "u1": "uint8", "i4": "int32", "u4": "uint32", "i8": "int64", "u8": "uint64", "f2": "float16", "f4": "float32", "f8": "float64",
 }  # fmt: skip
-_NATIVE = "<" if sys.byteorder == "little" else ">"
+TYPESTR = {name: _NATIVE + code for code, name in _NAMES.items()}
 _DLPACK_KINDS = {0: "int", 1: "uint", 2: "float", 4: "bfloat"}
 _DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED = 1, 2, 3, 13
 
@@ -42,6 +43,7 @@ class Buffer(NamedTuple):
     dtype: str
     on_device: bool
     owner: Any
+    pinned: bool = False  # host memory that devices reach too, as far as is known
 
     @property
     def count(self) -> int:
@@ -96,6 +98,12 @@ def _check_dense(shape: tuple[int, ...], strides: tuple[int, ...] | None, item: 
         expected *= length
 
 
+def _is_pinned(tensor: Any) -> bool:
+    """PyTorch asks CUDA, which a program on CPUs has no need to wake."""
+    torch = sys.modules["torch"]
+    return bool(torch.cuda.is_initialized() and tensor.is_pinned())
+
+
 def _of_torch(array: Any, what: str) -> Buffer:
     if str(array.layout) != "torch.strided":
         raise InvalidArgument(f"{what}: a tensor of layout {array.layout}; only dense (strided) tensors are summed")
@@ -105,21 +113,21 @@ def _of_torch(array: Any, what: str) -> Buffer:
     if kind not in ("cpu", "cuda"):
         raise InvalidArgument(f"{what}: a tensor on {array.device}; only cpu and cuda are served")
     dtype = _known(str(array.dtype).removeprefix("torch."), what)
-    return Buffer(array.data_ptr(), tuple(array.shape), dtype, kind == "cuda", array)
+    return Buffer(array.data_ptr(), tuple(array.shape), dtype, kind == "cuda", array, kind == "cpu" and _is_pinned(array))
 
 
 def _of_interface(array: Any, interface: dict[str, Any], on_device: bool, writable: bool, what: str) -> Buffer:
     typestr, shape = interface["typestr"], tuple(interface["shape"])
     if typestr[0] not in (_NATIVE, "|", "="):
         raise InvalidArgument(f"{what}: elements of byte order {typestr!r} are not those of this machine")
-    dtype = _known(_TYPESTR.get(typestr[1:], typestr), what)
+    dtype = _known(_NAMES.get(typestr[1:], typestr), what)
     _check_dense(shape, interface.get("strides"), DATATYPES[dtype][1], what)
     data = interface.get("data")
     if data is None:
         raise InvalidArgument(f"{what}: {type(array).__name__} does not say where its data are")
     if writable and data[1]:
         raise InvalidArgument(f"{what}: the array is read-only")
-    return Buffer(int(data[0] or 0), shape, dtype, on_device, array)
+    return Buffer(int(data[0] or 0), shape, dtype, on_device, (array, interface))
 
 
 def _of_dlpack(array: Any, what: str) -> Buffer:
@@ -137,7 +145,7 @@ def _of_dlpack(array: Any, what: str) -> Buffer:
     if tensor.device.kind not in (_DLPACK_CPU, _DLPACK_CUDA, _DLPACK_CUDA_HOST, _DLPACK_CUDA_MANAGED):
         raise InvalidArgument(f"{what}: memory of DLPack device kind {tensor.device.kind}; only CPUs and CUDA are served")
     on_device = tensor.device.kind in (_DLPACK_CUDA, _DLPACK_CUDA_MANAGED)
-    return Buffer((tensor.data or 0) + tensor.byte_offset, shape, dtype, on_device, (array, capsule))
+    return Buffer((tensor.data or 0) + tensor.byte_offset, shape, dtype, on_device, (array, capsule), tensor.device.kind == _DLPACK_CUDA_HOST)
 
 
 def view(array: Any, what: str, *, writable: bool = False) -> Buffer:
@@ -147,6 +155,8 @@ def view(array: Any, what: str, *, writable: bool = False) -> Buffer:
     """
     if hasattr(array, "data_ptr") and hasattr(array, "is_contiguous"):
         return _of_torch(array, what)
+    if "numpy" in sys.modules and isinstance(array, sys.modules["numpy"].generic):
+        raise InvalidArgument(f"{what}: a NumPy scalar cannot be written to; numpy.array({array!r}) can")  # its interface is that of a copy
     interface = getattr(array, "__array_interface__", None)
     if interface is not None:
         return _of_interface(array, interface, False, writable, what)

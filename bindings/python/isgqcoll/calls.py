@@ -104,12 +104,15 @@ def group(*, wait: bool = True) -> Iterator[None]:
     """Launch the calls of a with-block together; small allreduces among them travel in common messages.
 
     Calls inside return at once. At the end all of them are awaited, or with wait=False none is: then the communicators' `synchronize` does it.
-    If the block raises, what it had gathered is launched all the same, since other ranks count on it, and the exception goes on.
+    If the block raises, what it had gathered is launched all the same, since other ranks count on it, nothing is awaited, and the exception goes on.
     """
     check(lib.isgq_group_start())
     groups.depth += 1
     try:
         yield
+    except BaseException:
+        wait = False
+        raise
     finally:
         groups.depth -= 1
         held = groups.held
@@ -119,5 +122,5 @@ def group(*, wait: bool = True) -> Iterator[None]:
         if groups.depth == 0:
             for comm, what in held.items():
                 comm._keep(what)
-                if wait:
-                    comm.synchronize()
+            for comm in held if wait else ():
+                comm.synchronize()

@@ -6,10 +6,8 @@ device memory, where the stream goes on when it is complete.
 """
 from __future__ import annotations
 
-import collections
 import ctypes
-import os
-import threading
+import operator
 from typing import Any, Callable, Sequence
 
 from . import _library
@@ -17,11 +15,14 @@ from ._library import CallOptions, Config, Factors, RecordStruct, StatsStruct, U
 from .arrays import Buffer, view
 from .calls import CallRecord, Stats, Work, groups
 from .errors import InvalidArgument, InvalidUsage, check
+from .lifetime import Lifetime, interruptible
+from .memory import Memory, as_array
 from .quantizer import QuantizerLike, TensorState, quantizer as as_quantizer
 
 OPERATIONS = {"sum": 0, "prod": 1, "max": 2, "min": 3, "avg": 4}
 DEVICES = {"auto": 0, "cuda": 1, "cpu": 2}
 SLICE_MS = 100  # of a wait, between looks at signals
+MOST_KEPT = 64  # calls that nobody waited for, before a look at which of them are complete
 
 
 def unique_id() -> bytes:
@@ -59,35 +60,38 @@ def _configuration(
     )
 
 
-class Communicator:
+class Communicator(Lifetime):
     """Ranks that sum arrays. Made from the launcher's environment (torchrun, mpirun, srun, or ISGQ_RANK and ISGQ_NRANKS), or by one of `from_id`,
     `from_allgather`, `split`; all of them are collective and take the same options:
 
     quantizer (for calls that name none), device ("cpu" or "cuda"), transports ("shm,ucx"), chunk_bytes, timeout (seconds without progress), seed.
 
     As a context manager it is finalized at the end, or aborted if the block raised. Calls of several threads take their turn, in whatever order.
+    What is still open when the program ends is finalized then, or aborted if it ends by an exception.
     """
 
     def __init__(self, **config: Any) -> None:
         self._open(lambda handle, options: lib.isgq_comm_init_env(handle, options), config)
 
-    def _open(self, join: Callable[[Any, Any], int], config: dict[str, Any]) -> None:
-        self._handle: ctypes.c_void_p | None = None
-        self._lock = threading.RLock()
-        self._kept: collections.deque[tuple[int, Any]] = collections.deque()
-        self._pid = os.getpid()
+    def _open(self, join: Callable[[Any, Any], int], config: dict[str, Any], *, here: bool = False) -> None:
+        """here: on the calling thread, which cannot be interrupted meanwhile."""
         handle, options = ctypes.c_void_p(), _configuration(**config)
-        check(join(ctypes.byref(handle), ctypes.byref(options)))
-        self._handle = handle
+        if here or options.device_type == DEVICES["cuda"] or groups.depth > 0:  # a device or a group belongs to its thread
+            check(join(ctypes.byref(handle), ctypes.byref(options)))
+        else:
+            interruptible(lambda: join(ctypes.byref(handle), ctypes.byref(options)))
         rank, nranks = ctypes.c_int(), ctypes.c_int()
-        check(lib.isgq_comm_user_rank(handle, ctypes.byref(rank)))
-        check(lib.isgq_comm_count(handle, ctypes.byref(nranks)))
+        if groups.depth == 0:  # else it is complete when the group is
+            check(lib.isgq_comm_user_rank(handle, ctypes.byref(rank)))
+            check(lib.isgq_comm_count(handle, ctypes.byref(nranks)))
         self.rank, self.nranks = rank.value, nranks.value
+        self.on_device = options.device_type == DEVICES["cuda"]
+        self._begin(handle)
 
     @classmethod
-    def _made(cls, join: Callable[[Any, Any], int], config: dict[str, Any]) -> "Communicator":
+    def _made(cls, join: Callable[[Any, Any], int], config: dict[str, Any], *, here: bool = False) -> "Communicator":
         comm = cls.__new__(cls)
-        comm._open(join, config)
+        comm._open(join, config, here=here)
         return comm
 
     @classmethod
@@ -95,6 +99,8 @@ class Communicator:
         """Join by the bytes of `unique_id`, equal on every rank."""
         if len(identity) != _library.UNIQUE_ID_BYTES:
             raise InvalidArgument(f"a unique id has {_library.UNIQUE_ID_BYTES} bytes, not {len(identity)}")
+        if groups.depth > 0:
+            raise InvalidUsage("from_id: not inside a group")
         made = UniqueId.from_buffer_copy(identity)
         return cls._made(lambda handle, options: lib.isgq_comm_init_rank(handle, nranks, made, rank, options), config)
 
@@ -116,65 +122,25 @@ class Communicator:
 
         callback = _library.ALLGATHER(exchange)
         try:
-            return cls._made(lambda handle, options: lib.isgq_comm_init_oob(handle, nranks, rank, callback, None, options), config)
+            return cls._made(lambda handle, options: lib.isgq_comm_init_oob(handle, nranks, rank, callback, None, options), config, here=True)
         except Exception:
             if failure:
                 raise failure[0] from None
             raise
 
     def split(self, color: int, key: int = 0, **config: Any) -> "Communicator | None":
-        """Ranks of equal color share a new communicator, ordered by key; a negative color joins none and gets None."""
-        parent = self.handle
-        if color >= 0:
-            return self._made(
-                lambda handle, options: lib.isgq_comm_split(parent, color, key, handle, options if config else None),
-                config,
-            )
-        nothing = ctypes.c_void_p()
-        check(lib.isgq_comm_split(parent, color, key, ctypes.byref(nothing), None))
-        return None
-
-    # ---- its life ----
-
-    @property
-    def handle(self) -> ctypes.c_void_p:
-        """isgq_comm_t; InvalidUsage after destroy."""
-        if self._handle is None:
-            raise InvalidUsage("the communicator was destroyed")
-        return self._handle
-
-    def finalize(self) -> None:
-        """Wait for all calls, then leave. Collective; `destroy` follows."""
-        self.synchronize()
-        check(lib.isgq_comm_finalize(self.handle))
-
-    def abort(self) -> None:
-        """Stop outstanding calls on every rank; they raise RemoteError. From any thread."""
-        check(lib.isgq_comm_abort(self.handle))
-
-    def destroy(self) -> None:
-        """Free what this rank holds; aborts first unless it was finalized. A second time it does nothing."""
-        with self._lock:
-            handle, self._handle = self._handle, None
-            if handle is not None and self._pid == os.getpid():
-                status = lib.isgq_comm_destroy(handle)
-                self._kept.clear()
-                check(status)
-
-    def __enter__(self) -> "Communicator":
-        return self
-
-    def __exit__(self, kind: Any, _value: Any, _trace: Any) -> None:
-        try:
-            if kind is None and self._handle is not None:
-                self.finalize()
-        finally:
-            self.destroy()
-
-    def __del__(self) -> None:
-        if getattr(self, "_handle", None) is not None and lib is not None and self._pid == os.getpid():
-            handle, self._handle = self._handle, None
-            lib.isgq_comm_destroy(handle)
+        """Ranks of equal color share a new communicator, ordered by key; a negative color joins none and gets None. Without options: the parent's."""
+        with self._use() as parent:
+            if color >= 0:
+                inherited = not config
+                if inherited and self.on_device:
+                    config = {"device": "cuda"}
+                return self._made(
+                    lambda handle, options: lib.isgq_comm_split(parent, color, key, handle, None if inherited else options), config, here=True
+                )
+            nothing = ctypes.c_void_p()
+            check(lib.isgq_comm_split(parent, color, key, ctypes.byref(nothing), None))
+            return None
 
     def __repr__(self) -> str:
         return f"<Communicator rank {self.rank} of {self.nranks}{'' if self._handle else ', destroyed'}>"
@@ -185,20 +151,23 @@ class Communicator:
     def sequence(self) -> int:
         """Number of the last call; calls are numbered from 1."""
         number = ctypes.c_uint64()
-        check(lib.isgq_comm_get_sequence(self.handle, ctypes.byref(number)))
+        with self._use() as handle:
+            check(lib.isgq_comm_get_sequence(handle, ctypes.byref(number)))
         return number.value
 
     def wait(self, sequence: int) -> None:
         """Block until that call and all before it are complete. Ctrl-C ends the wait; the call goes on."""
-        handle, done = self.handle, ctypes.c_int()
+        done = ctypes.c_int()
         while not done.value:
-            check(lib.isgq_comm_wait_for(handle, sequence, SLICE_MS, ctypes.byref(done)))
+            with self._use() as handle:  # anew each time: another thread may destroy it meanwhile
+                check(lib.isgq_comm_wait_for(handle, sequence, SLICE_MS, ctypes.byref(done)))
         self._forget(sequence)
 
     def test(self, sequence: int) -> bool:
         """Are that call and all before it complete? Never blocks."""
         done = ctypes.c_int()
-        check(lib.isgq_comm_test(self.handle, sequence, ctypes.byref(done)))
+        with self._use() as handle:
+            check(lib.isgq_comm_test(handle, sequence, ctypes.byref(done)))
         if done.value:
             self._forget(sequence)
         return bool(done.value)
@@ -207,39 +176,40 @@ class Communicator:
         """Block until all calls are complete."""
         self.wait(self.sequence)
 
-    def _keep(self, held: Any) -> None:
-        """Until all calls made so far are complete."""
-        with self._lock:
-            if self._handle is not None:
-                self._kept.append((self.sequence, held))
-
-    def _forget(self, sequence: int) -> None:
-        """Buffers of calls that are complete are the caller's again."""
-        with self._lock:
-            while self._kept and self._kept[0][0] <= sequence:
-                self._kept.popleft()
-
     # ---- collectives ----
 
     def _options(self, tensor: TensorState | None, accumulate: bool, algorithm: str | None, timeout: float | None) -> CallOptions:
         name = algorithm.encode() if algorithm else None
         return CallOptions(ctypes.sizeof(CallOptions), tensor.handle if tensor else None, int(accumulate), name, _milliseconds(timeout))
 
-    def _launch(self, name: str, arguments: Sequence[Any], buffers: Sequence[Any], result: Any, async_op: bool) -> Any:
-        """Make the call, keep what it needs alive, and wait unless something speaks against it."""
+    def _check_place(self, call: str, buffers: Sequence[Any]) -> None:
+        """Memory that the communicator cannot reach is never handed to it."""
+        for buffer in buffers:
+            if not isinstance(buffer, Buffer) or buffer.count == 0:
+                continue
+            if buffer.on_device and not self.on_device:
+                raise InvalidArgument(f"{call}: an array is on a CUDA device, but this communicator works on host memory; make one with device='cuda'")
+            if self.on_device and not (buffer.on_device or buffer.pinned):
+                raise InvalidArgument(f"{call}: an array is in ordinary host memory, but this communicator works on a CUDA device")
+
+    def _launch(self, call: str, arguments: Sequence[Any], buffers: Sequence[Any], result: Any, async_op: bool) -> Any:
+        """Make the call (with the handle in front of the last arguments, where None stands for it), keep what it needs alive, and wait unless
+        something speaks against it."""
+        self._check_place(call, buffers)
         grouped = groups.depth > 0
-        with self._lock:
-            check(getattr(lib, name)(*arguments))
+        with self._lock, self._use() as handle:
+            check(getattr(lib, "isgq_" + call)(*(handle if argument is self else argument for argument in arguments)))
             sequence = self.sequence
             if grouped:
                 groups.keep(self, (arguments, buffers))
             else:
                 self._kept.append((sequence, (arguments, buffers)))
         work = Work(self, None if grouped else sequence, result)
-        if async_op:
-            return work
-        on_device = any(isinstance(buffer, Buffer) and buffer.on_device for buffer in buffers)
-        return result if grouped or on_device else work.wait()
+        if not (async_op or grouped or self.on_device):
+            return work.wait()
+        if len(self._kept) > MOST_KEPT:
+            self.test(self._kept[0][0])
+        return work if async_op else result
 
     def allreduce(
         self,
@@ -267,8 +237,8 @@ class Communicator:
             raise InvalidArgument(f"allreduce: recv is {target.dtype} {target.shape}, send {source.dtype} {source.shape}")
         used, options = as_quantizer(quantizer), self._options(tensor, accumulate, algorithm, timeout)
         return self._launch(
-            "isgq_allreduce",
-            (source.pointer, target.pointer, source.count, source.datatype, _operation(op, "allreduce"), used and used._handle, self.handle, stream, options),
+            "allreduce",
+            (source.pointer, target.pointer, source.count, source.datatype, _operation(op, "allreduce"), used and used._handle, self, stream, options),
             (source, target, used, tensor),
             send if recv is None else recv,
             async_op,
@@ -304,11 +274,11 @@ class Communicator:
         batch, columns, rows = left.shape[0], left.shape[1], right.shape[1]
         factors = Factors(ctypes.sizeof(Factors), left.pointer, right.pointer, batch, columns, rows, column and column.pointer)
         used, options = as_quantizer(quantizer), self._options(tensor, accumulate, algorithm, timeout)
-        most = batch if max_batch is None else max_batch
+        most = batch if max_batch is None else _count(max_batch, "allreduce_factored: max_batch")
         operation = _operation(op, "allreduce_factored")
         return self._launch(
-            "isgq_allreduce_factored",
-            (factors, most, product.pointer, left.datatype, operation, used and used._handle, self.handle, stream, options),
+            "allreduce_factored",
+            (factors, most, product.pointer, left.datatype, operation, used and used._handle, self, stream, options),
             (left, right, product, column, used, tensor),
             grad,
             async_op,
@@ -326,8 +296,8 @@ class Communicator:
         used = as_quantizer(quantizer)
         operation = _operation(op, "reduce_scatter")
         return self._launch(
-            "isgq_reduce_scatter",
-            (source.pointer, target.pointer, target.count, target.datatype, operation, used and used._handle, self.handle, stream, None),
+            "reduce_scatter",
+            (source.pointer, target.pointer, target.count, target.datatype, operation, used and used._handle, self, stream, None),
             (source, target, used),
             recv,
             async_op,
@@ -342,8 +312,8 @@ class Communicator:
             )
         used = as_quantizer(quantizer)
         return self._launch(
-            "isgq_allgather",
-            (source.pointer, target.pointer, source.count, source.datatype, used and used._handle, self.handle, stream, None),
+            "allgather",
+            (source.pointer, target.pointer, source.count, source.datatype, used and used._handle, self, stream, None),
             (source, target, used),
             recv,
             async_op,
@@ -353,8 +323,8 @@ class Communicator:
         """Copy root's elements into the array of every rank, exactly."""
         buffer = view(array, "broadcast", writable=self.rank != root)
         return self._launch(
-            "isgq_broadcast",
-            (buffer.pointer, buffer.pointer, buffer.count, buffer.datatype, root, self.handle, stream),
+            "broadcast",
+            (buffer.pointer, buffer.pointer, buffer.count, buffer.datatype, operator.index(root), self, stream),
             (buffer,),
             array,
             async_op,
@@ -362,31 +332,53 @@ class Communicator:
 
     def barrier(self, *, stream: int | None = None, async_op: bool = False) -> Any:
         """Complete once every rank has called it."""
-        return self._launch("isgq_barrier", (self.handle, stream), (), None, async_op)
+        return self._launch("barrier", (self, stream), (), None, async_op)
+
+    # ---- memory ----
+
+    def empty(self, shape: Any, dtype: str = "float32") -> Any:
+        """An array in memory of isgq_mem_alloc: large sums among processes of one host are faster where all ranks' arrays are from here (ADR 0024).
+
+        shape: a number or a tuple; dtype: a name as "float32". A NumPy array if NumPy is there, else an object with `__array_interface__`. Its contents
+        are undefined. It is freed with its last view, which may be after the communicator's end.
+        """
+        return as_array(Memory(self, shape, dtype))
 
     # ---- introspection ----
 
     def stats(self) -> Stats:
         """Counters since the communicator was made or reset."""
         filled = StatsStruct(size=ctypes.sizeof(StatsStruct))
-        check(lib.isgq_comm_get_stats(self.handle, ctypes.byref(filled)))
+        with self._use() as handle:
+            check(lib.isgq_comm_get_stats(handle, ctypes.byref(filled)))
         return Stats.of(filled)
 
     def reset_stats(self) -> None:
         """Set all counters to zero."""
-        check(lib.isgq_comm_reset_stats(self.handle))
+        with self._use() as handle:
+            check(lib.isgq_comm_reset_stats(handle))
 
     def last_call(self) -> CallRecord:
         """What the last finished call did."""
         filled = RecordStruct(size=ctypes.sizeof(RecordStruct))
-        check(lib.isgqx_last_call(self.handle, ctypes.byref(filled)))
+        with self._use() as handle:
+            check(lib.isgqx_last_call(handle, ctypes.byref(filled)))
         return CallRecord.of(filled)
 
     def own_bytes(self) -> int:
         """Bytes of this rank's own contributions, however many ranks each went to: what the papers' gain is measured with."""
         total = ctypes.c_uint64()
-        check(lib.isgqx_own_bytes(self.handle, ctypes.byref(total)))
+        with self._use() as handle:
+            check(lib.isgqx_own_bytes(handle, ctypes.byref(total)))
         return total.value
+
+
+def _count(value: Any, what: str) -> int:
+    """A number that may be NumPy's; ctypes would take a negative one for a huge one."""
+    number = operator.index(value)
+    if number < 0:
+        raise InvalidArgument(f"{what} is {number}")
+    return number
 
 
 def _check_factors(x: Buffer, delta: Buffer, grad: Buffer, bias: Buffer | None) -> None:

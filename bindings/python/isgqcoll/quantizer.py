@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import ctypes
+import operator
 from typing import Union
 
 from ._library import lib
 from .arrays import DATATYPES
 from .errors import InvalidArgument, InvalidUsage, check
+
+
+def _text(value: str, what: str) -> bytes:
+    """As C takes it: a zero byte would end it in silence."""
+    if "\0" in value:
+        raise InvalidArgument(f"{what} {value!r}: there is a zero byte in its text")
+    return value.encode()
 
 
 class Quantizer:
@@ -20,7 +28,7 @@ class Quantizer:
         self._handle = ctypes.c_void_p()
         if not isinstance(text, str):
             raise InvalidArgument(f"a quantizer is made from its text, not from {type(text).__name__}")
-        check(lib.isgq_quantizer_create(ctypes.byref(self._handle), text.encode()))
+        check(lib.isgq_quantizer_create(ctypes.byref(self._handle), _text(text, "quantizer")))
         self.text = text
 
     def max_bytes(self, count: int, dtype: str = "float32") -> int:
@@ -73,8 +81,11 @@ class TensorState:
 
     def __init__(self, name: str, count: int, *, shape: tuple[int, int] | None = None) -> None:
         self._handle = ctypes.c_void_p()
-        check(lib.isgq_tensor_create(ctypes.byref(self._handle), name.encode(), count))
-        self.name, self.count = name, count
+        elements = operator.index(count)
+        if elements < 0:
+            raise InvalidArgument(f"tensor state {name!r}: {elements} elements")
+        check(lib.isgq_tensor_create(ctypes.byref(self._handle), _text(name, "tensor state"), elements))
+        self.name, self.count = name, elements
         if shape is not None:
             self.set_shape(*shape)
 
