@@ -308,9 +308,9 @@ def test_libraries():
         other = folder / "libother.so"
         subprocess.run(["cc", "-shared", "-fPIC", "-xc", "-", "-o", str(other)], input=b"int isgq_get_version(int *v) { *v = 1; return 0; }", check=True)
         for library, text in (("/no/such/libisgqcoll.so", "cannot load"), (str(other), "has no isgq_")):
-            said = subprocess.run([sys.executable, "-c", "import isgqcoll"], env={**os.environ, "ISGQ_PYTHON_LIBRARY": library, "PYTHONPATH": ":".join(sys.path[:2])},
-                                  capture_output=True, text=True, check=False)  # fmt: skip
-            assert said.returncode == 1 and f"ImportError: isgqcoll: " in said.stderr and text in said.stderr and library in said.stderr
+            environment = {**os.environ, "ISGQ_PYTHON_LIBRARY": library, "PYTHONPATH": ":".join(sys.path[:2])}
+            said = subprocess.run([sys.executable, "-c", "import isgqcoll"], env=environment, capture_output=True, text=True, check=False)
+            assert said.returncode == 1 and "ImportError: isgqcoll: " in said.stderr and text in said.stderr and library in said.stderr
     finally:
         for file in folder.iterdir():
             file.unlink()

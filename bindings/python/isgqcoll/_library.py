@@ -131,6 +131,7 @@ FUNCTIONS = {
     "isgq_comm_test": [_COMM, c_uint64, POINTER(c_int)],
     "isgq_comm_count": [_COMM, POINTER(c_int)],
     "isgq_comm_user_rank": [_COMM, POINTER(c_int)],
+    "isgq_comm_get_async_error": [_COMM, POINTER(c_int)],
     "isgq_comm_get_stats": [_COMM, POINTER(StatsStruct)],
     "isgq_comm_reset_stats": [_COMM],
     "isgq_mem_alloc": [POINTER(c_void_p), _COMM, c_size_t],

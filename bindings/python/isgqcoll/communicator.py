@@ -14,7 +14,7 @@ from . import _library
 from ._library import CallOptions, Config, Factors, RecordStruct, StatsStruct, UniqueId, lib
 from .arrays import Buffer, view
 from .calls import CallRecord, Stats, Work, groups
-from .errors import InvalidArgument, InvalidUsage, check
+from .errors import InvalidArgument, InvalidUsage, check, failure
 from .lifetime import Lifetime, interruptible
 from .memory import Memory, as_array
 from .quantizer import QuantizerLike, TensorState, quantizer as as_quantizer
@@ -173,8 +173,13 @@ class Communicator(Lifetime):
         return bool(done.value)
 
     def synchronize(self) -> None:
-        """Block until all calls are complete."""
+        """Block until all calls are complete. Raises also what went wrong after the last of them, as the death of a rank."""
         self.wait(self.sequence)
+        error = ctypes.c_int()
+        with self._use() as handle:
+            check(lib.isgq_comm_get_async_error(handle, ctypes.byref(error)))
+            if error.value:
+                raise failure(error.value, lib.isgq_comm_get_last_error(handle))
 
     # ---- collectives ----
 

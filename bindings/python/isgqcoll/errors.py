@@ -83,12 +83,18 @@ class Corrupt(Error):
 
 _CLASSES = {
     kind.status: kind
-    for kind in (CudaError, SystemCallError, InternalError, InvalidArgument, InvalidUsage, RemoteError, TimeoutError, Unsupported, Mismatch, OutOfMemory, Corrupt)
-}
+    for kind in (
+        CudaError, SystemCallError, InternalError, InvalidArgument, InvalidUsage, RemoteError, TimeoutError, Unsupported, Mismatch, OutOfMemory, Corrupt,
+    )
+}  # fmt: skip
+
+
+def failure(status: int, text: bytes) -> Error:
+    """The exception for a status, with the library's sentence if it has one."""
+    return _CLASSES.get(status, Error)((text or lib.isgq_get_error_string(status)).decode(errors="replace"))
 
 
 def check(status: int) -> None:
     """Raise what the calling thread's last call failed with."""
     if status != 0:
-        text = lib.isgq_get_last_error().decode(errors="replace") or lib.isgq_get_error_string(status).decode()
-        raise _CLASSES.get(status, Error)(text)
+        raise failure(status, lib.isgq_get_last_error())
