@@ -46,8 +46,8 @@ class Buffer(NamedTuple):
     pinned: bool = False  # host memory that devices reach too, as far as is known
 
     @property
-    def count(self) -> int:
-        """Elements."""
+    def elements(self) -> int:
+        """How many."""
         return math.prod(self.shape)
 
     @property
@@ -58,7 +58,7 @@ class Buffer(NamedTuple):
     @property
     def nbytes(self) -> int:
         """Bytes of all elements."""
-        return self.count * DATATYPES[self.dtype][1]
+        return self.elements * DATATYPES[self.dtype][1]
 
 
 class _DLDevice(ctypes.Structure):

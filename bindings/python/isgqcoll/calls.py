@@ -61,8 +61,11 @@ class CallRecord(NamedTuple):
     @classmethod
     def of(cls, filled: RecordStruct) -> "CallRecord":
         """From the C structure."""
-        values = (getattr(filled, name) for name in cls._fields)
-        return cls(*(value.decode(errors="replace") if isinstance(value, bytes) else value for value in values))
+        def value(name: str) -> Any:
+            found = getattr(filled, name)
+            return found.decode(errors="replace") if isinstance(found, bytes) else found
+
+        return cls(*(value(name) for name in cls._fields))
 
 
 class Work:

@@ -190,7 +190,7 @@ class Communicator(Lifetime):
     def _check_place(self, call: str, buffers: Sequence[Any]) -> None:
         """Memory that the communicator cannot reach is never handed to it."""
         for buffer in buffers:
-            if not isinstance(buffer, Buffer) or buffer.count == 0:
+            if not isinstance(buffer, Buffer) or buffer.elements == 0:
                 continue
             if buffer.on_device and not self.on_device:
                 raise InvalidArgument(f"{call}: an array is on a CUDA device, but this communicator works on host memory; make one with device='cuda'")
@@ -243,7 +243,7 @@ class Communicator(Lifetime):
         used, options = as_quantizer(quantizer), self._options(tensor, accumulate, algorithm, timeout)
         return self._launch(
             "allreduce",
-            (source.pointer, target.pointer, source.count, source.datatype, _operation(op, "allreduce"), used and used._handle, self, stream, options),
+            (source.pointer, target.pointer, source.elements, source.datatype, _operation(op, "allreduce"), used and used._handle, self, stream, options),
             (source, target, used, tensor),
             send if recv is None else recv,
             async_op,
@@ -294,7 +294,7 @@ class Communicator(Lifetime):
     ) -> Any:
         """Reduce over all ranks; rank r gets the r-th of nranks equal parts. send: nranks times the elements of recv."""
         source, target = view(send, "reduce_scatter: send"), view(recv, "reduce_scatter: recv", writable=True)
-        if source.dtype != target.dtype or source.count != target.count * self.nranks:
+        if source.dtype != target.dtype or source.elements != target.elements * self.nranks:
             raise InvalidArgument(
                 f"reduce_scatter: send is {source.dtype} {source.shape}, recv {target.dtype} {target.shape}; send has {self.nranks} times recv's elements"
             )
@@ -302,7 +302,7 @@ class Communicator(Lifetime):
         operation = _operation(op, "reduce_scatter")
         return self._launch(
             "reduce_scatter",
-            (source.pointer, target.pointer, target.count, target.datatype, operation, used and used._handle, self, stream, None),
+            (source.pointer, target.pointer, target.elements, target.datatype, operation, used and used._handle, self, stream, None),
             (source, target, used),
             recv,
             async_op,
@@ -311,14 +311,14 @@ class Communicator(Lifetime):
     def allgather(self, send: Any, recv: Any, *, quantizer: QuantizerLike = None, stream: int | None = None, async_op: bool = False) -> Any:
         """Every rank's elements, in rank order. recv: nranks times the elements of send."""
         source, target = view(send, "allgather: send"), view(recv, "allgather: recv", writable=True)
-        if source.dtype != target.dtype or target.count != source.count * self.nranks:
+        if source.dtype != target.dtype or target.elements != source.elements * self.nranks:
             raise InvalidArgument(
                 f"allgather: recv is {target.dtype} {target.shape}, send {source.dtype} {source.shape}; recv has {self.nranks} times send's elements"
             )
         used = as_quantizer(quantizer)
         return self._launch(
             "allgather",
-            (source.pointer, target.pointer, source.count, source.datatype, used and used._handle, self, stream, None),
+            (source.pointer, target.pointer, source.elements, source.datatype, used and used._handle, self, stream, None),
             (source, target, used),
             recv,
             async_op,
@@ -329,7 +329,7 @@ class Communicator(Lifetime):
         buffer = view(array, "broadcast", writable=self.rank != root)
         return self._launch(
             "broadcast",
-            (buffer.pointer, buffer.pointer, buffer.count, buffer.datatype, operator.index(root), self, stream),
+            (buffer.pointer, buffer.pointer, buffer.elements, buffer.datatype, operator.index(root), self, stream),
             (buffer,),
             array,
             async_op,

@@ -5,6 +5,8 @@ Each is an Error and, where Python has a word for it, that too: an invalid argum
 """
 from __future__ import annotations
 
+import builtins
+
 from ._library import lib
 
 
@@ -51,7 +53,7 @@ class RemoteError(Error, ConnectionError):
     status, name = 6, "ISGQ_ERR_REMOTE"
 
 
-class TimeoutError(Error, TimeoutError):  # noqa: A001 - Python's own is its base
+class TimeoutError(Error, builtins.TimeoutError):  # noqa: A001 - and Python's own too
     """The other ranks did not come in time."""
 
     status, name = 8, "ISGQ_ERR_TIMEOUT"
