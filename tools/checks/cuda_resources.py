@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
 # SPDX-License-Identifier: Apache-2.0
 """What nvcc makes of the kernels on elements and of those for factored calls: 16 bytes at a time where most bytes are moved, tensor cores, and no
-arrays in local memory. Reads the PTX for sm_90. Spills are found by ptxas where the module is built: bootstrap asks it to fail on them.
+arrays in local memory. Reads the PTX for sm_90: out of the built module where that holds it in plain (nvcc -no-compress, as bootstrap asks), else
+it compiles the files again, which takes minutes. Spills are found by ptxas where the module is built: bootstrap asks it to fail on them.
 
-Usage: cuda_resources.py SOURCE_DIR NVCC   (exit status 77: no nvcc)
+Usage: cuda_resources.py SOURCE_DIR NVCC [MODULE]   (exit status 77: no nvcc)
 """
 import pathlib
 import re
@@ -82,6 +83,12 @@ def listing(root, nvcc, folder, file):
     return ptx.read_text()
 
 
+def listings_in(module):
+    """The PTX that lies uncompressed in a module: one text for each file, ended by a zero."""
+    found = re.findall(rb"^\.version [0-9.]+\s+\.target sm_90\b[^\0]*", module.read_bytes() if module.exists() else b"", flags=re.M)
+    return [text.decode() for text in found]
+
+
 def bodies(text):
     """{kernel: its code}"""
     parts = re.split(r"^(?:\.text\.|\s*Function : |(?:\.visible |\.weak )?\.entry )([A-Za-z_0-9$]+)[:(]?.*$", text, flags=re.M)
@@ -107,14 +114,18 @@ def main():
     if not nvcc:
         print("skipped: this build has no nvcc")
         return 77
+    listings = listings_in(pathlib.Path(sys.argv[3])) if len(sys.argv) > 3 else []
+    compiled = not listings
+    if compiled:
+        with tempfile.TemporaryDirectory() as folder:
+            listings = [listing(root, nvcc, pathlib.Path(folder), file) for file in FILES]
     code = {}
-    with tempfile.TemporaryDirectory() as folder:
-        for file in FILES:
-            code.update(bodies(listing(root, nvcc, pathlib.Path(folder), file)))
+    for text in listings:
+        code.update(bodies(text))
     problems = list(problems_of_code(code))
     for problem in problems:
         print(problem)
-    print(f"cuda: {len(code)} kernels, {len(problems)} problems")
+    print(f"cuda: {len(code)} kernels {'compiled' if compiled else 'read from the module'}, {len(problems)} problems")
     return 1 if problems or not code else 0
 
 
