@@ -295,10 +295,10 @@ class Spoiling:
         self.assertEqual([(row["coll"], row["quantizer"], row["nmse"]) for row in rows if row["wrong"] == 0], [], how)
 
     def notice_dense(self, quantizers, scatter=()):
-        """`scatter`: errs so much that a missing rank does not show (perf/README.md)."""
-        for how in ("zero", "flip", "lost"):
+        """`scatter`: errs so much that a missing rank does not show (perf/README.md). It takes more elements to see that than zeros or signs."""
+        for how, size in (("zero", "128k"), ("flip", "128k"), ("lost", "256k")):
             texts = [text for text in quantizers if how != "lost" or text not in scatter]
-            self.notice(how, "-c", "allreduce,reduce_scatter,allgather", "-b", "256k", "-e", "256k", "-q", ";".join(texts))
+            self.notice(how, "-c", "allreduce,reduce_scatter,allgather", "-b", size, "-e", size, "-q", ";".join(texts))
 
 
 class Spoiled(Spoiling, Case):
