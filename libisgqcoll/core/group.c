@@ -308,3 +308,11 @@ isgq_result_t isgq_group_end(void)
     }
     return end_outermost();
 }
+
+isgq_result_t isgq_group_refuse(isgq_comm_t comm, isgq_result_t result, const char *reason)
+{
+    if (result == ISGQ_SUCCESS || reason == NULL || reason[0] == '\0')
+        return IQ_FAIL(ISGQ_ERR_INVALID_ARGUMENT, "group_refuse: %s", result == ISGQ_SUCCESS ? "result is success" : "no reason");
+    iq_set_last_error(reason);
+    return iq_group_refuse(comm, result);
+}

@@ -672,6 +672,17 @@ ISGQ_API isgq_result_t isgq_group_start(void);
  */
 ISGQ_API isgq_result_t isgq_group_end(void);
 
+/**
+ * Treat an error of the caller as this library treats a call that it refuses: @p reason becomes the thread's last error, and a group that the
+ * thread has open is refused with it, so that isgq_group_end launches nothing and the communicators in the group fail on every rank. For
+ * bindings that check arguments of their own, and for scopes that are left before their isgq_group_end, which is still required.
+ * @param[in] comm    the communicator that the refused call was meant for, or NULL: it fails too
+ * @param[in] result  any status but ISGQ_SUCCESS
+ * @param[in] reason  one sentence; copied
+ * @return @p result; ISGQ_ERR_INVALID_ARGUMENT where @p result or @p reason says nothing
+ */
+ISGQ_API isgq_result_t isgq_group_refuse(isgq_comm_t comm, isgq_result_t result, const char *reason);
+
 /* ---- 6. Introspection ------------------------------------------------- */
 
 /** Counters of one communicator since its creation or the last reset. */

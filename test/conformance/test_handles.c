@@ -414,6 +414,38 @@ CASE(bad_tensors, tensors_body, 1, true)
 CASE(bad_introspection, introspection_body, 1, true)
 CASE(bad_factored_plans, factored_plans_body, 1, true)
 
+/* Errors of a binding count as the library's own. */
+static void refusing_body(iq_rank_t *rank)
+{
+    float value[4] = {0};
+    RANK_STATUS(rank, isgq_group_refuse(rank->comm, ISGQ_SUCCESS, "no error"), BAD);
+    RANK_STATUS(rank, isgq_group_refuse(rank->comm, ISGQ_ERR_TIMEOUT, NULL), BAD);
+    RANK_STATUS(rank, isgq_group_refuse(rank->comm, ISGQ_ERR_TIMEOUT, ""), BAD);
+    RANK_STATUS(rank, isgq_group_refuse(rank->comm, ISGQ_ERR_MISMATCH, "no group, so nothing fails"), ISGQ_ERR_MISMATCH);
+    RANK_CHECK(rank, strcmp(isgq_get_last_error(), "no group, so nothing fails") == 0, "\"%s\"", isgq_get_last_error());
+    check_alive(rank);
+    iq_rank_meet(rank);
+    if (rank->rank == 1) {
+        RANK_OK(rank, isgq_group_start());
+        RANK_STATUS(rank, isgq_group_refuse(rank->comm, ISGQ_ERR_NO_MEMORY, "a binding's own reason"), ISGQ_ERR_NO_MEMORY);
+        RANK_OK(rank, isgq_allreduce(value, value, 4, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+        RANK_STATUS(rank, isgq_group_end(), ISGQ_ERR_NO_MEMORY);
+    } else {
+        isgq_result_t result = isgq_barrier(rank->comm, NULL); /* it may know already */
+        if (result == ISGQ_SUCCESS)
+            result = isgq_comm_synchronize(rank->comm);
+        RANK_CHECK(rank, result == ISGQ_ERR_NO_MEMORY, "status %d", (int)result);
+    }
+    RANK_CHECK(rank, strstr(isgq_get_last_error(), "a binding's own reason") != NULL, "\"%s\"", isgq_get_last_error());
+}
+
+START_TEST(refusing)
+{
+    iq_ranks_t ranks = {.kind = IQ_RANKS_THREADS, .nranks = 2, .body = refusing_body, .broken = true};
+    iq_ranks_run(&ranks, NULL);
+}
+END_TEST
+
 /* No launcher in the environment: a usage error that says what to do. */
 static void no_launcher_body(iq_rank_t *rank)
 {
@@ -455,5 +487,6 @@ Suite *iq_suite(void)
     iq_add_case(suite, tcase_create("tensors"), bad_tensors, 1);
     TCase *introspection = iq_add_case(suite, tcase_create("introspection"), bad_introspection, 1);
     tcase_add_test(introspection, bad_factored_plans);
+    iq_add_case(suite, tcase_create("refuse"), refusing, 1);
     return suite;
 }
