@@ -10,6 +10,7 @@ import sys
 
 # First match wins: (files, what their quoted includes may begin with). Every file may include its own folder's headers.
 PUBLIC = ["isgqcoll.h", "isgqcoll_ext.h"]
+CPP = "isgqcoll.hpp"
 LAYERS = [
     ("libisgqcoll/include/", PUBLIC),
     ("libisgqcoll/base/", PUBLIC + ["base/"]),
@@ -24,9 +25,11 @@ LAYERS = [
     ("perf/bench_rows.c", PUBLIC + ["kernels/", "tools/common/"]),  # measures the kernels themselves
     ("perf/", PUBLIC + ["perf/", "tools/common/"]),
     ("tools/", PUBLIC + ["tools/"]),
+    ("bindings/cpp/", PUBLIC + ["isgqcoll/"]),  # installed as they are
     ("bindings/", PUBLIC + ["bindings/"]),
     ("test/conformance/", PUBLIC + ["conformance/", "support/"]),
     ("test/package/", PUBLIC),
+    ("docs/examples/", []),  # a user's programs
     ("test/", [""]),
 ]
 
@@ -43,14 +46,14 @@ FOREIGN = [
     (r"mpi\.h", r"perf/peers/mpi_.*\.c|bindings/mpi/.*|test/mpi/.*"),
     (r"gloo/.*", r"perf/peers/gloo_.*\.cpp"),
     (r"oneapi/ccl\.hpp", r"perf/peers/oneccl_.*\.cpp"),
-    (r"isgqcoll\.h", r"test/package/.*"),
+    (r"isgqcoll\.h(pp)?", r"test/package/.*|docs/examples/.*"),
     (r"check\.h", r"test/.*"),
     (r"nccl\.h", r"test/.*"),
     (r"dlfcn\.h", r"bindings/(preload/library|mpi/mpi_entry|nccl/(nccl_(find|resolve)|gpu_comm|audit|source_api))\.c|libisgqcoll/(base/module|transport/nccl_library)\.c|kernels/(gemm|blas_module)\.c|perf/train_ops\.c|test/.*"),
     (r"cublasLt\.h", r"test/gpu/bench_cublaslt\.c"),
     (r"cuda(_runtime(_api)?)?\.h", r"kernels/cuda/.*|perf/train_cuda\.cu|test/.*"),
     (r"cudasim(_device|_types)?\.h", r"test/.*"),
-    (r"[a-z_]+", r"kernels/cuda/.*|test/cudasim/.*|perf/peers/.*\.cpp"),  # C++'s own
+    (r"[a-z_]+", r"kernels/cuda/.*|test/(cudasim|cpp)/.*|perf/peers/.*\.cpp|bindings/cpp/.*|docs/examples/.*"),  # C++'s own
     (r"sanitizer/[a-z_]+\.h", r"test/cudasim/.*"),
     (r"immintrin\.h|arm_neon\.h|xmmintrin\.h", r"kernels/cpu/.*|libisgqcoll/core/.*"),
 ]
@@ -68,9 +71,9 @@ def problems_of_quoted(root, path, name):
     allowed = next(rule for prefix, rule in LAYERS if path.startswith(prefix))
     if not any(name.startswith(prefix) for prefix in allowed):
         yield f'may not include "{name}"'
-    if "/" not in name and name not in PUBLIC:
+    if "/" not in name and name not in PUBLIC + [CPP]:
         yield f'includes "{name}" without its folder'
-    places = ["", "libisgqcoll/", "libisgqcoll/include/", "test/"]
+    places = ["", "libisgqcoll/", "libisgqcoll/include/", "bindings/", "bindings/cpp/", "test/"]
     if not any((root / place / name).is_file() for place in places):
         yield f'includes "{name}", which does not exist'
 
@@ -87,8 +90,8 @@ def problems_of_angled(path, name):
 
 def main():
     root = pathlib.Path(sys.argv[1] if len(sys.argv) > 1 else ".").resolve()
-    files = [file for top in ("libisgqcoll", "kernels", "perf", "tools", "bindings", "test")
-             for file in sorted((root / top).rglob("*")) if file.suffix in (".c", ".h", ".cu", ".cpp", ".def")]
+    files = [file for top in ("libisgqcoll", "kernels", "perf", "tools", "bindings", "test", "docs")
+             for file in sorted((root / top).rglob("*")) if file.suffix in (".c", ".h", ".cu", ".cpp", ".hpp", ".def")]
     bad = 0
     for file in files:
         path = str(file.relative_to(root))

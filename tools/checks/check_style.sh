@@ -6,10 +6,10 @@
 set -u
 cd "${1:-.}" || exit 2
 
-mapfile -t ours < <(find libisgqcoll kernels bindings tools perf test bootstrap .ci CMakeLists.txt -type f \( -name '*.[ch]' -o -name '*.cu' \
-    -o -name '*.cpp' -o -name '*.def' -o -name '*.map' -o -name '*.py' -o -name '*.sh' -o -name '*.cmake' \
+mapfile -t ours < <(find libisgqcoll kernels bindings tools perf test docs bootstrap .ci CMakeLists.txt -type f \( -name '*.[ch]' -o -name '*.cu' \
+    -o -name '*.cpp' -o -name '*.hpp' -o -name '*.def' -o -name '*.map' -o -name '*.py' -o -name '*.sh' -o -name '*.cmake' \
     -o -name CMakeLists.txt -o -name bootstrap -o -path .ci/run \) | sort)
-mapfile -t sources < <(printf '%s\n' "${ours[@]}" | grep -E '\.([ch]|cu|cpp)$')
+mapfile -t sources < <(printf '%s\n' "${ours[@]}" | grep -E '\.([ch]|cu|[ch]pp)$')
 mapfile -t inside < <(printf '%s\n' "${sources[@]}" | grep -v /include/isgqcoll) # not the public headers
 mapfile -t library < <(printf '%s\n' "${sources[@]}" | grep -E '^(libisgqcoll|kernels)/')
 mapfile -t shipped < <(printf '%s\n' "${sources[@]}" | grep -vE '^test/')

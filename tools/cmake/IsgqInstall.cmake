@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-# The installed tree: library, two headers, CMake package, pkg-config file. Nothing in it holds an absolute path, so it may be moved.
+# The installed tree: library, headers (those for C++ are in bindings/cpp), CMake package, pkg-config file. Nothing in it holds an absolute path, so it may be moved.
 include(CMakePackageConfigHelpers)
 
 set(package_dir ${CMAKE_INSTALL_LIBDIR}/cmake/isgqcoll)

@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: Apache-2.0
+# C++ for tests, included by each folder that compiles it: ISGQ_CXX says whether there is a compiler, isgq_compile_cxx is how it is called.
+include(CheckLanguage)
+check_language(CXX)
+set(ISGQ_CXX OFF)
+if(CMAKE_CXX_COMPILER)
+    set(ISGQ_CXX ON)
+    enable_language(CXX)
+    set(CMAKE_CXX_STANDARD 17)
+    set(CMAKE_CXX_STANDARD_REQUIRED ON)
+    set(CMAKE_CXX_EXTENSIONS OFF)
+    set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+    set(CMAKE_CXX_FLAGS_DEBUG "${CMAKE_C_FLAGS_DEBUG}")
+endif()
+
+# The project's options for C, but those that C++ does not know.
+if(ISGQ_CXX AND NOT TARGET isgq_compile_cxx)
+    get_target_property(options isgq_compile INTERFACE_COMPILE_OPTIONS)
+    list(REMOVE_ITEM options -Wstrict-prototypes -Wmissing-prototypes)
+    get_target_property(definitions isgq_compile INTERFACE_COMPILE_DEFINITIONS)
+    get_target_property(link_options isgq_compile INTERFACE_LINK_OPTIONS)
+    add_library(isgq_compile_cxx INTERFACE)
+    target_compile_options(isgq_compile_cxx INTERFACE ${options})
+    target_compile_definitions(isgq_compile_cxx INTERFACE ${definitions})
+    target_link_options(isgq_compile_cxx INTERFACE ${link_options})
+endif()
