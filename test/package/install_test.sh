@@ -47,6 +47,15 @@ run env ISGQ_JOB="$work" ISGQ_RANK=0 ISGQ_NRANKS=2 "$work/example"
 wait $!
 grep -q '^rank 0: 1$' "$work/output"
 
+# And the lines of C++ below it.
+{
+    printf '#include <isgqcoll.hpp>\n#include <vector>\nint main()\n{\n'
+    sed -n '/^```cpp$/,/^```$/p' "$here/../../README.md" | grep -v '^```'
+    echo '}'
+} >"$work/example.cpp"
+run "$cxx" -std=c++17 -Wall -Wextra -Werror "$work/example.cpp" -o "$work/example_cxx" "${flags[@]}" -Wl,-rpath,"$prefix/$libdir"
+run env ISGQ_JOB="$work" ISGQ_RANK=0 ISGQ_NRANKS=1 "$work/example_cxx"
+
 # The library's name says which versions are compatible, and programs find it wherever the tree lies.
 version=$(pkg-config --modversion isgqcoll)
 test -e "$prefix/$libdir/libisgqcoll.so.${version%.*}"
