@@ -467,7 +467,8 @@ extern "C" Suite *iq_suite(void)
 {
     Suite *suite = suite_create("cpp");
     add(suite, tcase_create("objects"), {quantizers_move, results, empty_communicators, tensors_and_memory, durations});
-    add(suite, tcase_create("joining"), {from_the_environment, callers_allgather, splits});
+    add(suite, tcase_create("environment"), {from_the_environment}); /* read at a process's first call */
+    add(suite, tcase_create("joining"), {callers_allgather, splits});
     add(suite, tcase_create("calls"), {every_range, options_reach_calls, sizes, factors_have_shapes, aborted});
     add(suite, tcase_create("groups"), {groups_launch, groups_join});
     add(suite, tcase_create("left_groups"), {groups_left_early}, 2);
