@@ -25,7 +25,6 @@ UNBOUND = {
     "isgq_comm_init_nccl": "wraps an ncclComm_t, which Python programs do not hold",
     "isgq_comm_wait": "waits without looking at signals; isgq_comm_wait_for does",
     "isgq_comm_synchronize": "likewise",
-    "isgq_group_refuse": "a with-block that raises launches what it holds",
     "isgq_get_error_string": "a text",
     "isgq_get_last_error": "a text",
     "isgq_comm_get_last_error": "a text",

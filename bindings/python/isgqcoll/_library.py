@@ -151,6 +151,7 @@ FUNCTIONS = {
     "isgq_barrier": [_COMM, _STREAM],
     "isgq_group_start": [],
     "isgq_group_end": [],
+    "isgq_group_refuse": [_COMM, c_int, c_char_p],
     "isgq_get_config_var": [c_size_t, POINTER(ConfigVar)],
     "isgqx_last_call": [_COMM, POINTER(RecordStruct)],
     "isgqx_own_bytes": [_COMM, POINTER(c_uint64)],

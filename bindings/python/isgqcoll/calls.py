@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
 from ._library import RecordStruct, StatsStruct, lib
-from .errors import check
+from .errors import InvalidUsage, check
 
 if TYPE_CHECKING:
     from .communicator import Communicator
@@ -107,23 +107,32 @@ def group(*, wait: bool = True) -> Iterator[None]:
     """Launch the calls of a with-block together; small allreduces among them travel in common messages.
 
     Calls inside return at once. At the end all of them are awaited, or with wait=False none is: then the communicators' `synchronize` does it.
-    If the block raises, what it had gathered is launched all the same, since other ranks count on it, nothing is awaited, and the exception goes on.
+    If the block raises, nothing of it is launched, and its communicators fail on every rank, with the exception's text.
     """
     check(lib.isgq_group_start())
     groups.depth += 1
     try:
         yield
-    except BaseException:
-        wait = False
+    except BaseException as error:
+        _end_group(error)
         raise
-    finally:
-        groups.depth -= 1
-        held = groups.held
-        if groups.depth == 0:
-            groups.held = {}
-        check(lib.isgq_group_end())
-        if groups.depth == 0:
-            for comm, what in held.items():
-                comm._keep(what)
-            for comm in held if wait else ():
-                comm.synchronize()
+    for comm in _end_group() if wait else ():
+        comm.synchronize()
+
+
+def _end_group(error: BaseException | None = None) -> "list[Communicator]":
+    """The communicators of what was launched, if this was the outermost group."""
+    groups.depth -= 1
+    held = groups.held
+    if groups.depth == 0:
+        groups.held = {}
+    if error is not None:
+        lib.isgq_group_refuse(None, InvalidUsage.status, f"a group was left by {type(error).__name__}: {error}".encode())
+        lib.isgq_group_end()  # says the same
+        return []
+    check(lib.isgq_group_end())
+    if groups.depth > 0:
+        return []
+    for comm, what in held.items():
+        comm._keep(what)
+    return list(held)
