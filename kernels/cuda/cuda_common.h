@@ -192,4 +192,7 @@ isgq_result_t iq_cuda_run_convert(int device, isgq_stream_t stream, const iq_cud
 extern const iq_cuda_level_table_t iq_cuda_level_table;
 isgq_result_t iq_cuda_warm_level(int device);
 
+isgq_result_t iq_cuda_warm_feedback(int device);
+isgq_result_t iq_cuda_run_feedback(int device, isgq_stream_t stream, const iq_cuda_feedback_t *feedback);
+
 #endif

@@ -253,6 +253,27 @@ typedef struct iq_cuda_rescale {
     int32_t share;
 } iq_cuda_rescale_t;
 
+typedef enum iq_cuda_feedback_step {
+    IQ_CUDA_ADD_RESIDUAL, /* output = gradient + a part of residual, which loses that part */
+    IQ_CUDA_KEEP_ERROR,   /* residual += input - decoded; their squares to the state's sums */
+    IQ_CUDA_SETTLE_ERROR, /* residual += weight * (input - decoded) */
+    IQ_CUDA_TAKE_ESTIMATE /* the call is over: the state's sums become part of its mean */
+} iq_cuda_feedback_step_t;
+
+/* Error feedback (kernels/feedback_math.h) in a span of `count` elements, of which the first `corrected` have a residual. */
+typedef struct iq_cuda_feedback {
+    iq_cuda_feedback_step_t step;
+    isgq_data_type_t type; /* of the gradient */
+    const void *gradient;
+    const float *input, *decoded;
+    float *output;         /* may be the gradient, if that is f32 */
+    float *residual;
+    float weight;
+    bool weighted;         /* the part is that of the state's mean; else all of it */
+    struct iq_feedback_state *state; /* device memory */
+    size_t count, corrected;
+} iq_cuda_feedback_t;
+
 typedef struct iq_cuda_module {
     iq_module_t module;
 
@@ -333,6 +354,7 @@ typedef struct iq_cuda_module {
     isgq_result_t (*moments)(int device, isgq_stream_t stream, const iq_cuda_moments_t *moments);
     isgq_result_t (*rescale)(int device, isgq_stream_t stream, const iq_cuda_rescale_t *rescale);
     const iq_cuda_level_table_t *level;
+    isgq_result_t (*feedback)(int device, isgq_stream_t stream, const iq_cuda_feedback_t *feedback);
 } iq_cuda_module_t;
 
 #endif

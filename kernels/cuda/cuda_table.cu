@@ -74,6 +74,7 @@ static isgq_result_t warm_up(int device)
     IQ_TRY(iq_cuda_warm_product(device));
     IQ_TRY(iq_cuda_warm_factor(device));
     IQ_TRY(iq_cuda_warm_level(device));
+    IQ_TRY(iq_cuda_warm_feedback(device));
     return iq_cuda_warm_native(device);
 }
 
@@ -123,5 +124,6 @@ const iq_cuda_module_t iq_module_cuda = {
     iq_cuda_run_moments,
     iq_cuda_run_rescale,
     &iq_cuda_level_table,
+    iq_cuda_run_feedback,
 };
 }

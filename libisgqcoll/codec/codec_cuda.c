@@ -177,3 +177,9 @@ void iq_device_rescale(iq_device_t *device, const iq_cuda_rescale_t *rescale)
     if (may_launch(device, rescale->buckets))
         keep(device, device->cuda->rescale(device->ordinal, device->stream, rescale));
 }
+
+void iq_device_feedback(iq_device_t *device, const iq_cuda_feedback_t *feedback)
+{
+    if (may_launch(device, feedback->count))
+        keep(device, device->cuda->feedback(device->ordinal, device->stream, feedback));
+}

@@ -29,6 +29,8 @@ static void take(double value, uint64_t calls, double *last, double *mean)
 
 static double part(uint64_t some, uint64_t all) { return all > 0 ? (double)some / (double)all : 0.0; }
 
+static double own_nmse(const iq_own_error_t *own) { return ratio(iq_exact_value(&own->error), iq_exact_value(&own->square)); }
+
 static double residual_norm(const iq_own_error_t *own) { return sqrt(fmax(own->residual_square, 0.0)); }
 
 void iq_accuracy_count(isgq_comm_t comm, const iq_run_t *run)
@@ -40,7 +42,7 @@ void iq_accuracy_count(isgq_comm_t comm, const iq_run_t *run)
     stats->lost_errors += own->lost;
     if (own->measures) {
         uint64_t calls = ++stats->accuracy_calls;
-        take(ratio(own->error, own->square), calls, &stats->nmse, &stats->mean_nmse);
+        take(own_nmse(own), calls, &stats->nmse, &stats->mean_nmse);
         take(part(own->zeros, own->count), calls, &stats->zeros, &stats->mean_zeros);
         take(part(own->limits, own->count), calls, &stats->limits, &stats->mean_limits);
         take(residual_norm(own), calls, &stats->residual_norm, &stats->mean_residual_norm);
@@ -58,7 +60,7 @@ void iq_accuracy_log(const iq_run_t *run)
     unsigned long long sequence = call->sequence;
     if (own->measures)
         IQ_INFO("call %llu: %s of %zu elements, %s: own contribution has nmse %.3g, %.3g of it zeros, %.3g at its limits, residual %.3g", sequence,
-                iq_call_kind_name(call->kind), call->count, call->quantizer->text, ratio(own->error, own->square),
+                iq_call_kind_name(call->kind), call->count, call->quantizer->text, own_nmse(own),
                 part(own->zeros, own->count), part(own->limits, own->count), residual_norm(own));
     if (shadow->runs)
         IQ_INFO("call %llu: %s of %zu elements, %s: nmse %.3g against the exact result, %llu bytes sent to know", sequence,

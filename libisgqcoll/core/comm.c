@@ -109,6 +109,8 @@ void iq_comm_release(isgq_comm_t comm)
     if (comm->run != NULL && comm->run->call != NULL && comm->run->call->tensor != NULL)
         iq_tensor_forget(comm->run->call->tensor);
     for (int i = 0; comm->calls != NULL && i < IQ_QUEUE_CALLS; i++) {
+        if (comm->calls[i].streamed && comm->calls[i].tensor != NULL) /* all that are not complete may have begun */
+            iq_tensor_forget(comm->calls[i].tensor);
         isgq_quantizer_destroy(comm->calls[i].quantizer);
         iq_tensor_release(comm->calls[i].tensor);
     }

@@ -191,7 +191,7 @@ struct isgq_comm {
     struct iq_run *run;
     iq_scratch_t scratch;
     size_t scratch_reserved;          /* at the front of every call: accumulator and result message */
-    unsigned char *own_room;          /* of iq_own_error_t, behind the scratch; NULL on a device */
+    unsigned char *own_room;          /* of iq_own_error_t: behind the scratch; in a device's memory from the first call with error feedback on */
     uint32_t shadow_every;            /* ISGQ_SHADOW; 0 where a rank works on device memory */
     uint64_t shadow_turn, accuracy_turn; /* calls so far that count for either */
     iq_plan_cache_t plans;

@@ -217,6 +217,9 @@ static void free_memory(isgq_comm_t comm, iq_gpu_t *gpu)
         gpu->device.cuda->release(gpu->device.ordinal, gpu->device.stream, comm->scratch.base);
     if (gpu->strata != NULL)
         gpu->device.cuda->release(gpu->device.ordinal, gpu->device.stream, gpu->strata);
+    if (comm->own_room != NULL)
+        gpu->device.cuda->release(gpu->device.ordinal, gpu->device.stream, comm->own_room);
+    comm->own_room = NULL;
     iq_stream_close(comm);
     if (gpu->pinned == NULL)
         return;
@@ -424,6 +427,18 @@ void iq_gpu_free(isgq_comm_t comm, void *memory)
 {
     iq_device_t *device = &comm->gpu->device;
     device->cuda->release(device->ordinal, device->stream, memory);
+}
+
+/* Not out of scratch: whether a rank has a tensor is its own affair. Calls use it one after another. */
+isgq_result_t iq_gpu_take_own_room(isgq_comm_t comm)
+{
+    const iq_site_t *site = comm->stream_exec != NULL ? &comm->stream_exec->site : &comm->site;
+    void *room;
+    if (comm->gpu == NULL || comm->own_room != NULL)
+        return ISGQ_SUCCESS;
+    IQ_TRY(iq_gpu_alloc(comm, iq_own_error_room(site->chunk_bytes), &room));
+    comm->own_room = room;
+    return ISGQ_SUCCESS;
 }
 
 /* ---- copies for programs ---- */

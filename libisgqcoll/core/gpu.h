@@ -72,6 +72,9 @@ isgq_result_t iq_gpu_give_up(isgq_comm_t comm, isgq_result_t result);
 /* The fault word of streamed calls. */
 uint32_t *iq_gpu_stream_fault(isgq_comm_t comm);
 
+/* On a device: comm->own_room is there from now on. */
+isgq_result_t iq_gpu_take_own_room(isgq_comm_t comm);
+
 /* ---- for the run: whoever holds progress_lock ---- */
 
 /* ISGQ_IN_PROGRESS until the caller's stream has reached call `sequence`. */

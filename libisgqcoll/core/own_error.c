@@ -1,22 +1,22 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* The error of a rank's own contribution: see own_error.h. Sums are taken in the order in which the plan comes by the spans. */
+/* The error of a rank's own contribution: see own_error.h. Norms of residuals are summed in the order in which the plan comes by the spans,
+ * what beta follows from does not depend on it (kernels/feedback_math.h). */
 #include "core/own_error.h"
 
 #include "base/status.h"
 #include "base/util.h"
 #include "codec/convert.h"
+#include "codec/device.h"
 #include "core/step.h"
 
-#include <float.h>
 #include <math.h>
+#include <string.h>
 
 /* Accumulators are at most twice the input, as in run.c; values of 16 bits become f32. */
 #define ACC_BYTES 4
 #define VALUE_BYTES 2
 
 #define LANES 8
-
-static bool is_finite(float value) { return fabsf(value) <= FLT_MAX; } /* unlike isfinite, loops over it are vectorised */
 
 size_t iq_own_error_room(size_t chunk_bytes) { return (ACC_BYTES + VALUE_BYTES) * iq_max(chunk_bytes, 1024); }
 
@@ -33,15 +33,8 @@ void iq_own_error_add(iq_own_error_t *own, iq_span_t span)
         size_t n = iq_min(span.first + span.count - i, IQ_CODEC_TILE);
         const iq_f32_any_t *from = iq_load_f32(own->datatype, own->gradient, i, n, tile);
         size_t corrected = i < own->corrected ? iq_min(n, own->corrected - i) : 0;
-        for (size_t j = 0; j < corrected; j++) {
-            float part = own->beta * own->residual[i + j], sum = from[j] + part;
-            if (is_finite(from[j])) { /* a residual must not make a gradient infinite that is not; what does not fit waits */
-                sum = sum > FLT_MAX ? FLT_MAX : sum < -FLT_MAX ? -FLT_MAX : sum;
-                part = sum == from[j] + part ? part : sum - from[j];
-            }
-            own->input[i + j] = sum;
-            own->residual[i + j] -= part;
-        }
+        for (size_t j = 0; j < corrected; j++)
+            own->input[i + j] = iq_feedback_add(from[j], own->beta, own->residual[i + j], &own->residual[i + j]);
         for (size_t j = corrected; j < n; j++)
             own->input[i + j] = from[j];
     }
@@ -79,6 +72,19 @@ static double sum_squares(const float *values, size_t count)
     return sum;
 }
 
+/* `count` values of a span, the first of which begin a group. */
+static void add_squares(iq_exact_t *sum, const float *values, size_t count)
+{
+    float last[IQ_FEEDBACK_GROUP] = {0};
+    size_t whole = count / IQ_FEEDBACK_GROUP * IQ_FEEDBACK_GROUP;
+    for (size_t first = 0; first < whole; first += IQ_FEEDBACK_GROUP)
+        iq_exact_add(sum, iq_feedback_squares(values + first));
+    if (whole == count)
+        return;
+    memcpy(last, values + whole, (count - whole) * sizeof(float));
+    iq_exact_add(sum, iq_feedback_squares(last));
+}
+
 static float *kept_residual(const iq_own_error_t *own) { return own->next != NULL ? own->next : own->residual; }
 
 /* e = what is left of it + v - C(v), where own->values holds C(v). At most a tile. */
@@ -91,10 +97,8 @@ static void keep_error(iq_own_error_t *own, iq_span_t span, size_t offset, const
     if (first >= own->corrected)
         return;
     count = iq_min(count, own->corrected - first);
-    for (size_t i = 0; i < count; i++) {
-        float residual = left[i] + (input[i] - decoded[i]);
-        kept[i] = is_finite(residual) ? residual : 0.0f;
-    }
+    for (size_t i = 0; i < count; i++)
+        kept[i] = iq_feedback_keep(left[i], input[i], decoded[i]);
     own->residual_square += sum_squares(kept, count);
 }
 
@@ -106,13 +110,13 @@ static void sum_errors(iq_own_error_t *own, size_t offset, const iq_f32_any_t *i
     uint32_t lost = 0;
     for (size_t i = 0; i < count; i++) {
         float error = input[i] - decoded[i];
-        bool counts = is_finite(error);
+        bool counts = iq_is_finite(error);
         errors[i] = counts ? error : 0.0f;
         inputs[i] = counts ? input[i] : 0.0f;
         lost += !counts;
     }
-    own->error += sum_squares(errors, count);
-    own->square += sum_squares(inputs, count);
+    add_squares(&own->error, errors, count);
+    add_squares(&own->square, inputs, count);
     own->lost += lost;
 }
 
@@ -132,13 +136,71 @@ static void count_values(iq_own_error_t *own, const iq_codec_t *codec, iq_span_t
     }
 }
 
+/* ---- the same on a device ---- */
+
+static size_t corrected_in(const iq_own_error_t *own, iq_span_t span)
+{
+    return span.first < own->corrected ? iq_min(span.count, own->corrected - span.first) : 0;
+}
+
+static void keep_on_device(iq_own_error_t *own, const iq_step_data_t *data)
+{
+    iq_span_t span = data->span;
+    iq_cuda_feedback_t keep = {.step = IQ_CUDA_KEEP_ERROR,
+                               .input = (const float *)(const void *)data->src,
+                               .decoded = own->values,
+                               .residual = own->residual + iq_min(span.first, own->corrected),
+                               .state = own->state,
+                               .count = span.count,
+                               .corrected = corrected_in(own, span)};
+    iq_device_feedback(own->device, &keep);
+}
+
+static void settle_on_device(iq_own_error_t *own, iq_span_t span, float weight, const float *rounded)
+{
+    iq_cuda_feedback_t settle = {.step = IQ_CUDA_SETTLE_ERROR,
+                                 .input = own->values,
+                                 .decoded = rounded,
+                                 .residual = own->residual + span.first,
+                                 .weight = weight,
+                                 .count = span.count,
+                                 .corrected = corrected_in(own, span)};
+    iq_device_feedback(own->device, &settle);
+}
+
+void iq_own_error_add_on_device(iq_own_error_t *own, size_t count)
+{
+    iq_cuda_feedback_t add = {.step = IQ_CUDA_ADD_RESIDUAL,
+                              .type = own->datatype,
+                              .gradient = own->gradient,
+                              .output = own->input,
+                              .residual = own->residual,
+                              .weighted = own->weighted,
+                              .state = own->state,
+                              .count = count,
+                              .corrected = own->corrected};
+    iq_device_feedback(own->device, &add);
+}
+
+void iq_own_error_take_estimate(iq_own_error_t *own)
+{
+    iq_cuda_feedback_t take = {.step = IQ_CUDA_TAKE_ESTIMATE, .state = own->state, .count = 1};
+    iq_device_feedback(own->device, &take);
+}
+
+/* ---- what steps call ---- */
+
 void iq_own_error_look(const iq_step_data_t *data, const void *message)
 {
     iq_own_error_t *own = data->stage->own;
     float tile[IQ_CODEC_TILE];
     if (own == NULL || data->span.count == 0)
         return;
-    decode_own(data, message);
+    decode_own(data, own->device == NULL ? message : NULL);
+    if (own->device != NULL) {
+        keep_on_device(own, data);
+        return;
+    }
     for (size_t i = 0; i < data->span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(data->span.count - i, IQ_CODEC_TILE);
         const iq_f32_any_t *input = iq_load_f32(data->stage->own_call.datatype, data->src, i, n, tile);
@@ -148,6 +210,17 @@ void iq_own_error_look(const iq_step_data_t *data, const void *message)
     }
     if (own->measures)
         count_values(own, &data->stage->codec, data->span);
+}
+
+/* own->values and `rounded`, f32 of a span, are a finished sum before and after its rounding. */
+static void settle(iq_own_error_t *own, iq_span_t span, float weight, const float *rounded)
+{
+    float *residual = kept_residual(own) + span.first;
+    size_t count = iq_min(span.count, own->corrected - span.first);
+    own->residual_square -= sum_squares(residual, count);
+    for (size_t i = 0; i < count; i++)
+        residual[i] = iq_feedback_settle(residual[i], weight, own->values[i], rounded[i]);
+    own->residual_square += sum_squares(residual, count);
 }
 
 void iq_own_error_look_at_result(const iq_step_data_t *data, const void *acc, const void *message)
@@ -163,15 +236,11 @@ void iq_own_error_look_at_result(const iq_step_data_t *data, const void *acc, co
     call.accumulate = call.holds = false;
     stage->codec.ops->deliver(&stage->codec, &call, data->span, acc, own->values);
     if (stage->codec.ops->decode(&stage->codec, &call, data->span, message, decoded) != ISGQ_SUCCESS)
-        iq_assert(false); /* this rank wrote it */
+        iq_assert(own->device != NULL); /* this rank wrote it; a launch may fail */
     if (data->span.first >= own->corrected)
         return;
-    float *residual = kept_residual(own) + data->span.first;
-    size_t count = iq_min(data->span.count, own->corrected - data->span.first);
-    own->residual_square -= sum_squares(residual, count);
-    for (size_t i = 0; i < count; i++) { /* what is not finite is some rank's value, and the result says so */
-        float sum = residual[i] + weight * (own->values[i] - decoded[i]);
-        residual[i] = is_finite(sum) ? sum : residual[i];
-    }
-    own->residual_square += sum_squares(residual, count);
+    if (own->device != NULL)
+        settle_on_device(own, data->span, weight, decoded);
+    else
+        settle(own, data->span, weight, decoded);
 }

@@ -8,11 +8,15 @@
  *   accuracy         |v - C(v)|^2 / |v|^2, zeros and codes at the end of their range, of every k-th call (ISGQ_ACCURACY_EVERY)
  *
  * No codec knows of it: C(v) is what add (or add_own) and deliver make of one contribution.
+ *
+ * On a device all of it lies in the device's memory, what the weighted rule knows as well, and these functions launch work; only error
+ * feedback is there. So a graph that has captured a call goes on with the residual from replay to replay.
  */
 #ifndef ISGQ_CORE_OWN_ERROR_H
 #define ISGQ_CORE_OWN_ERROR_H
 
 #include "codec/codec.h"
+#include "kernels/feedback_math.h"
 
 struct iq_step_data;
 
@@ -26,10 +30,13 @@ typedef struct iq_own_error {
     float *next;             /* where the new e goes, if e is to stay as it is; or NULL */
     size_t corrected;        /* elements; a factored call's bias has no residual */
     float beta;
+    struct iq_device *device;   /* NULL: host memory. Else input, residual, acc and values are there, and for beta: */
+    iq_feedback_state_t *state; /* the tensor's */
+    bool weighted;              /* beta follows from it; else it is 1 */
     unsigned char *acc;      /* room of one chunk, beside the run's */
     float *values;
     /* sums over the spans so far, of elements whose error is finite */
-    double error, square;    /* |v - C(v)|^2, |v|^2 */
+    iq_exact_t error, square; /* |v - C(v)|^2, |v|^2 */
     double residual_square;  /* |e|^2, of both roundings */
     uint64_t count, zeros, limits;
     uint64_t lost;           /* elements whose error is not finite: their residual is 0 */
@@ -39,10 +46,15 @@ typedef struct iq_own_error {
 size_t iq_own_error_room(size_t chunk_bytes);
 void iq_own_error_place(iq_own_error_t *own, unsigned char *room, size_t chunk_bytes);
 
-/* v of a span, and what of e is not in it. */
+/* v of a span, and what of e is not in it. On a device: of all elements, `count` of them. */
 void iq_own_error_add(iq_own_error_t *own, iq_span_t span);
+void iq_own_error_add_on_device(iq_own_error_t *own, size_t count);
 
-/* A span of own input was encoded: as `message`, or straight into a sum (NULL). */
+/* The call is over: the weighted rule learns from it. On a device. */
+void iq_own_error_take_estimate(iq_own_error_t *own);
+
+/* A span of own input was encoded: as `message`, or straight into a sum (NULL). On a device it is encoded once more: the message may lie
+ * in memory of hosts or of another device. */
 void iq_own_error_look(const struct iq_step_data *data, const void *message);
 
 /* The owner rounded a finished sum to `message`. */

@@ -66,20 +66,29 @@ static size_t block_unit(const iq_codec_t *codec, size_t count, int nranks)
     return codec->bucket > 32 && count / codec->bucket >= 4 * (size_t)nranks ? codec->bucket : 32;
 }
 
+/* Do blocks begin in the middle of buckets? Those of an allreduce are whole units, others equal parts. */
+static bool blocks_part_buckets(const iq_codec_t *codec, iq_collective_t collective, size_t count, int nranks)
+{
+    size_t unit = collective == IQ_ALLREDUCE ? block_unit(codec, count, nranks) : count / (size_t)nranks;
+    return nranks > 1 && unit % codec->bucket != 0;
+}
+
 /* Scales that travel with a result cover what its message covers. Where messages part a bucket the cut decides bits, and then every site cuts as hosts do. */
-static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
+static size_t plan_chunk(isgq_comm_t comm, const iq_run_t *run, iq_collective_t collective, int nranks, const iq_codec_t *codec,
+                         const iq_codec_call_t *codec_call)
 {
     size_t element_bytes = iq_datatype_bytes(codec_call->datatype);
     size_t ours = iq_chunk_elements(run->site->chunk_bytes, element_bytes), hosts = iq_chunk_elements(comm->chunk_bytes, element_bytes);
     bool has_scales = codec->bits != 0 && !codec->ops->result_is_exact(codec, codec_call);
-    bool parted = codec->bucket == 0 || ours % codec->bucket != 0 || hosts % codec->bucket != 0;
+    bool parted = codec->bucket == 0 || ours % codec->bucket != 0 || hosts % codec->bucket != 0 ||
+                  blocks_part_buckets(codec, collective, codec_call->count, nranks);
     return has_scales && parted ? hosts : ours;
 }
 
 /* On boards a chunk goes from input to slot and from slots to output; all that should stay in a core's own cache. */
-static size_t board_chunk(isgq_comm_t comm, const iq_run_t *run, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
+static size_t board_chunk(isgq_comm_t comm, const iq_run_t *run, int nranks, const iq_codec_t *codec, const iq_codec_call_t *codec_call)
 {
-    size_t chunk = plan_chunk(comm, run, codec, codec_call);
+    size_t chunk = plan_chunk(comm, run, IQ_ALLREDUCE, nranks, codec, codec_call);
     size_t cached = iq_chunk_elements(BOARD_CHUNK_BYTES, iq_datatype_bytes(codec_call->datatype));
     return codec->ops == iq_codec_none.ops ? iq_min(chunk, cached) : chunk;
 }
@@ -99,8 +108,9 @@ isgq_result_t iq_run_add_plan(isgq_comm_t comm, iq_run_t *run, const char *name,
                                  .count = count,
                                  .lanes = among.lanes,
                                  .block_unit = block_unit(codec, count, among.size),
-                                 .chunk = algorithm->needs & IQ_NEEDS_BOARDS ? board_chunk(comm, run, codec, codec_call)
-                                                                             : plan_chunk(comm, run, codec, codec_call),
+                                 .chunk = algorithm->needs & IQ_NEEDS_BOARDS
+                                              ? board_chunk(comm, run, among.size, codec, codec_call)
+                                              : plan_chunk(comm, run, algorithm->collective, among.size, codec, codec_call),
                                  .slots = run->site->slots,
                                  .dealt = codec->ops->varies && codec->bucket == 0, /* blocks of messages whose lengths depend on what is in them */
                                  .rounds = run->site->rounds};
@@ -225,6 +235,7 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
     if (iq_views_may_serve(comm, run, algorithm, &codec, &codec_call))
         IQ_TRY(iq_run_add_views(comm, run, &codec_call));
     IQ_TRY(add_data(comm, run, algorithm, &codec, &codec_call, own_type, src, dst));
+    iq_run_add_estimate(run);
     iq_run_add_history(run);
     return ISGQ_SUCCESS;
 }

@@ -2,7 +2,7 @@
 /*
  * A call in progress: a short list of stages, run one after another. A stage is a plan (messages and codec) or some local work cut into trips.
  *
- *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, history]
+ *   dense                 [error feedback,] [scales, plan: max of scales, [agreed scales,]] plan [, estimate] [, history]
  *   fused                 [scales of all parts, plan: max of scales,] plan
  *   PowerSGD              directions, product P, plan: sum of P, basis, product Q, plan: sum of Q, result
  *   ... predicted         [error feedback,] guarded plan, verdict, results, plan if the guess was wrong [, history]
@@ -193,7 +193,8 @@ void iq_run_add_feedback(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *code
 const double *iq_run_history(iq_run_t *run);
 void iq_run_add_history(iq_run_t *run);
 
-/* The call is over: the tensor's running estimates. */
+/* The call is over: the tensor's running estimates; on devices by a stage of its own. */
+void iq_run_add_estimate(iq_run_t *run);
 void iq_run_keep_estimates(iq_run_t *run);
 
 /* ---- run_powersgd.c ---- */

@@ -211,16 +211,16 @@ static isgq_result_t step_send_own(step_t *step)
     if (payload == NULL)
         return ISGQ_SUCCESS;
     size_t bytes = iq_step_partial_bytes(&step->data, 1);
+    bool counts = step->stage->plan->nblocks > 1; /* with one block every peer gets the same, and REDUCE counts it */
     if (starts(step))
         iq_step_encode(&step->data, payload);
+    if (starts(step) && counts)
+        iq_own_error_look(&step->data, payload);
     IQ_TRY(finish_work(step, &finished));
     if (!finished)
         return ISGQ_SUCCESS;
     bytes = iq_step_message_bytes(&step->data, payload, bytes);
-    if (step->stage->plan->nblocks > 1) { /* with one block every peer gets the same, and REDUCE counts it */
-        step->run->own_bytes += bytes;
-        iq_own_error_look(&step->data, payload);
-    }
+    step->run->own_bytes += counts ? bytes : 0;
     return end_send(step, link_to(step, step->action->peer), payload, bytes);
 }
 

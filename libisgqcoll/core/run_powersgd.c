@@ -25,8 +25,6 @@
 
 #define PIECE_ELEMENTS 16384 /* of one trip, so that hosts look at the network in between; whole tiles */
 
-static bool is_finite(float value) { return fabsf(value) <= FLT_MAX; } /* unlike isfinite, loops over it are vectorised */
-
 /* ---- spans of the matrix, a tile at a time ---- */
 
 typedef struct tiles {
@@ -57,7 +55,7 @@ static void add_gradient(const iq_run_t *run, size_t first, size_t count)
     for (size_t i = 0; i < count; i++) {
         float sum = residual[i] + gradient[i];
         float within = sum > FLT_MAX ? FLT_MAX : sum < -FLT_MAX ? -FLT_MAX : sum;
-        residual[i] = is_finite(gradient[i]) ? within : gradient[i];
+        residual[i] = iq_is_finite(gradient[i]) ? within : gradient[i];
     }
 }
 
@@ -125,25 +123,28 @@ static void look_at_own(iq_run_t *run, size_t first, size_t count, const float *
     iq_own_error_t *own = &run->own_error;
     float tile[IQ_CODEC_TILE], *residual = run->call->corrects ? run->call->tensor->residual + first : tile;
     const iq_f32_any_t *values = values_at(run, first, count, tile);
+    double errors = 0.0, squares = 0.0;
     for (size_t i = 0; i < count; i++) {
         float value = values[i], error = value - sent[i];
-        bool counts = is_finite(error);
+        bool counts = iq_is_finite(error);
         error = counts ? error : 0.0f;
         own->lost += !counts;
-        own->error += (double)error * (double)error;
-        own->square += counts ? (double)value * (double)value : 0.0;
+        errors += (double)error * (double)error;
+        squares += counts ? (double)value * (double)value : 0.0;
         own->zeros += sent[i] == 0.0f;
         residual[i] = error;
     }
     own->count += count;
-    own->residual_square = run->call->corrects ? own->error : 0.0;
+    iq_exact_add(&own->error, errors);
+    iq_exact_add(&own->square, squares);
+    own->residual_square = run->call->corrects ? iq_exact_value(&own->error) : 0.0;
 }
 
 static bool all_finite(const float *values, size_t count)
 {
     bool finite = true;
     for (size_t i = 0; i < count; i++)
-        finite &= is_finite(values[i]);
+        finite &= iq_is_finite(values[i]);
     return finite;
 }
 

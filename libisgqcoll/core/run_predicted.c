@@ -118,7 +118,8 @@ static bool stands(const iq_run_t *run, const iq_stage_t *plan)
 static void forget_errors(iq_own_error_t *own)
 {
     own->next = NULL;
-    own->error = own->square = own->residual_square = 0.0;
+    own->error = own->square = (iq_exact_t){{0}};
+    own->residual_square = 0.0;
     own->count = own->zeros = own->limits = own->lost = 0;
 }
 

@@ -27,7 +27,10 @@ static isgq_result_t work_feedback(isgq_comm_t comm, iq_run_t *run, size_t trip)
     (void)comm;
     while (data->own == NULL)
         data++;
-    iq_own_error_add(&run->own_error, piece(trip, data->plan->count));
+    if (run->own_error.device != NULL)
+        iq_own_error_add_on_device(&run->own_error, data->plan->count);
+    else
+        iq_own_error_add(&run->own_error, piece(trip, data->plan->count));
     return ISGQ_SUCCESS;
 }
 
@@ -37,13 +40,13 @@ void iq_run_add_feedback(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *code
     const iq_call_t *call = run->call;
     iq_own_error_t *own = &run->own_error;
     isgq_tensor_t tensor = call->tensor;
-    if (comm->devices)
-        return;
-    own->measures = iq_accuracy_wanted(comm, call);
-    iq_own_error_place(own, comm->own_room, comm->chunk_bytes);
+    size_t trips = run->site->device != NULL ? count > 0 : iq_ceil_div(count, PIECE_ELEMENTS);
+    own->measures = !comm->devices && iq_accuracy_wanted(comm, call);
+    if (comm->own_room != NULL)
+        iq_own_error_place(own, comm->own_room, run->site->chunk_bytes);
     if (codec->feedback == IQ_FEEDBACK_OFF)
         return;
-    iq_run_add_work(run, "error feedback", work_feedback, call->corrects ? iq_ceil_div(count, PIECE_ELEMENTS) : 0);
+    iq_run_add_work(run, "error feedback", work_feedback, call->corrects ? trips : 0);
     if (!call->corrects || count == 0)
         return;
     own->corrects = true;
@@ -51,23 +54,36 @@ void iq_run_add_feedback(isgq_comm_t comm, iq_run_t *run, const iq_codec_t *code
     own->datatype = *datatype;
     own->residual = tensor->residual;
     own->corrected = tensor->count;
-    own->beta = codec->feedback == IQ_FEEDBACK_FULL ? 1.0f : (float)(1.0 / (1.0 + tensor->variance));
+    own->weighted = codec->feedback == IQ_FEEDBACK_WEIGHTED;
+    own->beta = own->weighted ? iq_feedback_beta(tensor->variance) : 1.0f;
+    own->device = run->site->device;
+    own->state = tensor->state;
     own->input = iq_tensor_uses_output(call) ? dst : tensor->input;
     *src = own->input;
     *datatype = ISGQ_FLOAT32;
 }
 
-/* How much of what it sends a codec loses changes slowly: a mean over about eight calls. */
+static isgq_result_t work_estimate(isgq_comm_t comm, iq_run_t *run, size_t trip)
+{
+    (void)comm, (void)trip;
+    iq_own_error_take_estimate(&run->own_error);
+    return ISGQ_SUCCESS;
+}
+
+/* On a device it is the stream that learns: a graph may do the call again. */
+void iq_run_add_estimate(iq_run_t *run)
+{
+    if (run->own_error.corrects && run->own_error.device != NULL)
+        iq_run_add_work(run, "estimate", work_estimate, 1);
+}
+
 void iq_run_keep_estimates(iq_run_t *run)
 {
     const iq_own_error_t *own = &run->own_error;
     isgq_tensor_t tensor = run->call->tensor;
-    if (!run->call->corrects || !own->corrects)
+    if (!run->call->corrects || !own->corrects || own->device != NULL)
         return;
-    if (own->square > 0.0) {
-        double variance = own->error / own->square;
-        tensor->variance += (variance - tensor->variance) / (tensor->corrected == 0 ? 1.0 : 8.0);
-    }
+    tensor->variance = iq_feedback_variance(tensor->variance, tensor->corrected == 0, iq_exact_value(&own->error), iq_exact_value(&own->square));
     tensor->corrected++;
 }
 

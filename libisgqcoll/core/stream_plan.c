@@ -119,8 +119,10 @@ static isgq_result_t step_send_own(walk_t *walk)
     size_t bytes = iq_step_partial_bytes(&walk->data, 1);
     IQ_TRY(begin_send(walk, walk->action.peer, bytes, &message));
     iq_step_encode(&walk->data, message);
-    if (walk->stage->plan->nblocks > 1) /* with one block every peer gets the same, and REDUCE counts it */
+    if (walk->stage->plan->nblocks > 1) { /* with one block every peer gets the same, and REDUCE counts it */
         walk->run->own_bytes += bytes;
+        iq_own_error_look(&walk->data, message);
+    }
     return end_send(walk, walk->action.peer);
 }
 
@@ -155,13 +157,15 @@ static void look_ahead(const walk_t *walk, gathering_t *gathering)
                        on_same_span(&next, &walk->action) && walk->action.parts == 1;
 }
 
-/* One pass over memory for the sum and what is made of it, where the codec has that; else the parts one by one. */
+/* One pass over memory for the sum and what is made of it, where the codec has that; else, and where error feedback asks what becomes of own
+ * values and of the sum, the parts one by one. */
 static isgq_result_t sum_parts(walk_t *walk, const gathering_t *gathering, bool *finished)
 {
     const iq_stage_t *stage = walk->stage;
     void *acc = iq_step_accumulator(&walk->data);
     void *result = gathering->last.kind == IQ_STEP_FINISH && !stage->sums_in_place ? stage->room.result : NULL;
-    *finished = gathering->whole && iq_codec_combine(&stage->codec, &stage->codec_call, walk->data.span, gathering->nparts, gathering->messages,
+    *finished = gathering->whole && stage->own == NULL &&
+                iq_codec_combine(&stage->codec, &stage->codec_call, walk->data.span, gathering->nparts, gathering->messages,
                                                      gathering->own, walk->data.src, walk->data.dst, result);
     for (int i = 0; i < gathering->nparts && !*finished; i++) {
         bool first = walk->action.parts == 1 && i == 0;
@@ -311,7 +315,7 @@ static isgq_result_t enqueue_lanes(isgq_comm_t comm, const iq_stage_t *stage)
 static bool goes_in_lanes(const iq_stream_exec_t *exec, const iq_stage_t *stage)
 {
     iq_span_t chunk = {0, iq_min(stage->plan->chunk, stage->plan->count)};
-    return exec->sums_words && stage->plan->collective == IQ_ALLREDUCE && stage->plan->count > 0 &&
+    return exec->sums_words && stage->own == NULL && stage->plan->collective == IQ_ALLREDUCE && stage->plan->count > 0 &&
            iq_codec_lane_bytes(&stage->codec, &stage->codec_call, chunk) > 0;
 }
 

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: Apache-2.0 */
 /* Tensor identities as handles: made, used by calls, reset, freed. Saving and loading is tensor_state.c. */
-#include "core/tensor.h"
+#include "core/tensor_device.h"
 
 #include "base/util.h"
 #include "codec/guarded.h"
 #include "codec/powersgd.h"
+#include "core/gpu.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -36,11 +37,10 @@ void iq_tensor_release(isgq_tensor_t tensor)
 {
     if (tensor == NULL || atomic_fetch_sub(&tensor->holders, 1) > 1)
         return;
-    free(tensor->residual);
+    iq_tensor_free_buffers(tensor);
     free(tensor->next_residual);
     free(tensor->held);
     free(tensor->prediction.levels);
-    free(tensor->input);
     free(tensor->directions);
     free(tensor);
 }
@@ -53,8 +53,9 @@ void iq_tensor_forget(isgq_tensor_t tensor)
     tensor->variance = 0.0;
     tensor->power_rank = 0;
     iq_prediction_forget(&tensor->prediction);
-    if (tensor->residual != NULL)
-        memset(tensor->residual, 0, tensor->count * sizeof(float));
+    if (iq_tensor_clear(tensor, tensor->residual, tensor->count * sizeof(float)) != ISGQ_SUCCESS ||
+        iq_tensor_clear(tensor, tensor->state, sizeof(*tensor->state)) != ISGQ_SUCCESS)
+        iq_tensor_free_buffers(tensor); /* the device is lost */
 }
 
 isgq_result_t isgq_tensor_reset(isgq_tensor_t tensor)
@@ -125,6 +126,12 @@ static isgq_result_t allocate(isgq_tensor_t tensor, const char *what, float **bu
     return allocate_some(tensor, what, tensor->count, buffer);
 }
 
+/* Where the tensor's buffers lie. */
+static isgq_result_t allocate_placed(isgq_tensor_t tensor, float **buffer)
+{
+    return *buffer != NULL || tensor->count == 0 ? ISGQ_SUCCESS : iq_tensor_alloc(tensor, tensor->count * sizeof(float), (void **)buffer);
+}
+
 /* Is there a contribution of this rank's that a codec with error feedback encodes? */
 static bool has_feedback(const iq_call_t *call)
 {
@@ -142,12 +149,11 @@ bool iq_tensor_uses_output(const iq_call_t *call)
 
 static isgq_result_t prepare_feedback(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call)
 {
-    if (comm->devices)
-        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: options->tensor %s: error feedback of quantizer '%s' is there for host memory only",
-                       iq_call_kind_name(call->kind), tensor->name, call->quantizer->text);
-    IQ_TRY(allocate(tensor, "the residual", &tensor->residual));
+    IQ_TRY(iq_tensor_place(tensor, comm));
+    IQ_TRY(iq_gpu_take_own_room(comm));
+    IQ_TRY(allocate_placed(tensor, &tensor->residual));
     if (!iq_tensor_uses_output(call) && call->power_rank == 0)
-        IQ_TRY(allocate(tensor, "values with residual", &tensor->input));
+        IQ_TRY(allocate_placed(tensor, &tensor->input));
     call->corrects = true;
     return ISGQ_SUCCESS;
 }

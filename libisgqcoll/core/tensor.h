@@ -13,6 +13,7 @@
 
 #include "core/comm.h"
 #include "core/predict.h"
+#include "kernels/feedback_math.h"
 
 #define IQ_TENSOR_NAME_BYTES 256
 
@@ -26,6 +27,9 @@ struct isgq_tensor {
     float *next_residual;       /* [count] of a predicted call, until it is known to stand; or NULL */
     float *held;                /* [count and some] results of a predicted call in place, likewise, not decoded yet; or NULL */
     float *input;               /* [count] values with residual, where the output cannot hold them; or NULL */
+    const struct iq_cuda_module *cuda; /* NULL: residual and input are in host memory. Else in that of device */
+    int ordinal;                       /* this one, and */
+    iq_feedback_state_t *state;        /* variance and corrected are there: these two are what it began with */
     size_t rows, columns;       /* as a matrix; 0: no shape was set */
     float *directions;          /* Q of PowerSGD: room for the largest rank that pays; NULL before the first call that has one */
     unsigned power_rank;        /* vectors in it that the last call left; 0: none */

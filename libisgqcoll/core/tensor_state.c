@@ -5,7 +5,7 @@
  */
 #include "base/util.h"
 #include "codec/powersgd.h"
-#include "core/tensor.h"
+#include "core/tensor_device.h"
 
 #include <stdlib.h>
 #include <string.h>
@@ -59,12 +59,14 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
     state.count = tensor->count;
     state.calls = tensor->calls;
     state.name_hash = name_hash(tensor);
-    state.corrected = tensor->corrected;
     state.learner = tensor->learner;
     state.learned = tensor->learned;
     state.mark = tensor->mark;
+    unsigned char *parts = (unsigned char *)buffer + sizeof(state);
+    IQ_TRY(iq_tensor_estimates(tensor, &state.variance, &state.corrected));
+    IQ_TRY(iq_tensor_copy(tensor, parts, tensor->residual, residual_bytes));
     state.residual_bytes = residual_bytes;
-    state.residual_hash = iq_hash(IQ_HASH_START, tensor->residual, residual_bytes);
+    state.residual_hash = iq_hash(IQ_HASH_START, parts, residual_bytes);
     state.rows = tensor->rows;
     state.columns = tensor->columns;
     state.power_rank = tensor->power_rank;
@@ -74,16 +76,13 @@ isgq_result_t isgq_tensor_save(isgq_tensor_t tensor, void *buffer, size_t *bytes
     state.levels_hash = iq_hash(IQ_HASH_START, tensor->prediction.levels, levels_bytes);
     state.failures = tensor->prediction.failures;
     state.waits = tensor->prediction.waits;
-    state.variance = tensor->variance;
     memcpy(state.history, tensor->history, sizeof(state.history));
     state.checksum = checksum(&state);
     memcpy(buffer, &state, sizeof(state));
-    if (residual_bytes > 0)
-        memcpy((unsigned char *)buffer + sizeof(state), tensor->residual, residual_bytes);
     if (directions_bytes > 0)
-        memcpy((unsigned char *)buffer + sizeof(state) + residual_bytes, tensor->directions, directions_bytes);
+        memcpy(parts + residual_bytes, tensor->directions, directions_bytes);
     if (levels_bytes > 0)
-        memcpy((unsigned char *)buffer + sizeof(state) + residual_bytes + directions_bytes, tensor->prediction.levels, levels_bytes);
+        memcpy(parts + residual_bytes + directions_bytes, tensor->prediction.levels, levels_bytes);
     *bytes = needed;
     return ISGQ_SUCCESS;
 }
@@ -175,7 +174,7 @@ static uint64_t contents(const state_t *state)
 
 static void take_state(isgq_tensor_t tensor, const state_t *state, float *residual, float *levels)
 {
-    free(tensor->residual);
+    iq_tensor_free_buffers(tensor);
     free(tensor->prediction.levels);
     tensor->residual = residual;
     tensor->prediction = (iq_prediction_t){

@@ -440,8 +440,9 @@ ISGQ_API isgq_result_t isgq_quantizer_max_bytes(
  *
  * Calls on one tensor may be in flight together and take effect in their order, in groups too. What is remembered belongs to the
  * communicator of the first such call: calls on others are refused (ISGQ_ERR_INVALID_USAGE) until the tensor is reset or loaded. A call
- * that fails in the middle resets its tensor. Error feedback is for host memory: on communicators with
- * devices a call with tensor and such a quantizer is ISGQ_ERR_UNSUPPORTED.
+ * that fails in the middle resets its tensor. On a rank that works on a device the residual lies in that device's memory, and a CUDA graph
+ * may capture calls that have one: every replay goes on from the one before. The tensor, like buffers, must outlive the graph, and save,
+ * load and reset are between replays that the caller has waited for. A tensor that was reset or loaded may change between host and device.
  */
 typedef struct isgq_tensor *isgq_tensor_t;
 

@@ -124,7 +124,8 @@ static void look_both_ways(const iq_codec_t *codec, int rank, const float *scale
     memcpy(own_values[rank], stand.own.values, sizeof(own_values[rank]));
     iq_own_error_look(&again.data, NULL);
     REQUIRE(memcmp(own_values[rank], again.own.values, sizeof(own_values[rank])) == 0);
-    ck_assert(stand.own.error == again.own.error && stand.own.square == again.own.square && stand.own.lost == 0);
+    ck_assert(memcmp(&stand.own.error, &again.own.error, sizeof(iq_exact_t)) == 0 && stand.own.lost == 0);
+    ck_assert(memcmp(&stand.own.square, &again.own.square, sizeof(iq_exact_t)) == 0);
 }
 
 /* All ranks' own values add up to the sum that the codec delivers, or do so on average. */
@@ -250,7 +251,8 @@ START_TEST(residuals)
         values += pow((double)inputs[1][i], 2.0);
     }
     ck_assert(fabs(stand.own.residual_square - square) <= 1e-9 * square);
-    ck_assert(fabs(stand.own.error - error) <= 1e-9 * error && fabs(stand.own.square - values) <= 1e-9 * values);
+    ck_assert(fabs(iq_exact_value(&stand.own.error) - error) <= 1e-9 * error);
+    ck_assert(fabs(iq_exact_value(&stand.own.square) - values) <= 1e-9 * values);
     ck_assert_uint_eq(stand.own.count, COUNT);
     free(scales);
 }
@@ -302,7 +304,48 @@ START_TEST(not_finite)
         bool gone = i / 32 == 100 / 32 || i / 32 == 1000 / 32;
         REQUIRE(gone ? residual[FIRST + i] == 0.0f : isfinite(residual[FIRST + i]));
     }
-    ck_assert(isfinite(stand.own.error) && isfinite(stand.own.square) && stand.own.error > 0.0);
+    ck_assert(isfinite(iq_exact_value(&stand.own.error)) && isfinite(iq_exact_value(&stand.own.square)));
+    ck_assert(iq_exact_value(&stand.own.error) > 0.0);
+}
+END_TEST
+
+/* Sums of squares are exact: neither the order of spans nor where they are cut, at multiples of 32, shows in them. */
+START_TEST(exact_sums)
+{
+    static const double terms[] = {0x1p-298, 0x1.fffffffffffffp+260, 0x1p-60, 0x1.8p+3, 0x1p-246, 0.1, 0x1.0000000000001p+32};
+    iq_exact_t forth = {{0}}, back = {{0}}, one = {{0}};
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(terms); i++) {
+        iq_exact_t alone = {{0}};
+        iq_exact_add(&alone, terms[i]);
+        ck_assert(iq_exact_value(&alone) == terms[i]);
+        for (int times = 0; times < 1000; times++) {
+            iq_exact_add(&forth, terms[i]);
+            iq_exact_add(&back, terms[IQ_ARRAY_SIZE(terms) - 1 - i]);
+        }
+    }
+    ck_assert(memcmp(&forth, &back, sizeof(forth)) == 0);
+    for (int i = 0; i <= 1 << 20; i++) /* a double would stay at 2^53 */
+        iq_exact_add(&one, i == 0 ? 0x1p+53 : 1.0);
+    ck_assert(iq_exact_value(&one) == 0x1p+53 + 0x1p+20);
+}
+END_TEST
+
+START_TEST(cuts)
+{
+    iq_codec_t codec = codec_of_text("onebit:bucket=32");
+    stand_t whole, parts;
+    fill_inputs();
+    make_stand(&whole, &codec, ISGQ_SUM, RANKS, 0, NULL);
+    iq_own_error_look(&whole.data, NULL);
+    make_stand(&parts, &codec, ISGQ_SUM, RANKS, 0, NULL);
+    for (size_t end = COUNT, first; end > 0; end = first) { /* from behind */
+        first = end > 672 ? (end - 1) / 672 * 672 : 0;
+        parts.data.span = (iq_span_t){FIRST + first, end - first};
+        parts.data.src = (const unsigned char *)(inputs[0] + FIRST + first);
+        iq_own_error_look(&parts.data, NULL);
+    }
+    ck_assert(memcmp(&whole.own.error, &parts.own.error, sizeof(iq_exact_t)) == 0);
+    ck_assert(memcmp(&whole.own.square, &parts.own.square, sizeof(iq_exact_t)) == 0);
 }
 END_TEST
 
@@ -318,5 +361,9 @@ Suite *iq_suite(void)
     tcase_add_loop_test(feedback, second_roundings, 0, 2);
     tcase_add_test(feedback, not_finite);
     suite_add_tcase(suite, feedback);
+    TCase *sums = tcase_create("sums");
+    tcase_add_test(sums, exact_sums);
+    tcase_add_test(sums, cuts);
+    suite_add_tcase(suite, sums);
     return suite;
 }
