@@ -194,5 +194,7 @@ isgq_result_t iq_cuda_warm_level(int device);
 
 isgq_result_t iq_cuda_warm_feedback(int device);
 isgq_result_t iq_cuda_run_feedback(int device, isgq_stream_t stream, const iq_cuda_feedback_t *feedback);
+isgq_result_t iq_cuda_warm_exponent(int device);
+isgq_result_t iq_cuda_run_exponent(int device, isgq_stream_t stream, const iq_cuda_exponent_t *exponent);
 
 #endif

@@ -253,6 +253,32 @@ typedef struct iq_cuda_rescale {
     int32_t share;
 } iq_cuda_rescale_t;
 
+/*
+ * Codes of powers of two (kernels/exponent_math.h) from VALUES to CODES or into SUMS, from CODES into SUMS or to VALUES, from SUMS to CODES or
+ * VALUES. SUMS are those of codec/exponential.c: [contributions, u16][code or none] * slots for each element.
+ */
+typedef struct iq_cuda_exponent {
+    iq_cuda_form_t from, to;
+    isgq_data_type_t type; /* of values */
+    const void *src;
+    void *dst;
+    bool accumulate;       /* to VALUES: added in their type */
+    bool starts;           /* into SUMS: nothing is in them yet */
+    const float *scales;   /* [buckets] from that of element `first` on */
+    bool foreign_scales;   /* they came in a message: negative or NaN is a fault */
+    unsigned bits, slots;
+    uint32_t head;         /* powers above the largest contribution */
+    uint32_t least;        /* CODES: a smaller exponent is a fault */
+    uint32_t parts;        /* into SUMS: contributions of a code */
+    double largest_of_one; /* to VALUES: what the largest code stands for under a scale of 1 */
+    uint32_t stream, rank; /* of VALUES that become codes */
+    uint64_t seed, call;
+    const uint32_t *replays;
+    uint64_t first;
+    size_t bucket, count;
+    uint32_t *fault;
+} iq_cuda_exponent_t;
+
 typedef enum iq_cuda_feedback_step {
     IQ_CUDA_ADD_RESIDUAL, /* output = gradient + a part of residual, which loses that part */
     IQ_CUDA_KEEP_ERROR,   /* residual += input - decoded; their squares to the state's sums */
@@ -355,6 +381,7 @@ typedef struct iq_cuda_module {
     isgq_result_t (*rescale)(int device, isgq_stream_t stream, const iq_cuda_rescale_t *rescale);
     const iq_cuda_level_table_t *level;
     isgq_result_t (*feedback)(int device, isgq_stream_t stream, const iq_cuda_feedback_t *feedback);
+    isgq_result_t (*exponent)(int device, isgq_stream_t stream, const iq_cuda_exponent_t *exponent);
 } iq_cuda_module_t;
 
 #endif

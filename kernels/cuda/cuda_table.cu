@@ -75,6 +75,7 @@ static isgq_result_t warm_up(int device)
     IQ_TRY(iq_cuda_warm_factor(device));
     IQ_TRY(iq_cuda_warm_level(device));
     IQ_TRY(iq_cuda_warm_feedback(device));
+    IQ_TRY(iq_cuda_warm_exponent(device));
     return iq_cuda_warm_native(device);
 }
 
@@ -125,5 +126,6 @@ const iq_cuda_module_t iq_module_cuda = {
     iq_cuda_run_rescale,
     &iq_cuda_level_table,
     iq_cuda_run_feedback,
+    iq_cuda_run_exponent,
 };
 }

@@ -24,6 +24,7 @@ static const row_t rows[] = {
     {&iq_codec_bf16_ops, &iq_codec_bf16_cuda_ops, iq_cast_combine},
     {&iq_codec_uniform_ops, &iq_codec_uniform_cuda_ops, iq_uniform_combine},
     {&iq_codec_uniform_norm_ops, &iq_codec_uniform_norm_cuda_ops, iq_uniform_combine},
+    {&iq_codec_exponential_ops, &iq_codec_exponential_cuda_ops, NULL},
     {&iq_codec_intsgd_ops, &iq_codec_intsgd_cuda_ops, iq_intsgd_combine},
     {&iq_codec_levels_ops, &iq_codec_levels_cuda_ops, NULL},
 };
@@ -182,4 +183,12 @@ void iq_device_feedback(iq_device_t *device, const iq_cuda_feedback_t *feedback)
 {
     if (may_launch(device, feedback->count))
         keep(device, device->cuda->feedback(device->ordinal, device->stream, feedback));
+}
+
+void iq_device_exponent(iq_device_t *device, iq_cuda_exponent_t exponent)
+{
+    exponent.fault = device->fault;
+    exponent.replays = device->replays;
+    if (may_launch(device, exponent.count))
+        keep(device, device->cuda->exponent(device->ordinal, device->stream, &exponent));
 }

@@ -10,11 +10,12 @@ extern const iq_codec_ops_t iq_codec_fp16_ops, iq_codec_fp16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_bf16_ops, iq_codec_bf16_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_ops, iq_codec_uniform_cuda_ops;
 extern const iq_codec_ops_t iq_codec_uniform_norm_ops, iq_codec_uniform_norm_cuda_ops; /* whose shared scales are not maxima */
+extern const iq_codec_ops_t iq_codec_exponential_ops, iq_codec_exponential_cuda_ops;
 extern const iq_codec_ops_t iq_codec_intsgd_ops, iq_codec_intsgd_cuda_ops;
 extern const iq_codec_ops_t iq_codec_levels_ops, iq_codec_levels_cuda_ops; /* the latter for all models but some, iq_levels_on_device */
 
 /* For host memory only. */
-extern const iq_codec_ops_t iq_codec_exponential_ops, iq_codec_coded_ops;
+extern const iq_codec_ops_t iq_codec_coded_ops;
 extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step follows from earlier results */
 
 /* What a codec's rows have in common: what is supported and how large it is does not depend on where data lies. */
@@ -34,6 +35,7 @@ extern const iq_codec_ops_t iq_codec_intsgd_history_ops; /* intsgd whose step fo
 IQ_DECLARE_CODEC_SHAPE(none);
 IQ_DECLARE_CODEC_SHAPE(cast);
 IQ_DECLARE_CODEC_SHAPE(uniform);
+IQ_DECLARE_CODEC_SHAPE(exponential);
 IQ_DECLARE_CODEC_SHAPE(intsgd);
 IQ_DECLARE_CODEC_SHAPE(levels);
 

@@ -74,6 +74,7 @@ void iq_device_decode_levels(iq_device_t *device, iq_cuda_levels_t levels);
 void iq_device_convert(iq_device_t *device, const iq_cuda_convert_t *convert);
 void iq_device_moments(iq_device_t *device, const iq_cuda_moments_t *moments);
 void iq_device_rescale(iq_device_t *device, const iq_cuda_rescale_t *rescale);
+void iq_device_exponent(iq_device_t *device, iq_cuda_exponent_t exponent); /* with the device's replays, and faults as above */
 void iq_device_feedback(iq_device_t *device, const iq_cuda_feedback_t *feedback);
 void iq_device_measure(iq_device_t *device, const iq_cuda_source_t *source, iq_span_t span, size_t bucket, float *scales);
 

@@ -20,30 +20,11 @@
 #include "base/util.h"
 #include "codec/convert.h"
 #include "codec/dense.h"
+#include "codec/exponential.h"
 #include "codec/uniform.h"
 #include "kernels/exponent_math.h"
 
 #include <string.h>
-
-/* Sums in an accumulator, so that it has no more than twice the bytes of an f32. The last takes all that does not fit before. */
-#define SLOTS_MOST 6
-#define COUNT_BYTES sizeof(uint16_t)
-
-/* In a slot: no sum there. It is no code, since it is a sign alone. */
-static uint8_t none_of(const iq_codec_t *codec) { return (uint8_t)(1u << (codec->bits - 1)); }
-
-static uint32_t sign_of(const iq_codec_t *codec) { return 1u << (codec->bits - 1); }
-
-static size_t slots_of(const iq_codec_call_t *call) { return iq_min(iq_bit_width((uint64_t)call->nranks), SLOTS_MOST); }
-
-/* Powers between the largest contribution and the largest code: what a sum in a tree may need, and an eighth of all for sums made
- * one by one. */
-static uint32_t head_of(const iq_codec_t *codec, const iq_codec_call_t *call)
-{
-    return call->nranks == 1 ? 0 : iq_bit_width((uint64_t)call->nranks - 1) + (sign_of(codec) - 1) / 8;
-}
-
-static float divisor_of(const iq_codec_call_t *call) { return call->op == ISGQ_AVG ? (float)call->nranks : 1.0f; }
 
 /* ---- buckets ---- */
 
@@ -90,9 +71,9 @@ static void measure(const values_t *values, iq_f32_any_t *scales)
 
 static uint8_t encode_value(const values_t *values, float value, float scale, uint32_t random24)
 {
-    uint32_t sign = sign_of(values->codec), bits = iq_float_bits(value);
+    uint32_t sign = iq_exponential_sign(values->codec), bits = iq_float_bits(value);
     double ratio = (double)iq_bits_float(bits & 0x7fffffffu) / (double)scale;
-    uint32_t exponent = iq_exponent_round(ratio, head_of(values->codec, values->call), sign, random24);
+    uint32_t exponent = iq_exponent_round(ratio, iq_exponential_head(values->codec, values->call), sign, random24);
     return (uint8_t)(exponent == 0 ? 0 : exponent | (bits >> 31) * sign);
 }
 
@@ -146,8 +127,8 @@ typedef struct words {
     const iq_codec_call_t *call;
     uint64_t first; /* element */
     size_t count;
-    uint32_t rank[SLOTS_MOST]; /* UINT32_MAX: not drawn */
-    uint32_t word[SLOTS_MOST][IQ_CODEC_TILE];
+    uint32_t rank[IQ_EXPONENTIAL_SLOTS]; /* UINT32_MAX: not drawn */
+    uint32_t word[IQ_EXPONENTIAL_SLOTS][IQ_CODEC_TILE];
 } words_t;
 
 static void no_words(words_t *words, const iq_codec_call_t *call, uint64_t first, size_t count)
@@ -168,7 +149,7 @@ static uint32_t word_of(words_t *words, size_t slot, uint32_t rank, size_t i)
     return words->word[slot][i];
 }
 
-static size_t acc_size(const iq_codec_call_t *call) { return COUNT_BYTES + slots_of(call); }
+static size_t acc_size(const iq_codec_call_t *call) { return IQ_EXPONENTIAL_COUNT_BYTES + iq_exponential_slots(call); }
 
 static uint32_t contributions_in(const unsigned char *sum)
 {
@@ -186,12 +167,12 @@ static void set_contributions(unsigned char *sum, uint32_t count)
 /* `code`, of `parts` contributions, into the accumulator of element i of a tile. */
 static void add_code(const iq_codec_t *codec, size_t i, uint32_t code, uint32_t parts, words_t *words, unsigned char *sum)
 {
-    size_t last = slots_of(words->call) - 1, slot = iq_min(iq_bit_width(parts) - 1, last);
-    unsigned char *slots = sum + COUNT_BYTES;
+    size_t last = iq_exponential_slots(words->call) - 1, slot = iq_min(iq_bit_width(parts) - 1, last);
+    unsigned char *slots = sum + IQ_EXPONENTIAL_COUNT_BYTES;
     uint32_t count = contributions_in(sum) + parts, behind = parts;
-    while (slots[slot] != none_of(codec)) {
-        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, i));
-        slots[slot] = none_of(codec);
+    while (slots[slot] != iq_exponential_none(codec)) {
+        code = iq_exponent_add(slots[slot], code, iq_exponential_sign(codec), word_of(words, slot, count - behind, i));
+        slots[slot] = iq_exponential_none(codec);
         behind += 1u << slot;
         slot = iq_min(slot + 1, last);
     }
@@ -202,16 +183,16 @@ static void add_code(const iq_codec_t *codec, size_t i, uint32_t code, uint32_t 
 /* The sum of all slots, the later contributions first. */
 static uint32_t total(const iq_codec_t *codec, size_t i, words_t *words, const unsigned char *sum)
 {
-    const unsigned char *slots = sum + COUNT_BYTES;
+    const unsigned char *slots = sum + IQ_EXPONENTIAL_COUNT_BYTES;
     size_t slot = 0;
     uint32_t count = contributions_in(sum);
-    while (slots[slot] == none_of(codec))
+    while (slots[slot] == iq_exponential_none(codec))
         slot++;
     uint32_t code = slots[slot], behind = 1u << slot;
-    for (slot++; slot < slots_of(words->call); slot++) {
-        if (slots[slot] == none_of(codec))
+    for (slot++; slot < iq_exponential_slots(words->call); slot++) {
+        if (slots[slot] == iq_exponential_none(codec))
             continue;
-        code = iq_exponent_add(slots[slot], code, sign_of(codec), word_of(words, slot, count - behind, i));
+        code = iq_exponent_add(slots[slot], code, iq_exponential_sign(codec), word_of(words, slot, count - behind, i));
         behind += 1u << slot;
     }
     return code;
@@ -226,8 +207,8 @@ static void add_codes(const iq_codec_t *codec, const iq_codec_call_t *call, uint
     no_words(&words, call, first_element, count);
     for (size_t i = 0; i < count; i++) {
         if (first) {
-            memset(acc + i * size, 0, COUNT_BYTES);
-            memset(acc + i * size + COUNT_BYTES, none_of(codec), size - COUNT_BYTES);
+            memset(acc + i * size, 0, IQ_EXPONENTIAL_COUNT_BYTES);
+            memset(acc + i * size + IQ_EXPONENTIAL_COUNT_BYTES, iq_exponential_none(codec), size - IQ_EXPONENTIAL_COUNT_BYTES);
         }
         add_code(codec, i, codes[i], (uint32_t)parts, &words, acc + i * size);
     }
@@ -255,10 +236,9 @@ static bool is_code(uint32_t code, uint32_t sign, uint32_t least)
 static isgq_result_t unpack(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const iq_f32_any_t *scales,
                             int parts, const unsigned char *packed, size_t offset, size_t count, uint8_t *codes)
 {
-    uint32_t sign = sign_of(codec), least = 1 + (parts == 1 ? head_of(codec, call) : 0);
+    uint32_t sign = iq_exponential_sign(codec), least = iq_exponential_least(codec, call, parts);
     iq_uniform_run_t run = {.offset = offset};
     iq_kernels()->unpack8(packed + offset / 8 * codec->bits, count, codec->bits, codes);
-    least = least < sign ? least : sign - 1;
     while (iq_uniform_next_run(codec, span, offset + count, &run)) {
         bool is_empty = scales[run.bucket] == 0.0f || iq_not_finite(scales[run.bucket]);
         for (size_t i = run.offset - offset; i < run.offset - offset + run.count; i++) {
@@ -283,8 +263,8 @@ static void dequantize(const iq_codec_t *codec, const iq_codec_call_t *call, iq_
                        size_t offset, size_t count, const uint8_t *codes, void *dst)
 {
     float tile[IQ_CODEC_TILE];
-    uint32_t sign = sign_of(codec);
-    double largest_of_one = (double)(UINT64_C(1) << head_of(codec, call)) / (double)divisor_of(call);
+    uint32_t sign = iq_exponential_sign(codec);
+    double largest_of_one = iq_exponential_largest(codec, call);
     iq_uniform_run_t run = {.offset = offset};
     while (iq_uniform_next_run(codec, span, offset + count, &run)) {
         float scale = scales[run.bucket];
@@ -297,7 +277,7 @@ static void dequantize(const iq_codec_t *codec, const iq_codec_call_t *call, iq_
 
 /* ---- the codec ---- */
 
-static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
+isgq_result_t iq_exponential_supports(const iq_codec_t *codec, isgq_data_type_t datatype, isgq_red_op_t op)
 {
     (void)codec;
     if (!iq_is_small_float(datatype))
@@ -308,7 +288,7 @@ static isgq_result_t supports(const iq_codec_t *codec, isgq_data_type_t datatype
     return ISGQ_SUCCESS;
 }
 
-static bool needs_scales(const iq_codec_t *codec) { return codec->shared; }
+bool iq_exponential_needs_scales(const iq_codec_t *codec) { return codec->shared; }
 
 static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
 {
@@ -317,27 +297,27 @@ static void local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, i
 }
 
 /* Another order of the same contributions has another sum. */
-static bool result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
+bool iq_exponential_result_is_exact(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     (void)codec, (void)call;
     return false;
 }
 
-static size_t acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
+size_t iq_exponential_acc_bytes(const iq_codec_t *codec, const iq_codec_call_t *call)
 {
     return codec->shared ? acc_size(call) : sizeof(float);
 }
 
-static size_t result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
+size_t iq_exponential_result_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span)
 {
     (void)call;
     return (codec->shared ? 0 : iq_uniform_codes_at(codec, span)) + iq_packed_bytes(span.count, codec->bits);
 }
 
-static size_t partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
+size_t iq_exponential_partial_bytes(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int parts)
 {
     (void)parts;
-    return result_bytes(codec, call, span);
+    return iq_exponential_result_bytes(codec, call, span);
 }
 
 static void encode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, void *message)
@@ -462,19 +442,10 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     }
 }
 
-/* Above, sums saturate; the count of contributions has 16 bits. Few bits have no head room for sums that are made one by one. */
-static int most_ranks(const iq_codec_t *codec) { return codec->bits == 3 ? 4 : codec->bits == 4 ? 64 : codec->bits == 5 ? 128 : 65535; }
-static bool passes_sums(const iq_codec_t *codec) { return codec->bits >= 6; }
-
 const iq_codec_ops_t iq_codec_exponential_ops = {
     .name = "exponential",
-    .supports = supports,
-    .needs_scales = needs_scales,
+    IQ_CODEC_SHAPE(exponential),
     .local_scales = local_scales,
-    .result_is_exact = result_is_exact,
-    .acc_bytes = acc_bytes,
-    .partial_bytes = partial_bytes,
-    .result_bytes = result_bytes,
     .encode = encode,
     .add_own = add_own,
     .add = add,
@@ -483,6 +454,6 @@ const iq_codec_ops_t iq_codec_exponential_ops = {
     .decode = decode,
     .deliver = deliver,
     .counts_parts = true,
-    .most_ranks = most_ranks,
-    .passes_sums = passes_sums,
+    .most_ranks = iq_exponential_most_ranks,
+    .passes_sums = iq_exponential_passes_sums,
 };

@@ -27,7 +27,8 @@ size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count)
         return iq_levels_device_scratch(codec, count);
     if (codec->ops == &iq_codec_intsgd_ops || codec->ops == &iq_codec_intsgd_cuda_ops)
         return sizeof(float); /* the step of who is alone */
-    if (!is_uniform(codec) || count == 0)
+    bool exponential = codec->ops == &iq_codec_exponential_ops || codec->ops == &iq_codec_exponential_cuda_ops;
+    if ((!is_uniform(codec) && !exponential) || count == 0)
         return 0;
     iq_span_t worst = {codec->bucket == 0 ? 0 : codec->bucket - 1, count}; /* starts with a bucket's last element */
     size_t kinds = codec->shared ? 1 : 2;                                  /* scales of the sum; and of own values beside them */

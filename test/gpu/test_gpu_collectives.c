@@ -126,9 +126,9 @@ static void quantized_body(iq_rank_t *rank)
                                              "uniform:bits=8,rounding=nearest", "uniform:bits=4,scale=local", "uniform:bits=5,bucket=tensor",
                                              "uniform:bits=4,sum=requantized", "isgq:bits=4,coding=none",
                                              /* from here on a few jobs each */
-                                             "uniform:bits=4,rounding=stratified", "terngrad", "global-qsgd:norm=l2,levels=7", "intsgd",
+                                             "uniform:bits=4,rounding=stratified", "terngrad", "global-qsgd:norm=l2,levels=7", "global-qsgd-exp", "intsgd",
                                              "qsgd:bits=3", "orq-5:bucket=96", "drive", "mx:bits=4"};
-    const size_t basic = sizeof(quantizers) / sizeof(quantizers[0]) - 8;
+    const size_t basic = sizeof(quantizers) / sizeof(quantizers[0]) - 9;
     static const isgq_data_type_t types[] = {ISGQ_FLOAT32, ISGQ_FLOAT16, ISGQ_BFLOAT16};
     static const size_t counts[] = {1, 33, 4097, MOST_COUNT};
     pair_t pair = open_pair(rank);
@@ -193,7 +193,8 @@ static void hosts(void)
 /* Even ranks compute on the CPU, odd ones on the GPU; all must hold what a communicator on host memory gives. */
 static void mixed_body(iq_rank_t *rank)
 {
-    static const char *const quantizers[] = {"none", "uniform:bits=4", "uniform:bits=4,scale=local", "bf16", "terngrad", "global-qsgd:norm=l2", "intsgd"};
+    static const char *const quantizers[] = {"none", "uniform:bits=4", "uniform:bits=4,scale=local", "bf16", "terngrad", "global-qsgd:norm=l2", "intsgd",
+                                             "global-qsgd-exp:bucket=512"};
     bool on_gpu = rank->rank % 2 == 1;
     const size_t count = 20011, bytes = count * sizeof(float);
     float *input = malloc(bytes), *expected = malloc(bytes), *output = malloc(bytes), *device = NULL;

@@ -75,7 +75,7 @@ static bool is_uniform(const codec_twin_t *setup)
 /* What a message of `parts` ranks, or a result (parts 1), is made of. */
 static isgq_data_type_t message_type(const codec_twin_t *setup, int parts)
 {
-    if (setup->codec.ops == &iq_codec_intsgd_ops)
+    if (setup->codec.ops == &iq_codec_intsgd_ops || setup->codec.ops == &iq_codec_exponential_ops)
         return BYTES;
     if (setup->codec.ops == &iq_codec_levels_ops)
         return parts == 1 ? BYTES : ISGQ_FLOAT32;
@@ -88,6 +88,8 @@ static isgq_data_type_t message_type(const codec_twin_t *setup, int parts)
 
 static isgq_data_type_t acc_type(const codec_twin_t *setup)
 {
+    if (setup->codec.ops == &iq_codec_exponential_ops)
+        return setup->codec.shared ? BYTES : ISGQ_FLOAT32;
     if (is_uniform(setup) || setup->codec.ops == &iq_codec_intsgd_ops)
         return setup->codec.shared ? ISGQ_UINT32 : ISGQ_FLOAT32;
     return message_type(setup, 2);
@@ -295,7 +297,7 @@ static void replays_new(const codec_twin_t *setup)
 
 void codec_twin_run(const codec_twin_t *setup)
 {
-    twin_t inputs[5], messages[5], acc, own, result, out, scratch;
+    twin_t inputs[CODEC_TWIN_RANKS], messages[CODEC_TWIN_RANKS], acc, own, result, out, scratch;
     pair_t pair = make_pair(setup);
     size_t acc_bytes = setup->span.count * setup->codec.ops->acc_bytes(&pair.host, &pair.host_call);
     twin_forget();

@@ -5,12 +5,14 @@
 
 #include "support/device_twin.h"
 
+#define CODEC_TWIN_RANKS 70 /* at most */
+
 /* One collective's worth of steps. */
 typedef struct codec_twin {
     iq_codec_t codec;
     isgq_data_type_t datatype;
     isgq_red_op_t op;
-    int nranks;
+    int nranks; /* up to CODEC_TWIN_RANKS */
     iq_span_t span;
     twin_place_t place; /* of messages */
     uint32_t replays;   /* of the device's graph: the host adds them to the number of the call itself */

@@ -148,6 +148,32 @@ START_TEST(intsgd)
 }
 END_TEST
 
+/* Sums in trees: of more contributions than slots have room for, in slots that a ring leaves half empty. */
+START_TEST(exponential)
+{
+    static const int nranks[] = {2, 5, 1, 3, 4};
+    static const size_t buckets[] = {0, 32, 1000};
+    twin_start();
+    for (size_t i = 0; i < 6 * IQ_ARRAY_SIZE(spans); i++) {
+        bool many = i == 6 || i == 16;
+        iq_codec_t codec = {.ops = &iq_codec_exponential_ops,
+                            .bits = many ? 8 : 3 + (unsigned)((i + i / 6) % 6),
+                            .bucket = buckets[i / 2 % 3],
+                            .rounding = IQ_ROUND_STOCHASTIC,
+                            .shared = many || i % 7 != 6};
+        codec_twin_t setup = {.codec = codec,
+                         .datatype = floats[(i + i / 3) % 3],
+                         .op = i / 4 % 2 ? ISGQ_AVG : ISGQ_SUM,
+                         .nranks = many ? CODEC_TWIN_RANKS : codec.shared ? nranks[i % 5] : 1,
+                         .span = spans[many ? 4 : (i + i / 6) % IQ_ARRAY_SIZE(spans)],
+                         .place = i / 2 % 2 ? PINNED : ON_DEVICE,
+                         .replays = i % 5 == 0 ? 9 : 0};
+        codec_twin_run(&setup);
+    }
+    twin_end();
+}
+END_TEST
+
 /* Random bits of every kernel that draws them: of quads, of single elements, of any run. */
 START_TEST(replays)
 {
@@ -220,8 +246,14 @@ START_TEST(damage_is_found_where_the_host_finds_it)
                 setup.codec.ops = &iq_codec_intsgd_ops;
                 codec_twin_flip_bits(&setup, parts[kind]);
             }
+            setup.codec.ops = &iq_codec_exponential_ops;
+            setup.nranks = kind < 3 ? 2 : 1;
+            if (bits >= 3)
+                codec_twin_flip_bits(&setup, parts[kind]);
             if (bits > 3)
                 continue;
+            setup.codec.ops = &iq_codec_uniform_ops;
+            setup.nranks = 2;
             setup.codec.bits = 2;
             setup.codec.levels = 1;
             codec_twin_flip_bits(&setup, parts[kind]);
@@ -254,6 +286,9 @@ Suite *iq_suite(void)
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("intsgd");
     tcase_add_test(tcase, intsgd);
+    suite_add_tcase(suite, tcase);
+    tcase = tcase_create("exponential");
+    tcase_add_test(tcase, exponential);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("replays");
     tcase_add_test(tcase, replays);
