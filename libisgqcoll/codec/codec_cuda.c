@@ -51,6 +51,8 @@ bool iq_codec_has_device(const iq_codec_t *codec)
     return row_of(codec->ops) != NULL;
 }
 
+bool iq_codec_is_hosted(const iq_codec_t *codec) { return codec->ops == &iq_codec_coded_ops; }
+
 bool iq_codec_combine(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, int nparts,
                       const void *const messages[], int own, const void *src, void *dst, void *result)
 {

@@ -35,6 +35,9 @@ const iq_codec_ops_t *iq_codec_on_device(const iq_codec_ops_t *host);
 /* Is this codec there for device memory, with these settings? */
 bool iq_codec_has_device(const iq_codec_t *codec);
 
+/* It works on hosts alone, for tensors of devices too: whoever calls it brings these there. */
+bool iq_codec_is_hosted(const iq_codec_t *codec);
+
 /* Bytes of device->scratch for spans of at most `count` elements: some codecs measure before they write. */
 #define IQ_DEVICE_MOMENTS_BYTES ((size_t)96 << 10) /* of it, whatever the count, for codecs that agree on moments */
 size_t iq_codec_device_scratch(const iq_codec_t *codec, size_t count);

@@ -229,7 +229,7 @@ static bool set_factor_coding(iq_recipe_t *recipe, const char *value)
 }
 static bool write_factor_coding(const iq_recipe_t *recipe, char *value) { return recipe->factor.coded && write_word("range", value); }
 
-/* The coder is the default where the build has one. */
+/* The coder is the default where the build has one; on communicators with devices only for budgets of error. */
 static bool set_coding(iq_recipe_t *recipe, const char *value)
 {
     recipe->says_coding = true;
@@ -239,7 +239,7 @@ static bool set_coding(iq_recipe_t *recipe, const char *value)
 static bool write_isgq_coding(const iq_recipe_t *recipe, char *value)
 {
     bool coded = recipe->codec.ops == &iq_codec_coded_ops;
-    return !coded && write_word("none", value);
+    return coded ? iq_recipe_insists(recipe) && write_word("zstd", value) : write_word("none", value);
 }
 
 /* ---- lists of options ---- */

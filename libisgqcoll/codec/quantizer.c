@@ -22,7 +22,8 @@ static bool is_isgq_whole(const struct isgq_quantizer *quantizer)
 {
     const iq_recipe_t *dense = &quantizer->dense, *factored = &quantizer->factored;
     return quantizer->has_dense && quantizer->has_factored && dense->is_isgq && factored->is_isgq &&
-           dense->codec.ops == factored->codec.ops && dense->factor.svd == factored->factor.svd && dense->codec.budget_bits == factored->codec.budget_bits &&
+           dense->codec.ops == factored->codec.ops && iq_recipe_insists(dense) == iq_recipe_insists(factored) &&
+           dense->factor.svd == factored->factor.svd && dense->codec.budget_bits == factored->codec.budget_bits &&
            dense->codec.budget_nmse == factored->codec.budget_nmse;
 }
 
@@ -127,18 +128,17 @@ static iq_codec_t best_within(double budget_bits, int nranks)
     return best;
 }
 
+/* On devices entropy coding is hosts' work: taken where it is asked for, by name or by an error. */
 isgq_result_t iq_quantizer_dense(isgq_quantizer_t quantizer, int nranks, bool devices, iq_codec_t *codec)
 {
     const iq_recipe_t *recipe = &quantizer->dense;
+    bool coded = recipe->codec.ops == &iq_codec_coded_ops && (!devices || recipe->says_coding || recipe->codec.budget_nmse > 0.0);
     if (!quantizer->has_dense)
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED,
                        "quantizer '%s' is for factored calls only; add a dense part: dense=...;factored=...", quantizer->text);
     *codec = recipe->codec;
-    if (recipe->is_isgq && (devices || recipe->codec.ops == &iq_codec_uniform_ops)) {
-        if (recipe->codec.budget_nmse > 0.0)
-            return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s': nmse= is for host memory only in this version", quantizer->text);
+    if (recipe->is_isgq && !coded)
         *codec = best_within(recipe->codec.budget_bits, nranks);
-    }
     return ISGQ_SUCCESS;
 }
 
@@ -167,6 +167,8 @@ void iq_quantizer_product(isgq_quantizer_t quantizer, int nranks, bool devices, 
             codec->budget_bits = dense->budget_bits + PRODUCT_BITS < 8.0 ? dense->budget_bits + PRODUCT_BITS : 8.0;
     } else if (!quantizer->has_dense || dense->power_rank != 0 || iq_quantizer_dense(quantizer, nranks, devices, codec) != ISGQ_SUCCESS) {
         *codec = iq_codec_none;
+    } else if (devices && codec->ops == &iq_codec_coded_ops) { /* a product does not go to the host */
+        *codec = dense->budget_bits > 0.0 ? best_within(dense->budget_bits, nranks) : iq_codec_none;
     }
 }
 
@@ -176,7 +178,7 @@ isgq_result_t iq_quantizer_factored(isgq_quantizer_t quantizer, bool devices, iq
     *spec = quantizer->factored.factor;
     if (*dense_only || !devices || iq_factor_has_device(spec))
         return ISGQ_SUCCESS;
-    if (!quantizer->factored.is_isgq || spec->budget_nmse > 0.0 || spec->svd)
+    if (!quantizer->factored.is_isgq || spec->budget_nmse > 0.0 || spec->svd || iq_recipe_insists(&quantizer->factored))
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "quantizer '%s' is for factors in host memory only in this version, and there are ranks on devices",
                        quantizer->text);
     *spec = (iq_factor_spec_t){.budget_bits = spec->budget_bits};

@@ -22,6 +22,12 @@ typedef struct iq_recipe {
     iq_factor_spec_t factor; /* of factored calls, where the family has them */
 } iq_recipe_t;
 
+/* isgq with a budget of bits whose text asks for the coder itself: on devices too, where it is hosts' work. */
+static inline bool iq_recipe_insists(const iq_recipe_t *recipe)
+{
+    return recipe->is_isgq && recipe->says_coding && recipe->factor.coded && recipe->codec.budget_nmse == 0.0;
+}
+
 struct isgq_quantizer {
     unsigned references; /* atomic */
     char text[IQ_QUANTIZER_TEXT_BYTES]; /* canonical form: equal settings, equal text */

@@ -287,6 +287,11 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
 /* Wire bits per element on a long tensor, of what a rank has to say or of the finished sum. */
 double iq_decide_bits(const iq_codec_t *codec, isgq_data_type_t datatype, int nranks, bool result);
 
+/* ---- run_hosted.c ---- */
+
+/* Some rank works on a device, and the call is done on hosts all the same. Of a decided call, equal on all ranks. */
+bool iq_call_is_hosted(isgq_comm_t comm, const iq_call_t *call);
+
 /* ---- submit.c ---- */
 
 /* Queue decided calls, all of them at once; they are copied. Waits for room if IQ_QUEUE_CALLS are queued. More than one: in host memory alone. */

@@ -10,6 +10,7 @@
 #include "codec/factor_device.h"
 #include "codec/guarded.h"
 #include "isgqcoll_ext.h"
+#include "core/gpu.h"
 #include "core/run.h"
 #include "core/tuned.h"
 
@@ -83,12 +84,25 @@ static isgq_result_t check_scales(isgq_comm_t comm, const iq_call_t *call, size_
     return ISGQ_SUCCESS;
 }
 
-/* Some codecs are there for host memory alone. */
+/* Some codecs are there for host memory alone, and devices do not bring their tensors there. */
 static isgq_result_t check_devices(isgq_comm_t comm, const iq_call_t *call)
 {
-    if (comm->devices && (call->codec.power_rank != 0 || !iq_codec_has_device(&call->codec)))
+    if (comm->devices && !iq_call_is_hosted(comm, call) && (call->codec.power_rank != 0 || !iq_codec_has_device(&call->codec)))
         return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: quantizer '%s' is for host memory only in this version, and there are ranks on devices",
                        iq_call_kind_name(call->kind), isgqx_quantizer_text(call->quantizer));
+    return ISGQ_SUCCESS;
+}
+
+/* Of a call that hosts do: a copy of the tensor, and what lies beside it. Equal on all ranks, those that need no copy too. */
+static isgq_result_t check_hosted(isgq_comm_t comm, iq_call_t *call)
+{
+    size_t used = strlen(call->why), most = IQ_GPU_HOST_BYTES(comm->scratch.bytes) - comm->scratch.bytes;
+    if (!iq_call_is_hosted(comm, call))
+        return ISGQ_SUCCESS;
+    if (iq_hosted_bytes(call) > most)
+        return IQ_FAIL(ISGQ_ERR_NO_MEMORY, "%s: quantizer '%s' is hosts' work, and a copy of %zu bytes does not fit; with ISGQ_SCRATCH_BYTES of %zu up to %zu do",
+                       iq_call_kind_name(call->kind), isgqx_quantizer_text(call->quantizer), iq_hosted_bytes(call), comm->scratch.bytes, most);
+    snprintf(call->why + used, sizeof(call->why) - used, "%son hosts", used > 0 ? ", " : "");
     return ISGQ_SUCCESS;
 }
 
@@ -345,6 +359,7 @@ static isgq_result_t decide(isgq_comm_t comm, iq_call_t *call, const char *algor
     if (call->kind == IQ_CALL_FACTORED)
         return decide_factored(comm, call, forced);
     IQ_TRY(decide_collective(comm, call, forced));
+    IQ_TRY(check_hosted(comm, call));
     call->may_fuse = iq_fuse_may(comm, call, forced);
     return ISGQ_SUCCESS;
 }

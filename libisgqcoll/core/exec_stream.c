@@ -31,11 +31,7 @@ static isgq_result_t enqueue_stages(isgq_comm_t comm, iq_stream_exec_t *exec)
     return exec->device.result == ISGQ_SUCCESS ? ISGQ_SUCCESS : iq_device_check(&exec->device, run->call->codec.ops->name);
 }
 
-bool iq_stream_takes(isgq_comm_t comm, const iq_call_t *call)
-{
-    (void)call;
-    return comm->stream_exec != NULL;
-}
+bool iq_stream_takes(isgq_comm_t comm, const iq_call_t *call) { return comm->stream_exec != NULL && !iq_call_is_hosted(comm, call); }
 
 /* Behind the eager call before, which may have gone to another stream (handles do not tell). What was captured is ordered by whoever launches it. */
 static isgq_result_t take_turn(isgq_comm_t comm, iq_stream_exec_t *exec, const iq_call_t *call)
@@ -44,6 +40,21 @@ static isgq_result_t take_turn(isgq_comm_t comm, iq_stream_exec_t *exec, const i
         IQ_TRY(iq_gpu_follow(comm, exec->last, call->stream));
     exec->last = call->sequence;
     return iq_gpu_mark_arrival(comm, call->sequence, call->stream);
+}
+
+isgq_result_t iq_stream_enqueue_hosted(isgq_comm_t comm, iq_call_t *call)
+{
+    iq_stream_exec_t *exec = comm->stream_exec;
+    bool capturing;
+    IQ_TRY(exec->device.cuda->stream_capturing(exec->device.ordinal, call->stream, &capturing));
+    if (capturing)
+        return IQ_FAIL(ISGQ_ERR_UNSUPPORTED, "%s: the stream is being captured, and quantizer '%s' is hosts' work, which cannot be part of a graph",
+                       iq_call_kind_name(call->kind), call->quantizer->text);
+    if (exec->last != 0)
+        IQ_TRY(iq_gpu_follow(comm, exec->last, call->stream));
+    IQ_TRY(iq_gpu_enqueue(comm, call->sequence, call->stream));
+    exec->last = call->sequence;
+    return ISGQ_SUCCESS;
 }
 
 isgq_result_t iq_stream_enqueue(isgq_comm_t comm, iq_call_t *call, bool *begun)

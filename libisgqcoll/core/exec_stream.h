@@ -44,6 +44,9 @@ bool iq_stream_takes(isgq_comm_t comm, const iq_call_t *call);
  * communicator cannot go on. */
 isgq_result_t iq_stream_enqueue(isgq_comm_t comm, iq_call_t *call, bool *begun);
 
+/* A call that hosts do, in its turn among those that streams do. Refuses streams that are being captured. */
+isgq_result_t iq_stream_enqueue_hosted(isgq_comm_t comm, iq_call_t *call);
+
 /* ---- stream_plan.c ---- */
 
 /* Enqueue a plan stage of exec->run on exec->device.stream. */

@@ -30,6 +30,8 @@ void *iq_scratch_take(iq_run_t *run, size_t bytes) { return take(run->site->memo
 
 void *iq_host_take(iq_run_t *run, size_t bytes) { return take(run->site->host, bytes); }
 
+void *iq_run_take(iq_run_t *run, size_t bytes) { return take(run->hosted ? run->site->host : run->site->memory, bytes); }
+
 /* ---- building stages ---- */
 
 static iq_stage_t *add_stage(iq_run_t *run, const char *name)
@@ -196,7 +198,7 @@ static isgq_result_t add_data(isgq_comm_t comm, iq_run_t *run, const iq_algorith
 {
     iq_stage_t *stage;
     IQ_TRY(iq_run_add_plan(comm, run, iq_collective_name(algorithm->collective), algorithm, codec, codec_call, codec_call->count,
-                    run->site->device != NULL, iq_run_everybody(comm), &stage));
+                    iq_run_on_device(run), iq_run_everybody(comm), &stage));
     stage->src = src;
     stage->dst = dst;
     stage->own_call.datatype = own_type;
@@ -251,8 +253,8 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
     const iq_call_t *call = run->call;
     isgq_data_type_t datatype = call->datatype;
     size_t count = call->count;
-    const void *src = call->send;
-    void *dst = call->recv;
+    const void *src = run->send;
+    void *dst = run->recv;
     if (call->power_rank != 0)
         return iq_run_begin_powersgd(comm, run);
     if (call->algorithm->needs & IQ_IN_LEVELS)
@@ -270,7 +272,16 @@ static isgq_result_t begin_collective(isgq_comm_t comm, iq_run_t *run)
         src = notional(src, own_first, bytes);
     if (call->kind == IQ_CALL_REDUCE_SCATTER)
         dst = (void *)(uintptr_t)notional(dst, own_first, bytes);
-    return iq_run_add_dense(comm, run, call->algorithm, call->codec, datatype, call->op, count, src, dst, call->accumulate);
+    return iq_run_add_dense(comm, run, call->algorithm, call->codec, datatype, call->op, count, src, dst, run->accumulate);
+}
+
+/* What is hosts' work comes to them and goes back. */
+static isgq_result_t begin_hosted(isgq_comm_t comm, iq_run_t *run)
+{
+    IQ_TRY(iq_run_bring_to_host(comm, run));
+    IQ_TRY(begin_collective(comm, run));
+    iq_run_bring_to_device(comm, run);
+    return ISGQ_SUCCESS;
 }
 
 static bool take_room(iq_run_t *run, iq_room_t *room, void *(*take_bytes)(iq_run_t *run, size_t bytes))
@@ -295,6 +306,10 @@ static void reset(iq_run_t *run, iq_site_t *site, iq_call_t *call)
 {
     run->call = call;
     run->site = site;
+    run->send = call->send;
+    run->recv = call->recv;
+    run->accumulate = call->accumulate;
+    run->hosted = false;
     run->nstages = run->stage = 0;
     run->trip = 0;
     run->cursor = (iq_plan_cursor_t){0};
@@ -316,7 +331,9 @@ isgq_result_t iq_run_lay_out(isgq_comm_t comm, iq_run_t *run, iq_site_t *site, i
     if (!take_room(run, &run->room, iq_scratch_take) || (site->device != NULL && !take_device_memory(run)))
         return ISGQ_ERR_NO_MEMORY;
     iq_shadow_begin(comm, run);
-    IQ_TRY(call->kind == IQ_CALL_FACTORED ? iq_run_begin_factored(comm, run) : begin_collective(comm, run));
+    IQ_TRY(call->kind == IQ_CALL_FACTORED       ? iq_run_begin_factored(comm, run)
+           : iq_call_is_hosted(comm, call) ? begin_hosted(comm, run)
+                                           : begin_collective(comm, run));
     return iq_shadow_end(comm, run);
 }
 

@@ -15,6 +15,7 @@
  *   factored, dense       local gradient x tiles, the dense stages, copy out
  *   levels                [widen,] plan in the host: sums of lanes, [scales, plan: max of scales, [agreed scales,]] plan between hosts,
  *                         plan in the host: gather lanes, [copy out]
+ *   hosted                to host, the stages of the call on host memory, to device (run_hosted.c)
  *   every k-th of them    copy for the shadow, the stages above, shadow, plan: exact sum, comparison
  *
  * All ranks have the same stages, also where some work on devices: messages name them. A stage's data lie where the rank works, but those of factored calls
@@ -142,6 +143,9 @@ typedef struct iq_prediction_run {
 typedef struct iq_run {
     iq_call_t *call; /* NULL: idle */
     iq_site_t *site;
+    const void *send;       /* the call's, or copies in host memory: `hosted` */
+    void *recv;
+    bool accumulate, hosted;
     iq_stage_t stages[IQ_MAX_STAGES];
     int nstages, stage;
     size_t trip;
@@ -211,6 +215,15 @@ void iq_levels_prepare(isgq_comm_t comm);
 /* Refuses what cannot be done that way; equal on all ranks. Scratch that it needs beside scales. */
 isgq_result_t iq_levels_check(isgq_comm_t comm, const iq_call_t *call);
 size_t iq_levels_scratch(const iq_call_t *call);
+
+/* ---- run_hosted.c: hosts' work for tensors on devices ---- */
+
+/* Before and behind the stages of a call that iq_call_is_hosted. Between them run->send and run->recv are in host memory. */
+isgq_result_t iq_run_bring_to_host(isgq_comm_t comm, iq_run_t *run);
+void iq_run_bring_to_device(isgq_comm_t comm, iq_run_t *run);
+
+/* Memory of the host that a rank on a device needs for it. */
+size_t iq_hosted_bytes(const iq_call_t *call);
 
 /* ---- run_views.c: sums in place, where all ranks see all buffers ---- */
 
@@ -304,6 +317,12 @@ bool iq_factored_all_on_devices(isgq_comm_t comm);
 isgq_result_t iq_run_begin_on_devices(isgq_comm_t comm, iq_run_t *run);
 
 /* ---- run.c, for the builders of stages ---- */
+
+/* Do the call's data lie on a device? */
+static inline bool iq_run_on_device(const iq_run_t *run) { return run->site->device != NULL && !run->hosted; }
+
+/* Memory where they lie. */
+void *iq_run_take(iq_run_t *run, size_t bytes);
 
 /* 64-byte aligned memory that lives until the call ends; NULL with a sentence if ISGQ_SCRATCH_BYTES is too small. */
 void *iq_scratch_take(iq_run_t *run, size_t bytes);

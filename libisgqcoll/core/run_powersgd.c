@@ -43,7 +43,7 @@ static size_t tile_count(const tiles_t *tiles) { return iq_min(tiles->end - tile
 static const iq_f32_any_t *values_at(const iq_run_t *run, size_t first, size_t count, float *tile)
 {
     const iq_call_t *call = run->call;
-    return call->corrects ? call->tensor->residual + first : iq_load_f32(call->datatype, call->send, first, count, tile);
+    return call->corrects ? call->tensor->residual + first : iq_load_f32(call->datatype, run->send, first, count, tile);
 }
 
 /* e += g: a residual must not make a gradient infinite that is not. */
@@ -51,7 +51,7 @@ static void add_gradient(const iq_run_t *run, size_t first, size_t count)
 {
     const iq_call_t *call = run->call;
     float tile[IQ_CODEC_TILE], *residual = call->tensor->residual + first;
-    const iq_f32_any_t *gradient = iq_load_f32(call->datatype, call->send, first, count, tile);
+    const iq_f32_any_t *gradient = iq_load_f32(call->datatype, run->send, first, count, tile);
     for (size_t i = 0; i < count; i++) {
         float sum = residual[i] + gradient[i];
         float within = sum > FLT_MAX ? FLT_MAX : sum < -FLT_MAX ? -FLT_MAX : sum;
@@ -163,7 +163,7 @@ static isgq_result_t work_result(isgq_comm_t comm, iq_run_t *run, size_t trip)
         iq_powersgd_product(power->p, power->q, call->rows, call->columns, call->power_rank, tiles.at, count, tile);
         for (size_t i = 0; i < count; i++)
             tile[i] /= divisor;
-        iq_store_f32(call->datatype, tile, count, call->accumulate, call->recv, tiles.at);
+        iq_store_f32(call->datatype, tile, count, run->accumulate, run->recv, tiles.at);
     }
     if (tiles.end == call->count && !all_finite(power->q, call->power_rank * call->columns)) /* no direction to go on from */
         memset(power->q, 0, call->power_rank * call->columns * sizeof(float));
@@ -175,10 +175,10 @@ isgq_result_t iq_run_begin_powersgd(isgq_comm_t comm, iq_run_t *run)
     const iq_call_t *call = run->call;
     size_t p_count = call->power_rank * call->rows, q_count = call->power_rank * call->columns;
     size_t pieces = iq_ceil_div(call->count, PIECE_ELEMENTS);
-    run->own_error.measures = iq_accuracy_wanted(comm, call);
-    run->power.p = iq_scratch_take(run, p_count * sizeof(float));
+    run->own_error.measures = !comm->devices && iq_accuracy_wanted(comm, call);
+    run->power.p = iq_run_take(run, p_count * sizeof(float));
     run->power.q = call->tensor->directions;
-    run->power.own_q = call->corrects || run->own_error.measures ? iq_scratch_take(run, q_count * sizeof(float)) : NULL;
+    run->power.own_q = call->corrects || run->own_error.measures ? iq_run_take(run, q_count * sizeof(float)) : NULL;
     if (run->power.p == NULL || (run->power.own_q == NULL && (call->corrects || run->own_error.measures)))
         return ISGQ_ERR_NO_MEMORY;
     iq_run_add_work(run, "directions", work_directions, call->power_rank);

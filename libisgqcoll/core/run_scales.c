@@ -55,7 +55,7 @@ static isgq_result_t scales_algorithm(isgq_comm_t comm, const iq_members_t *amon
 
 isgq_result_t iq_run_take_scales(iq_run_t *run, const iq_codec_t *codec, size_t count)
 {
-    run->scales = iq_scratch_take(run, iq_codec_scales(codec, count) * sizeof(float));
+    run->scales = iq_run_take(run, iq_codec_scales(codec, count) * sizeof(float));
     return run->scales != NULL ? ISGQ_SUCCESS : ISGQ_ERR_NO_MEMORY;
 }
 
@@ -66,14 +66,14 @@ isgq_result_t iq_run_add_scales(isgq_comm_t comm, iq_run_t *run, iq_members_t am
     size_t room = iq_codec_scales(codec, count), shared = ops->shared_scales == NULL ? room : ops->shared_scales(codec, count);
     isgq_red_op_t op = ops->scales_op == NULL ? ISGQ_MAX : ops->scales_op(codec);
     const iq_algorithm_t *algorithm;
-    if (run->site->device != NULL)
+    if (iq_run_on_device(run))
         iq_device_clear(run->site->device, run->scales, room * sizeof(float));
     else
         memset(run->scales, 0, room * sizeof(float));
     iq_run_add_work(run, "scales", work_scales, iq_ceil_div(count, measured_piece(run, codec, element_bytes, count)));
     IQ_TRY(scales_algorithm(comm, &among, op, shared, &algorithm));
     IQ_TRY(iq_run_add_sum(comm, run, among, op == ISGQ_MAX ? "maximum of scales" : "sum of scales", algorithm, ISGQ_FLOAT32, op, shared, run->scales,
-                          run->site->device != NULL));
+                          iq_run_on_device(run)));
     iq_run_add_learning(run);
     if (ops->open_scales != NULL)
         iq_run_add_work(run, "agreed scales", work_open_scales, 1);

@@ -129,6 +129,8 @@ static isgq_result_t enqueue(isgq_comm_t comm, iq_call_t *call)
     if (comm->gpu == NULL)
         return ISGQ_SUCCESS;
     call->streamed = iq_stream_takes(comm, call);
+    if (!call->streamed && comm->stream_exec != NULL)
+        return iq_stream_enqueue_hosted(comm, call);
     if (!call->streamed)
         return iq_gpu_enqueue(comm, call->sequence, call->stream);
     isgq_result_t result = iq_stream_enqueue(comm, call, &begun);

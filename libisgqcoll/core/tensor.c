@@ -149,8 +149,10 @@ bool iq_tensor_uses_output(const iq_call_t *call)
 
 static isgq_result_t prepare_feedback(isgq_comm_t comm, isgq_tensor_t tensor, iq_call_t *call)
 {
-    IQ_TRY(iq_tensor_place(tensor, comm));
-    IQ_TRY(iq_gpu_take_own_room(comm));
+    bool hosted = iq_call_is_hosted(comm, call);
+    IQ_TRY(iq_tensor_place(tensor, hosted ? NULL : comm));
+    if (!hosted)
+        IQ_TRY(iq_gpu_take_own_room(comm));
     IQ_TRY(allocate_placed(tensor, &tensor->residual));
     if (!iq_tensor_uses_output(call) && call->power_rank == 0)
         IQ_TRY(allocate_placed(tensor, &tensor->input));

@@ -116,7 +116,7 @@ isgq_result_t iq_tensor_estimates(isgq_tensor_t tensor, double *variance, uint64
 
 static bool lies_with(isgq_tensor_t tensor, isgq_comm_t comm)
 {
-    const iq_device_t *device = comm->gpu != NULL ? iq_gpu_device(comm) : NULL;
+    const iq_device_t *device = comm != NULL && comm->gpu != NULL ? iq_gpu_device(comm) : NULL;
     return device == NULL ? tensor->cuda == NULL : tensor->cuda != NULL && tensor->ordinal == device->ordinal;
 }
 
@@ -151,6 +151,9 @@ isgq_result_t iq_tensor_place(isgq_tensor_t tensor, isgq_comm_t comm)
     float *kept = NULL;
     if (lies_with(tensor, comm))
         return ISGQ_SUCCESS;
+    if (atomic_load(&tensor->holders) > 1)
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "tensor %s: its residual would have to move between host and device, and calls on it are in flight; wait for them first",
+                       tensor->name);
     IQ_TRY(iq_tensor_estimates(tensor, &tensor->variance, &tensor->corrected));
     if (tensor->residual != NULL) {
         kept = malloc(bytes);
@@ -160,7 +163,7 @@ isgq_result_t iq_tensor_place(isgq_tensor_t tensor, isgq_comm_t comm)
     isgq_result_t result = kept != NULL ? iq_tensor_copy(tensor, kept, tensor->residual, bytes) : ISGQ_SUCCESS;
     if (result == ISGQ_SUCCESS) {
         iq_tensor_free_buffers(tensor);
-        if (comm->gpu != NULL) {
+        if (comm != NULL && comm->gpu != NULL) {
             tensor->cuda = iq_gpu_device(comm)->cuda;
             tensor->ordinal = iq_gpu_device(comm)->ordinal;
         }

@@ -9,7 +9,8 @@
 
 #include "core/tensor.h"
 
-/* The tensor's buffers lie where `comm` works from now on, with what is in them. No call holds the tensor unless they lie there already. */
+/* The tensor's buffers lie where `comm` works from now on, NULL: in host memory, with what is in them. ISGQ_ERR_INVALID_USAGE if they
+ * would have to move and a call holds the tensor. */
 isgq_result_t iq_tensor_place(isgq_tensor_t tensor, isgq_comm_t comm);
 
 /* Zeros, where the tensor's buffers lie. */

@@ -392,7 +392,9 @@ typedef enum isgq_red_op {
  *
  * Published methods by their names: global-qsgd, global-qsgd-exp, terngrad, intsgd, qsgd, onebit, ef-sign, bingrad-b, bingrad-pb, orq-3,
  * orq-5, orq-9, natural, drive, eden, mx, powersgd; for factors isgq-mse, isgq-mvu, isgq-dithered. Communicators with devices
- * answer ISGQ_ERR_UNSUPPORTED for powersgd and those for factors. docs/numerics.md gives grammar, formula, error and source of each.
+ * answer ISGQ_ERR_UNSUPPORTED for those for factors and for intsgd:scale=history. There dense "isgq:bits=4" has no entropy coding unless the text
+ * says coding=zstd; that, isgq:nmse and powersgd are work of the hosts, to which tensors go and from which they come back: slower, not enqueued
+ * whole, and refused on a stream that is being captured. docs/numerics.md gives grammar, formula, error and source of each.
  * The same text is accepted by ISGQ_QUANTIZER and by the programs.
  *
  * The object is immutable and may be shared by threads and communicators.

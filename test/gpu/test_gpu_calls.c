@@ -139,11 +139,11 @@ static void refusals_body(iq_rank_t *rank)
     RANK_STATUS(rank, isgq_allreduce_factored(&factors, 1, device + 16, ISGQ_FLOAT32, ISGQ_SUM, NULL, comm, NULL, NULL), ISGQ_ERR_INVALID_ARGUMENT);
     factors.bias = NULL;
     RANK_STATUS(rank, isgq_allreduce_factored(&factors, 1, host, ISGQ_FLOAT32, ISGQ_SUM, NULL, comm, NULL, NULL), ISGQ_ERR_INVALID_ARGUMENT);
-    isgq_quantizer_t power = NULL;
-    RANK_OK(rank, isgq_quantizer_create(&power, "powersgd"));
-    RANK_STATUS(rank, isgq_allreduce(device, device, 64, ISGQ_FLOAT32, ISGQ_SUM, power, comm, NULL, NULL), ISGQ_ERR_UNSUPPORTED);
+    isgq_quantizer_t history = NULL;
+    RANK_OK(rank, isgq_quantizer_create(&history, "intsgd:scale=history"));
+    RANK_STATUS(rank, isgq_allreduce(device, device, 64, ISGQ_FLOAT32, ISGQ_SUM, history, comm, NULL, NULL), ISGQ_ERR_UNSUPPORTED);
     RANK_CHECK(rank, strstr(isgq_get_last_error(), "host memory only") != NULL, "\"%s\"", isgq_get_last_error());
-    isgq_quantizer_destroy(power);
+    isgq_quantizer_destroy(history);
     RANK_CUDA(rank, cudaMemset(device, 0, 64 * sizeof(float)));
     cudaStream_t stream = gpu_stream(rank);
     RANK_OK(rank, isgq_allreduce(device, device, 64, ISGQ_FLOAT32, ISGQ_SUM, NULL, comm, stream, NULL)); /* none of this broke it */

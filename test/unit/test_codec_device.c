@@ -81,6 +81,12 @@ static isgq_result_t fake_levels(int ordinal, isgq_stream_t stream, const iq_cud
     return launch();
 }
 
+static isgq_result_t fake_exponent(int ordinal, isgq_stream_t stream, const iq_cuda_exponent_t *exponent)
+{
+    (void)ordinal, (void)stream, (void)exponent;
+    return launch();
+}
+
 static const iq_cuda_level_table_t fake_level_table = {.encode = fake_levels, .decode = fake_levels};
 
 static const iq_cuda_module_t fake_module = {.moments = fake_moments,
@@ -92,6 +98,7 @@ static const iq_cuda_module_t fake_module = {.moments = fake_moments,
                                              .reduce = fake_reduce,
                                              .divide = fake_divide,
                                              .combine = fake_combine,
+                                             .exponent = fake_exponent,
                                              .level = &fake_level_table};
 
 /* Levels have models, and are added up message by message. */
@@ -205,7 +212,7 @@ END_TEST
 /* The others are for host memory only until they have a row. */
 static const iq_codec_ops_t *const with_devices[] = {&iq_codec_none_ops, &iq_codec_fp16_ops, &iq_codec_bf16_ops,
                                                      &iq_codec_uniform_ops, &iq_codec_uniform_norm_ops, &iq_codec_intsgd_ops,
-                                                     &iq_codec_levels_ops};
+                                                     &iq_codec_levels_ops, &iq_codec_exponential_ops};
 
 START_TEST(device_rows_have_their_codecs_shape)
 {

@@ -287,7 +287,8 @@ START_TEST(isgq_prefers_what_errs_less)
 }
 END_TEST
 
-/* Without a coder the same texts mean uniform codes, and an error cannot be asked for. On devices they do in any build. */
+/* Without a coder the same texts mean uniform codes, and an error cannot be asked for. On devices a budget of bits does in any build, unless the text
+ * insists, which it then says in its canonical form; both halves must, to be one. */
 START_TEST(isgq_is_coded_where_there_is_a_coder)
 {
     iq_codec_t codec;
@@ -306,8 +307,30 @@ START_TEST(isgq_is_coded_where_there_is_a_coder)
     ck_assert_str_eq(isgqx_quantizer_text(quantizer), "isgq:nmse=0.01");
     ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, false, &codec), ISGQ_SUCCESS);
     ck_assert(codec.budget_bits == 0.0 && codec.budget_nmse == 0.01);
-    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, true, &codec), ISGQ_ERR_UNSUPPORTED);
+    ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, true, &codec), ISGQ_SUCCESS);
+    ck_assert(codec.ops == &iq_codec_coded_ops && codec.budget_nmse == 0.01);
     isgq_quantizer_destroy(quantizer);
+    static const char *const insisting[][2] = {
+        {"isgq:coding=zstd,bits=2.5", "isgq:bits=2.5,coding=zstd"},
+        {"isgq:nmse=0.01,coding=zstd", "isgq:nmse=0.01"},
+        {"dense=isgq:coding=zstd;factored=isgq", "dense=isgq:bits=4,coding=zstd;factored=isgq:bits=4"},
+        {"dense=isgq:coding=zstd;factored=isgq:coding=zstd", "isgq:bits=4,coding=zstd"},
+    };
+    for (size_t i = 0; i < IQ_ARRAY_SIZE(insisting); i++) {
+        iq_factor_spec_t spec;
+        bool dense_only;
+        quantizer = make(insisting[i][0]);
+        ck_assert_str_eq(isgqx_quantizer_text(quantizer), insisting[i][1]);
+        ck_assert_int_eq(iq_quantizer_dense(quantizer, 4, true, &codec), ISGQ_SUCCESS);
+        ck_assert_ptr_eq(codec.ops, &iq_codec_coded_ops);
+        ck_assert_int_eq(iq_quantizer_moved(quantizer, true, &codec), ISGQ_SUCCESS);
+        ck_assert_ptr_eq(codec.ops, &iq_codec_uniform_ops);
+        bool coded_rows = i != 2; /* rows are not coded on devices: by a budget of error, or where the text insists */
+        ck_assert_int_eq(iq_quantizer_factored(quantizer, true, &spec, &dense_only), coded_rows ? ISGQ_ERR_UNSUPPORTED : ISGQ_SUCCESS);
+        iq_quantizer_product(quantizer, 4, true, &codec); /* nor do products go to hosts */
+        ck_assert_ptr_ne(codec.ops, &iq_codec_coded_ops);
+        isgq_quantizer_destroy(quantizer);
+    }
 }
 END_TEST
 
