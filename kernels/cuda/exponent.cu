@@ -165,7 +165,9 @@ static __device__ __forceinline__ void total_codes(const exponent_args_t &args, 
 
 /* ---- the kernel ---- */
 
-template <int from, int to> static __global__ void __launch_bounds__(IQ_CUDA_THREADS) exponent_any(exponent_args_t args)
+enum { RESIDENT = 3 }; /* blocks of a processor: left to itself nvcc spills for a fourth */
+
+template <int from, int to> static __global__ void __launch_bounds__(IQ_CUDA_THREADS, RESIDENT) exponent_any(exponent_args_t args)
 {
     __shared__ uint32_t stages[IQ_CUDA_WARPS][IQ_STAGE_WORDS];
     uint32_t *stage = stages[threadIdx.x / 32];
