@@ -193,6 +193,7 @@ int main(int argc, char **argv)
     say_what_this_is(&bench);
     if (parts != CALLS) {
         bench_kernels(&bench);
+        bench_steps(&bench);
         bench_factors(&bench);
     }
     if (parts != KERNELS)

@@ -55,6 +55,7 @@ _Noreturn void bench_die(const char *file, int line, const char *call, const cha
 void bench_fill(float *values, size_t count, unsigned salt);
 
 void bench_kernels(bench_t *bench); /* bench_kernels.c */
+void bench_steps(bench_t *bench);   /* bench_steps.c, after the copy of bench_kernels */
 void bench_factors(bench_t *bench); /* bench_factors.c, after the copy of bench_kernels */
 void bench_calls(bench_t *bench);   /* bench_calls.c */
 
