@@ -82,7 +82,8 @@ typedef struct iq_kernels {
     /* dst[i] = (float)(2 * sums[i] - offset) * unit / divisor. */
     void (*dequantize)(const iq_u32_any_t *sums, size_t count, int32_t offset, float unit, float divisor, iq_f32_any_t *dst);
 
-    /* words[i] = the random word of element first + i, of the grid's seed, call, stream and rank. */
+    /* words[i] = the random word of element first + i, of the grid's seed, call, stream and rank; with strata, the 24 bits that
+     * iq_stratified_bits makes of it. */
     void (*draw)(const iq_grid_t *grid, uint64_t first, size_t count, uint32_t *words);
 
     /* For rotations (kernels/hadamard.h). The transform of a power of two of values, not scaled; `room` is as large. And

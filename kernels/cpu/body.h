@@ -65,8 +65,15 @@ TARGET static void draw(const iq_grid_t *grid, uint64_t first, size_t count, uin
     _Alignas(64) uint32_t random[TILE];
     while (count > 0) {
         size_t skip = first % 4, n = TILE - skip < count ? TILE - skip : count;
-        draw_tile(grid, first / 4, quads_of(skip + n), random);
-        memcpy(words, random + skip, n * sizeof(*words));
+        bool whole = n == TILE && grid->strata == NULL;
+        draw_tile(grid, first / 4, quads_of(skip + n), whole ? words : random);
+        if (whole) {
+        } else if (grid->strata == NULL) {
+            memcpy(words, random + skip, n * sizeof(*words));
+        } else {
+            for (size_t i = 0; i < n; i++)
+                words[i] = iq_stratified_bits(random[skip + i], grid->strata);
+        }
         first += n;
         words += n;
         count -= n;

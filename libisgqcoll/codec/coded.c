@@ -109,24 +109,25 @@ static double mean_bits(const iq_codec_t *codec, const iq_codec_call_t *call, bo
 
 /* ---- rounding ---- */
 
-static void draw_words(const iq_codec_call_t *call, uint32_t stream, uint32_t rank, uint64_t first, size_t count, uint32_t *words)
+static void draw_words(const iq_codec_call_t *call, uint32_t stream, const uint32_t *strata, uint64_t first, size_t count,
+                       uint32_t *words)
 {
-    iq_grid_t grid = {.stream = stream, .rank = rank, .seed = call->seed, .call = call->call};
+    iq_grid_t grid = {.stream = stream, .seed = call->seed, .call = call->call, .strata = strata};
     iq_kernels()->draw(&grid, first, count, words);
 }
 
 /* Contexts of a rank's own codes, coded_message.h: `strata` are this rank's, or NULL where words are taken as they are. */
 static void own_contexts(const iq_codec_call_t *call, uint64_t first, const uint32_t *strata, size_t count, uint8_t *contexts)
 {
+    enum { CONTEXT_BITS = 3 };
+    _Static_assert(1 << CONTEXT_BITS == IQ_CODED_CONTEXTS, "the uppermost bits are the context");
     uint32_t words[IQ_CODEC_TILE];
+    unsigned below = (strata != NULL ? 24 : 32) - CONTEXT_BITS;
     for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(count - i, IQ_CODEC_TILE);
-        draw_words(call, IQ_STREAM_STRATA, 0, first + i, n, words);
-        if (strata != NULL)
-            for (size_t j = 0; j < n; j++)
-                words[j] = iq_stratified_bits(words[j], strata) << 8;
+        draw_words(call, IQ_STREAM_STRATA, strata, first + i, n, words);
         for (size_t j = 0; j < n; j++)
-            contexts[i + j] = (uint8_t)(words[j] / (UINT32_MAX / IQ_CODED_CONTEXTS + 1));
+            contexts[i + j] = (uint8_t)(words[j] >> below);
     }
 }
 
@@ -153,72 +154,81 @@ static void quantize(const iq_codec_call_t *call, iq_span_t span, const void *sr
     }
 }
 
-/* d of an element, in 0..k-1. */
-static inline uint32_t offset_of(uint32_t word, uint32_t k) { return (uint32_t)(((uint64_t)(word >> 8) * k) >> 24); }
-
-/* Contexts of results: where d lies in 0..k-1. That of k-1-d mirrors that of d. */
-static void result_contexts(const iq_codec_call_t *call, uint64_t first, uint32_t k, size_t count, uint8_t *contexts)
+/* d of elements, in 0..k-1. */
+static void draw_offsets(const iq_codec_call_t *call, uint64_t first, uint32_t k, size_t count, uint32_t *offsets)
 {
-    uint32_t words[IQ_CODEC_TILE];
-    for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
-        size_t n = iq_min(count - i, IQ_CODEC_TILE);
-        draw_words(call, IQ_STREAM_RESULT, 0, first + i, n, words);
-        for (size_t j = 0; j < n; j++) {
-            uint32_t d = offset_of(words[j], k), upper = 2 * d >= k, low = upper ? k - 1 - d : d;
-            uint32_t context = (2 * low + 1) * (IQ_CODED_CONTEXTS / 2) / k;
-            context = context < IQ_CODED_CONTEXTS / 2 ? context : IQ_CODED_CONTEXTS / 2 - 1;
-            contexts[i + j] = (uint8_t)(upper ? IQ_CODED_CONTEXTS - 1 - context : context);
-        }
-    }
+    draw_words(call, IQ_STREAM_RESULT, NULL, first, count, offsets);
+    for (size_t i = 0; i < count; i++)
+        offsets[i] = (uint32_t)(((uint64_t)(offsets[i] >> 8) * k) >> 24);
 }
 
-/* Sums of codes to results, at most a tile. */
-static void merge(const iq_codec_call_t *call, uint64_t first, size_t count, uint32_t k, int32_t *sums)
+/* Context of a result: where d lies in 0..k-1. That of k-1-d mirrors that of d. */
+static uint8_t result_context(uint32_t d, uint32_t k)
 {
-    uint32_t words[IQ_CODEC_TILE];
+    bool upper = 2 * d >= k;
+    uint32_t low = upper ? k - 1 - d : d, context = (2 * low + 1) * (IQ_CODED_CONTEXTS / 2) / k;
+    context = context < IQ_CODED_CONTEXTS / 2 ? context : IQ_CODED_CONTEXTS / 2 - 1;
+    return (uint8_t)(upper ? IQ_CODED_CONTEXTS - 1 - context : context);
+}
+
+static void result_contexts(const uint32_t *offsets, uint32_t k, size_t count, uint8_t *contexts)
+{
+    uint8_t known[256] = {0}; /* divisions are dear, and few offsets differ */
+    for (uint32_t d = 0; d < k && d < IQ_ARRAY_SIZE(known); d++)
+        known[d] = result_context(d, k);
+    for (size_t i = 0; i < count; i++)
+        contexts[i] = offsets[i] < IQ_ARRAY_SIZE(known) ? known[offsets[i]] : result_context(offsets[i], k);
+}
+
+/* Sums of codes to results. */
+static void merge(const uint32_t *offsets, uint32_t k, size_t count, int32_t *sums)
+{
     int32_t divisor = (int32_t)k;
     double inverse = 1.0 / (double)k;
-    draw_words(call, IQ_STREAM_RESULT, 0, first, count, words);
     for (size_t i = 0; i < count; i++) { /* vectors have no division of integers; the quotient is off by 1 at most */
-        int32_t sum = (int32_t)((uint32_t)sums[i] + offset_of(words[i], k)), quotient = (int32_t)((double)sum * inverse);
+        int32_t sum = (int32_t)((uint32_t)sums[i] + offsets[i]), quotient = (int32_t)((double)sum * inverse);
         int32_t rest = sum - quotient * divisor;
         sums[i] = quotient + (rest >= divisor) - (rest < 0);
     }
 }
 
-/* Results to values; k = 1: sums of codes. At most a tile. */
-static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t *results, size_t count, uint32_t k,
-                      float *values)
+/* Results to values; k = 1: sums of codes, without offsets. At most a tile. */
+static void values_of(const iq_codec_call_t *call, uint64_t first, const int32_t *results, const uint32_t *offsets, size_t count,
+                      uint32_t k, float *values)
 {
+    static const uint32_t none[IQ_CODEC_TILE];
     iq_coded_plan_t plan = iq_coded_plan(call);
     uint32_t words[IQ_CODEC_TILE], ranks = (uint32_t)call->nranks;
+    const uint32_t *strata = ranks == 1 ? call->strata : NULL;
     float divisor = call->op == ISGQ_AVG ? (float)call->nranks : 1.0f, middle = (float)(k - 1) / 2;
-    for (size_t i = 0; i < count; i++)
-        values[i] = (float)((int64_t)results[i] * k);
-    if (k > 1 && plan.mend_result > 0.0f) {
-        draw_words(call, IQ_STREAM_RESULT, 0, first, count, words);
-        for (size_t i = 0; i < count; i++)
-            values[i] += plan.mend_result * (middle - (float)(int32_t)offset_of(words[i], k));
-    }
     if (plan.mend_own > 0.0f) { /* w: the lowest of all ranks' numbers, times N; of one rank's code, its own number */
-        draw_words(call, IQ_STREAM_STRATA, 0, first, count, words);
-        for (size_t i = 0; i < count; i++)
-            words[i] = ranks == 1 && call->strata != NULL ? iq_stratified_bits(words[i], call->strata)
-                                                          : ((words[i] >> 8) * ranks) & 0xffffffu;
-        for (size_t i = 0; i < count; i++)
-            values[i] += plan.mend_own * ((float)(int32_t)words[i] * 0x1p-24f - 0.5f);
+        draw_words(call, IQ_STREAM_STRATA, strata, first, count, words);
+        for (size_t i = 0; i < count && strata == NULL; i++)
+            words[i] = ((words[i] >> 8) * ranks) & 0xffffffu;
     }
-    for (size_t i = 0; i < count; i++)
-        values[i] = values[i] * plan.step / divisor;
+    if (plan.mend_own > 0.0f || (k > 1 && plan.mend_result > 0.0f)) { /* what is not taken back is 0 times something */
+        const uint32_t *w = plan.mend_own > 0.0f ? words : none, *d = k > 1 ? offsets : none;
+        for (size_t i = 0; i < count; i++) {
+            float value = (float)((double)results[i] * (double)k); /* the product is exact */
+            value += plan.mend_result * (middle - (float)(int32_t)d[i]);
+            value += plan.mend_own * ((float)(int32_t)w[i] * 0x1p-24f - 0.5f);
+            values[i] = value * plan.step;
+        }
+    } else {
+        for (size_t i = 0; i < count; i++)
+            values[i] = (float)((double)results[i] * (double)k) * plan.step;
+    }
+    for (size_t i = 0; i < count && divisor != 1.0f; i++)
+        values[i] /= divisor;
 }
 
-static void store_values(const iq_codec_call_t *call, iq_span_t span, const int32_t *results, size_t offset, size_t count,
-                         uint32_t k, void *dst)
+static void store_values(const iq_codec_call_t *call, iq_span_t span, const int32_t *results, const uint32_t *offsets,
+                         size_t offset, size_t count, uint32_t k, void *dst)
 {
     float tile[IQ_CODEC_TILE];
     for (size_t i = 0; i < count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(count - i, IQ_CODEC_TILE);
-        values_of(call, span.first + offset + i, results + i, n, k, tile);
+        values_of(call, span.first + offset + i, results + i, k > 1 ? offsets + i : NULL, n, k, tile);
         iq_store_f32(call->datatype, tile, n, call->accumulate, dst, offset + i);
     }
 }
@@ -240,8 +250,9 @@ static bool says_nothing(const iq_codec_call_t *call)
 
 /* What is known of the integers of a message. */
 typedef struct contexts {
-    bool own, result;       /* neither: nothing */
-    const uint32_t *strata; /* own: of the rank whose codes these are, or NULL */
+    bool own;                /* codes of one rank, rounded with ... */
+    const uint32_t *strata;  /* ... its strata, or NULL */
+    const uint32_t *offsets; /* of results; neither: nothing */
 } contexts_t;
 
 typedef struct reader {
@@ -255,14 +266,14 @@ static void make_contexts(const iq_codec_call_t *call, const contexts_t *which, 
     if (which->own)
         own_contexts(call, first, which->strata, count, contexts);
     else
-        result_contexts(call, first, (uint32_t)iq_coded_plan(call).merge, count, contexts);
+        result_contexts(which->offsets, (uint32_t)iq_coded_plan(call).merge, count, contexts);
 }
 
 static size_t write_block(const iq_codec_call_t *call, contexts_t which, uint64_t first, const int32_t *codes, size_t count,
                           unsigned char *at)
 {
     uint8_t contexts[BLOCK];
-    bool known = (which.own || which.result) && iq_coded_knows(call) && iq_coded_likes_contexts(codes, count);
+    bool known = (which.own || which.offsets != NULL) && iq_coded_knows(call) && iq_coded_likes_contexts(codes, count);
     if (known)
         make_contexts(call, &which, first, count, contexts);
     return iq_coded_write(codes, known ? contexts : NULL, count, at);
@@ -284,7 +295,7 @@ static isgq_result_t next_block(const iq_codec_call_t *call, reader_t *reader, u
 {
     uint8_t contexts[BLOCK];
     size_t used = 0;
-    bool known = (reader->contexts.own || reader->contexts.result) && iq_coded_asks_for_contexts(reader->at, reader->left);
+    bool known = (reader->contexts.own || reader->contexts.offsets != NULL) && iq_coded_asks_for_contexts(reader->at, reader->left);
     if (known)
         make_contexts(call, &reader->contexts, first, count, contexts);
     IQ_TRY(iq_coded_read(reader->at, reader->left, known ? contexts : NULL, count, codes, &used));
@@ -391,13 +402,16 @@ static isgq_result_t add(const iq_codec_t *codec, const iq_codec_call_t *call, i
 static void write_sums(const iq_codec_call_t *call, iq_span_t span, const iq_u32_any_t *sums, uint32_t k, unsigned char *message)
 {
     int32_t codes[BLOCK];
+    uint32_t offsets[BLOCK];
     unsigned char *at = message + HEADER;
     for (size_t i = 0; i < span.count && !says_nothing(call); i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
         memcpy(codes, sums + i, n * sizeof(*codes));
-        for (size_t j = 0; j < n && k > 1; j += IQ_CODEC_TILE)
-            merge(call, span.first + i + j, iq_min(n - j, IQ_CODEC_TILE), k, codes + j);
-        at += write_block(call, (contexts_t){.result = k > 1}, span.first + i, codes, n, at);
+        if (k > 1) {
+            draw_offsets(call, span.first + i, k, n, offsets);
+            merge(offsets, k, n, codes);
+        }
+        at += write_block(call, (contexts_t){.offsets = k > 1 ? offsets : NULL}, span.first + i, codes, n, at);
     }
     put_header(message, (size_t)(at - message), says_nothing(call) ? KIND_NOTHING : KIND_CODES);
 }
@@ -417,17 +431,20 @@ static void finish(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span
 static isgq_result_t decode(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *message, void *dst)
 {
     int32_t results[BLOCK];
+    uint32_t offsets[BLOCK], k = (uint32_t)iq_coded_plan(call).merge;
     reader_t reader = {0};
     (void)codec;
     IQ_TRY(open_message(message, span, says_nothing(call) ? KIND_NOTHING : KIND_CODES, &reader));
-    reader.contexts.result = iq_coded_plan(call).merge > 1.0f;
+    reader.contexts.offsets = k > 1 ? offsets : NULL;
     for (size_t i = 0; i < span.count; i += BLOCK) {
         size_t n = iq_min(span.count - i, BLOCK);
+        if (k > 1)
+            draw_offsets(call, span.first + i, k, n, offsets);
         if (says_nothing(call))
             memset(results, 0, n * sizeof(*results));
         else
             IQ_TRY(next_block(call, &reader, span.first + i, n, results));
-        store_values(call, span, results, i, n, (uint32_t)iq_coded_plan(call).merge, dst);
+        store_values(call, span, results, offsets, i, n, k, dst);
     }
     return close_message(&reader);
 }
@@ -439,7 +456,7 @@ static void deliver(const iq_codec_t *codec, const iq_codec_call_t *call, iq_spa
     for (size_t i = 0; i < span.count; i += IQ_CODEC_TILE) {
         size_t n = iq_min(span.count - i, IQ_CODEC_TILE);
         memcpy(sums, (const iq_u32_any_t *)acc + i, n * sizeof(*sums));
-        store_values(call, span, sums, i, n, 1, dst);
+        store_values(call, span, sums, NULL, i, n, 1, dst);
     }
 }
 

@@ -113,16 +113,22 @@ static void add_sketch(const iq_codec_call_t *call, const iq_coded_layout_t *lay
                        size_t count, float *scales)
 {
     iq_philox_block_t block = {{0}};
+    uint32_t bit[32]; /* not all vectors can shift by numbers that differ */
+    for (unsigned j = 0; j < 32; j++)
+        bit[j] = 1u << j;
     for (size_t i = 0; i < count; i += 32) {
         size_t number = (first + i) / 32, n = iq_min(count - i, 32);
         if (i == 0 || number % 4 == 0)
             block = iq_draw(call->seed, call->call, IQ_STREAM_STRATA, 0xfffeu, number);
-        float lanes[8] = {0};
+        float turned[32] = {0}, lanes[8] = {0};
         uint32_t signs = block.word[number % 4];
         for (size_t j = 0; j < n; j++) {
-            uint32_t flip = (signs >> j) << 31;
-            lanes[j % 8] += iq_bits_float(iq_float_bits(values[i + j]) ^ flip) * (float)IQ_CODED_SCALE;
+            uint32_t flip = (signs & bit[j]) != 0 ? 1u << 31 : 0;
+            turned[j] = iq_bits_float(iq_float_bits(values[i + j]) ^ flip) * (float)IQ_CODED_SCALE;
         }
+        for (size_t j = 0; j < 32; j += 8)
+            for (size_t lane = 0; lane < 8; lane++)
+                lanes[lane] += turned[j + lane];
         scales[layout->sketch + number % layout->sketches] +=
             ((lanes[0] + lanes[4]) + (lanes[2] + lanes[6])) + ((lanes[1] + lanes[5]) + (lanes[3] + lanes[7]));
     }
@@ -138,12 +144,16 @@ static void add_to_double(float *two_floats, double more)
     memcpy(two_floats, &sum, sizeof(sum));
 }
 
+/* Rates of more bits than this are not looked at closely: k is that of the result with the least error, which is a long way from
+ * one with hardly any bits on the way back. */
+static double enough_bits(const iq_codec_t *codec) { return codec->budget_bits > 0.0 ? 2.0 * codec->budget_bits + 4.0 : 1e9; }
+
 /* With what the coder adds in messages of `message` elements: each unit by itself, because that is how they are coded. */
-static void add_unit(const iq_coded_tally_t *tally, double message, bool knows, float *own)
+static void add_unit(const iq_coded_tally_t *tally, double message, double enough, bool knows, float *own)
 {
     iq_coded_curves_t curves;
     double count = (double)tally->count;
-    iq_coded_curves(tally, &curves);
+    iq_coded_curves(tally, enough, &curves);
     for (int i = 0; i < IQ_CODED_WINDOW && curves.top > 0; i++) {
         int slot = curves.top - i - OWN_FIRST;
         double rate = knows ? curves.known[i] : curves.rate[i];
@@ -184,7 +194,7 @@ void iq_coded_local_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
         }
         scales[IQ_CODED_MAX] = most > scales[IQ_CODED_MAX] ? most : scales[IQ_CODED_MAX];
         scales[IQ_CODED_ZEROS] += (float)iq_coded_zeros(&tally);
-        add_unit(&tally, message, iq_coded_knows(call), scales + layout.own);
+        add_unit(&tally, message, enough_bits(codec), iq_coded_knows(call), scales + layout.own);
     }
     if (layout.nsamples > 0)
         take_samples(call, &layout, span, call->count, src, scales);
@@ -223,7 +233,8 @@ static void share_points(const iq_codec_t *codec, const iq_coded_layout_t *layou
         find_point(own, OWN_NORMALS, (double)count, rates[i], &scales[layout->compared + i], &noise);
 }
 
-static void share_curves(const iq_coded_layout_t *layout, size_t count, int top, bool knows, float *scales)
+static void share_curves(const iq_codec_t *codec, const iq_coded_layout_t *layout, size_t count, int top, bool knows,
+                         float *scales)
 {
     const float *own = scales + layout->own;
     iq_coded_tally_t tally = {.count = 0};
@@ -237,7 +248,7 @@ static void share_curves(const iq_coded_layout_t *layout, size_t count, int top,
         float value = scales[layout->samples + t] * (float)(1.0 / IQ_CODED_SCALE);
         iq_coded_tally(&tally, &value, 1);
     }
-    iq_coded_curves(&tally, &sampled);
+    iq_coded_curves(&tally, enough_bits(codec), &sampled);
     for (int i = 0; i < IQ_CODED_WINDOW && sampled.top > 0; i++)
         scales[layout->compared + (size_t)(sampled.top - i) % IQ_CODED_SLOTS] =
             (float)(knows ? sampled.known[i] : sampled.rate[i]);
@@ -274,5 +285,5 @@ void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
     if (layout.points > 0)
         share_points(codec, &layout, count, scales);
     else
-        share_curves(&layout, count, exponent + IQ_CODED_ABOVE, iq_coded_knows(call), scales);
+        share_curves(codec, &layout, count, exponent + IQ_CODED_ABOVE, iq_coded_knows(call), scales);
 }

@@ -78,26 +78,47 @@ static double class_noise(double low, double width)
     return ((to * to - from * from) / 2 - (to * to * to - from * from * from) / 3) / width;
 }
 
-/* Values below eight steps of 2^(step - 127): where their codes go. */
-static double fine_codes(const iq_coded_tally_t *tally, int step, double codes[2 * CODES + 1])
+/* A class of values below eight steps, by its place: to which multiple they go, how many of them to the next one, and the variance
+ * of that. */
+typedef struct fine_class {
+    int whole;
+    double up, noise;
+} fine_class_t;
+
+enum { FINE_CLASSES = (FINE + FAINT) * QUARTERS };
+
+static void make_fine_classes(fine_class_t fine[FINE_CLASSES])
+{
+    for (int place = 0; place < FINE_CLASSES; place++) {
+        double unit = iq_exp2_whole(place / QUARTERS - FAINT), low = 1.0 + 0.25 * (place % QUARTERS), y = (low + 0.125) * unit;
+        int whole = (int)y;
+        fine[place] = (fine_class_t){whole, y - whole, class_noise(low * unit, 0.25 * unit)};
+    }
+}
+
+/* The classes that lie below eight steps of 2^(step - 127): from which place on, and to which. */
+static void fine_places(int step, int *first, int *end)
+{
+    int least = step - FAINT >= 1 ? step - FAINT : 1, most = step + FINE <= EXPONENTS - 1 ? step + FINE : EXPONENTS - 1;
+    *first = (least - (step - FAINT)) * QUARTERS;
+    *end = (most - (step - FAINT)) * QUARTERS;
+}
+
+/* Where their codes go. */
+static double fine_codes(const iq_coded_tally_t *tally, const fine_class_t *fine, int step, double codes[2 * CODES + 1])
 {
     double noise = 0.0;
-    for (int exponent = step + FINE - 1; exponent >= step - FAINT && exponent >= 1; exponent--) {
-        if (exponent >= EXPONENTS - 1)
-            continue;
-        double unit = iq_exp2_whole(exponent - step);
-        for (unsigned q = 0; q < 2 * QUARTERS; q++) {
-            unsigned sign = q / QUARTERS, class = (unsigned)exponent * QUARTERS + q % QUARTERS;
-            double n = (double)tally->counts[class + sign * IQ_CODED_CLASSES / 2];
-            if (n == 0.0)
-                continue;
-            double y = (1.125 + 0.25 * (q % QUARTERS)) * unit;
-            int whole = (int)y;
-            double up = (y - whole) * n;
-            codes[sign ? CODES - whole : CODES + whole] += n - up;
-            codes[sign ? CODES - whole - 1 : CODES + whole + 1] += up;
-            noise += n * class_noise((1.0 + 0.25 * (q % QUARTERS)) * unit, 0.25 * unit);
-        }
+    int first, end;
+    fine_places(step, &first, &end);
+    for (int place = end - 1; place >= first; place--) {
+        const fine_class_t *to = &fine[place];
+        int class = (step - FAINT) * QUARTERS + place;
+        double above = (double)tally->counts[class], below = (double)tally->counts[class + IQ_CODED_CLASSES / 2];
+        codes[CODES + to->whole] += above - above * to->up;
+        codes[CODES + to->whole + 1] += above * to->up;
+        codes[CODES - to->whole] += below - below * to->up;
+        codes[CODES - to->whole - 1] += below * to->up;
+        noise += (above + below) * to->noise;
     }
     return noise;
 }
@@ -108,55 +129,57 @@ static double fine_codes(const iq_coded_tally_t *tally, int step, double codes[2
 
 enum { TABLES = IQ_CODED_CONTEXTS / 2, PARTS = 4, NEAR = 3 };
 
-/* `n` values of magnitude y, of either sign: a value and the opposite one go to the same tables, see coded_message.h. */
-static void add_known(double y, double n, double codes[TABLES][2 * CODES + 1])
+/* `n` values of magnitude y, of either sign: a value and the opposite one go to the same tables, see coded_message.h. Context i of
+ * those that are not mirrored goes to table i, and the opposite one too, to codes of the other sign. */
+static void add_known(double y, double n, double codes[2 * CODES + 1][TABLES])
 {
     int whole = (int)y;
-    double part = y - whole;
-    for (int context = 0; context < IQ_CODED_CONTEXTS; context++) {
-        bool mirrored = context >= TABLES;
-        double *table = codes[mirrored ? IQ_CODED_CONTEXTS - 1 - context : context];
-        double up = (part - 1.0) * IQ_CODED_CONTEXTS + context + 1, share = n / IQ_CODED_CONTEXTS;
-        up = up < 0.0 ? 0.0 : up > 1.0 ? share : up * share;
-        table[mirrored ? CODES - whole : CODES + whole] += share - up;
-        table[mirrored ? CODES - whole - 1 : CODES + whole + 1] += up;
+    double part = (y - whole - 1.0) * IQ_CODED_CONTEXTS, share = n / IQ_CODED_CONTEXTS;
+    for (int i = 0; i < TABLES; i++) {
+        double up = part + i + 1, opposite = part + IQ_CODED_CONTEXTS - i;
+        up = up < 0.0 ? 0.0 : up > 1.0 ? 1.0 : up;
+        opposite = opposite < 0.0 ? 0.0 : opposite > 1.0 ? 1.0 : opposite;
+        codes[CODES + whole][i] += share - share * up;
+        codes[CODES + whole + 1][i] += share * up;
+        codes[CODES - whole][i] += share - share * opposite;
+        codes[CODES - whole - 1][i] += share * opposite;
     }
 }
 
 /* Bits of the values below eight steps where contexts are known; `many` values are above. */
 static double known_bits(const iq_coded_tally_t *tally, int step, double many)
 {
-    double codes[TABLES][2 * CODES + 1] = {{0}}, count = (double)tally->count, bits = 0.0;
-    for (int exponent = step + FINE - 1; exponent >= step - FAINT && exponent >= 1; exponent--) {
-        if (exponent >= EXPONENTS - 1)
-            continue;
-        double unit = iq_exp2_whole(exponent - step);
-        int parts = exponent >= step - NEAR ? PARTS : 1; /* classes that are not small beside a context */
-        for (unsigned q = 0; q < QUARTERS; q++) {
-            double n = (double)both_signs(tally, (unsigned)exponent * QUARTERS + q);
-            for (int i = 0; i < parts && n > 0.0; i++)
-                add_known((1.0 + 0.25 * (q + (i + 0.5) / parts)) * unit, n / parts, codes);
-        }
+    double codes[2 * CODES + 1][TABLES] = {{0}}, count = (double)tally->count, bits = 0.0;
+    int first, end, near = (FAINT - NEAR) * QUARTERS, base = (step - FAINT) * QUARTERS;
+    fine_places(step, &first, &end);
+    for (int place = first > near ? first : near; place < end; place++) { /* classes that are not small beside a context */
+        double n = (double)both_signs(tally, (unsigned)(base + place)), unit = iq_exp2_whole(place / QUARTERS - FAINT);
+        for (int i = 0; i < PARTS && n > 0.0; i++)
+            add_known((1.0 + 0.25 * (place % QUARTERS + (i + 0.5) / PARTS)) * unit, n / PARTS, codes);
     }
+    for (int place = first; place < end && place < near; place++) /* an eighth goes up, if any, of those for whom it lies highest */
+        codes[CODES - 1][0] += (double)both_signs(tally, (unsigned)(base + place)) * (1.125 + 0.25 * (place % QUARTERS)) *
+                               iq_exp2_whole(place / QUARTERS - FAINT);
     for (int table = 0; table < TABLES; table++) {
         double rest = (count - many) / TABLES;
         for (int i = 0; i < 2 * CODES + 1; i++)
             if (i != CODES) {
-                bits += plog(codes[table][i], count / TABLES);
-                rest -= codes[table][i];
+                bits += plog(codes[i][table], count / TABLES);
+                rest -= codes[i][table];
             }
         bits += plog(rest, count / TABLES);
     }
     return bits;
 }
 
-static void curve_point(const iq_coded_tally_t *tally, const tails_t *tails, int step, double *rate, double *known, double *noise)
+static void curve_point(const iq_coded_tally_t *tally, const tails_t *tails, const fine_class_t *fine, int step, double *rate,
+                        double *known, double *noise)
 {
     double codes[2 * CODES + 1] = {0}, count = (double)tally->count;
     int least = step + FINE; /* exponent from which on codes are spread */
     double many = least < EXPONENTS ? tails->many[least < 0 ? 0 : least] : 0.0;
     double bits = least < EXPONENTS ? tails->bits[least < 0 ? 0 : least] - step * many : 0.0;
-    double errors = many / 6.0 + fine_codes(tally, step, codes), told = 0.0;
+    double errors = many / 6.0 + fine_codes(tally, fine, step, codes), told = 0.0;
     double far = bits;
     for (int i = 0; i < 2 * CODES + 1; i++)
         if (i != CODES) {
@@ -173,21 +196,29 @@ static void curve_point(const iq_coded_tally_t *tally, const tails_t *tails, int
 void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *known, double *noise)
 {
     tails_t tails;
+    fine_class_t fine[FINE_CLASSES];
+    make_fine_classes(fine);
     sum_tails(tally, &tails);
-    curve_point(tally, &tails, exponent, rate, known, noise);
+    curve_point(tally, &tails, fine, exponent, rate, known, noise);
 }
 
-void iq_coded_curves(const iq_coded_tally_t *tally, iq_coded_curves_t *curves)
+void iq_coded_curves(const iq_coded_tally_t *tally, double enough, iq_coded_curves_t *curves)
 {
     tails_t tails;
-    int largest = EXPONENTS - 2;
+    fine_class_t fine[FINE_CLASSES];
+    int largest = EXPONENTS - 2, i = 0;
     memset(curves, 0, sizeof(*curves));
+    make_fine_classes(fine);
     sum_tails(tally, &tails);
     while (largest > 0 && tails.many[largest] == 0.0)
         largest--;
     if (largest == 0)
         return;
     curves->top = largest + IQ_CODED_ABOVE;
-    for (int i = 0; i < IQ_CODED_WINDOW; i++)
-        curve_point(tally, &tails, curves->top - i, &curves->rate[i], &curves->known[i], &curves->noise[i]);
+    for (; i < IQ_CODED_WINDOW && (i < 2 || curves->rate[i - 1] < enough); i++)
+        curve_point(tally, &tails, fine, curves->top - i, &curves->rate[i], &curves->known[i], &curves->noise[i]);
+    for (double more = curves->rate[i - 1] - curves->rate[i - 2]; i < IQ_CODED_WINDOW; i++) {
+        curves->rate[i] = curves->known[i] = curves->rate[i - 1] + more;
+        curves->noise[i] = curves->noise[i - 1];
+    }
 }

@@ -39,7 +39,8 @@ double iq_coded_squares(const iq_coded_tally_t *tally);
 /* One point: for the step 2^(exponent - 127). */
 void iq_coded_point(const iq_coded_tally_t *tally, int exponent, double *rate, double *known, double *noise);
 
-/* All values finite. Without any but zeros: top 0 and nothing but zeros. */
-void iq_coded_curves(const iq_coded_tally_t *tally, iq_coded_curves_t *curves);
+/* All values finite. Without any but zeros: top 0 and nothing but zeros. Beyond a rate of `enough` bits the curves go on as they went
+ * before: what steps that nobody will take would cost need not be known well. */
+void iq_coded_curves(const iq_coded_tally_t *tally, double enough, iq_coded_curves_t *curves);
 
 #endif

@@ -105,16 +105,16 @@ static isgq_result_t read_classes(const unsigned char *symbols, size_t count, un
 
 static isgq_result_t read_letters(const unsigned char *block, const uint8_t *contexts, size_t count, int32_t *codes)
 {
-    uint8_t letters[IQ_CODED_BLOCK], tables[IQ_CODED_BLOCK] = {0};
+    uint8_t letters[IQ_CODED_BLOCK], tables[IQ_CODED_BLOCK];
     int32_t beyond[IQ_CODED_BLOCK];
     uint32_t last = block[1] & IQ_LETTERS_MASK;
     size_t bytes = get_u16(block + 2), used = 0, escapes = 0;
     const unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
     if ((block[1] & IQ_LETTERS_KNOWN) == 0)
         contexts = NULL;
-    for (size_t i = 0; i < count; i++)
-        tables[i] = contexts == NULL ? 0 : iq_table_of(contexts[i]);
-    IQ_TRY(iq_letters_read(extras + bytes, get_u16(block + 4), tables, count, last + 1, letters));
+    for (size_t i = 0; i < count && contexts != NULL; i++)
+        tables[i] = iq_table_of(contexts[i]);
+    IQ_TRY(iq_letters_read(extras + bytes, get_u16(block + 4), contexts != NULL ? tables : NULL, count, last + 1, letters));
     for (size_t i = 0; i < count; i++)
         escapes += letters[i] == last;
     if (escapes > 0 && bytes > 0 && extras[0] == IQ_SHAPE_LETTERS)
@@ -126,11 +126,18 @@ static isgq_result_t read_letters(const unsigned char *block, const uint8_t *con
     for (size_t i = 0; i < escapes; i++)
         if (beyond[i] < 0)
             return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: %d beyond the last letter", beyond[i]);
-    escapes = 0;
-    for (size_t i = 0; i < count; i++) {
+    if (contexts == NULL)
+        for (size_t i = 0; i < count; i++)
+            codes[i] = iq_unfold(letters[i]);
+    else
+        for (size_t i = 0; i < count; i++) {
+            int32_t flip = -(int32_t)iq_is_mirrored(contexts[i]);
+            codes[i] = (iq_unfold(letters[i]) ^ flip) - flip;
+        }
+    for (size_t i = 0, n = 0; n < escapes; n++, i++) {
+        i = (size_t)((uint8_t *)memchr(letters + i, (int)last, count - i) - letters);
         int32_t flip = contexts == NULL ? 0 : -(int32_t)iq_is_mirrored(contexts[i]);
-        uint32_t folded = letters[i] + (letters[i] == last ? (uint32_t)beyond[escapes++] : 0);
-        codes[i] = (iq_unfold(folded) ^ flip) - flip;
+        codes[i] = (iq_unfold(last + (uint32_t)beyond[n]) ^ flip) - flip;
     }
     return ISGQ_SUCCESS;
 }

@@ -116,15 +116,18 @@ static uint32_t fold_in(int32_t code, uint8_t context) { return iq_fold(iq_is_mi
 
 static void spell(const int32_t *codes, const uint8_t *contexts, size_t count, spelling_t *spelling)
 {
-    memset(spelling->many, 0, sizeof(spelling->many));
+    uint8_t both[IQ_CODED_BLOCK]; /* a table and a letter of it */
+    uint32_t counts[IQ_CLASSES];
     for (size_t i = 0; i < count; i++) {
-        uint8_t context = contexts == NULL ? 0 : contexts[i];
-        uint32_t folded = fold_in(codes[i], context);
+        uint32_t folded = contexts == NULL ? iq_fold(codes[i]) : fold_in(codes[i], contexts[i]);
         spelling->letters[i] = (uint8_t)(folded < IQ_LETTERS_MOST ? folded : IQ_LETTERS_MOST - 1);
-        spelling->tables[i] = iq_table_of(context);
     }
-    for (size_t i = 0; i < count; i++)
-        spelling->many[spelling->tables[i]][spelling->letters[i]]++;
+    for (size_t i = 0; i < count && contexts != NULL; i++) {
+        spelling->tables[i] = iq_table_of(contexts[i]);
+        both[i] = (uint8_t)(spelling->tables[i] * IQ_LETTERS_MOST + spelling->letters[i]);
+    }
+    count_bytes(contexts == NULL ? spelling->letters : both, count, counts);
+    memcpy(spelling->many, counts, sizeof(spelling->many));
 }
 
 /* What is beyond the last letter takes about so many bytes. */
@@ -250,9 +253,10 @@ static size_t write_escapes(const int32_t *codes, const uint8_t *contexts, const
     tally_t tally;
     size_t n = 0;
     uint32_t last = spelling->nletters - 1;
-    for (size_t i = 0; i < count; i++)
-        if (spelling->letters[i] >= last)
-            beyond[n++] = (int32_t)(fold_in(codes[i], contexts == NULL ? 0 : contexts[i]) - last);
+    for (const uint8_t *at = spelling->letters, *end = at + count; (at = memchr(at, (int)last, (size_t)(end - at))) != NULL; at++) {
+        size_t i = (size_t)(at - spelling->letters);
+        beyond[n++] = (int32_t)(fold_in(codes[i], contexts == NULL ? 0 : contexts[i]) - last);
+    }
     if (n == 0)
         return 0;
     if (iq_coded_block_bytes(n) > room)
@@ -268,17 +272,17 @@ static size_t write_letters(const int32_t *codes, const uint8_t *contexts, spell
     uint32_t last = spelling->nletters - 1;
     unsigned char *extras = block + IQ_CODED_BLOCK_HEADER;
     size_t left = iq_min(room - IQ_CODED_BLOCK_HEADER, 0xffff);
-    size_t used = write_escapes(codes, contexts, spelling, count, extras, left);
     iq_letter_counts_t counts = {{{0}}};
-    if (used == SIZE_MAX)
-        return 0;
     for (size_t i = 0; i < count; i++)
         spelling->letters[i] = spelling->letters[i] < last ? spelling->letters[i] : (uint8_t)last;
+    size_t used = write_escapes(codes, contexts, spelling, count, extras, left);
+    if (used == SIZE_MAX)
+        return 0;
     for (unsigned t = 0; t < IQ_LETTER_TABLES; t++)
         for (unsigned i = 0; i < IQ_LETTERS_MOST; i++)
             counts.of[t][iq_min(i, last)] += spelling->many[t][i];
     size_t coded =
-        iq_letters_write(spelling->letters, spelling->tables, count, spelling->nletters, &counts, extras + used, left - used);
+        iq_letters_write(spelling->letters, contexts == NULL ? NULL : spelling->tables, count, spelling->nletters, &counts, extras + used, left - used);
     put_header(block, IQ_SHAPE_LETTERS, (spelling->nletters - 1) | (contexts != NULL ? IQ_LETTERS_KNOWN : 0), used, coded);
     return coded == 0 ? 0 : IQ_CODED_BLOCK_HEADER + used + coded;
 }

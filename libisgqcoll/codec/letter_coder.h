@@ -22,7 +22,8 @@ typedef struct iq_letter_counts {
     uint32_t of[IQ_LETTER_TABLES][IQ_LETTERS_MOST];
 } iq_letter_counts_t;
 
-/* letters[i] < nletters, counted in `counts`; tables[i] < IQ_LETTER_TABLES. At most IQ_LETTERS_AT_ONCE. Returns the bytes written, or 0
+/* letters[i] < nletters, counted in `counts`; tables[i] < IQ_LETTER_TABLES, or NULL for the first table
+ * alone. At most IQ_LETTERS_AT_ONCE. Returns the bytes written, or 0
  * if they would be `room` or more. */
 size_t iq_letters_write(const uint8_t *letters, const uint8_t *tables, size_t count, unsigned nletters,
                         const iq_letter_counts_t *counts, unsigned char *to, size_t room);

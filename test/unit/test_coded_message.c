@@ -275,7 +275,7 @@ START_TEST(curves_tell_rates_and_errors)
     for (int i = 0; i < IQ_CODED_BLOCK; i++)
         squares += (double)values[i] * (double)values[i];
     iq_coded_tally(&tally, values, IQ_CODED_BLOCK);
-    iq_coded_curves(&tally, &curves);
+    iq_coded_curves(&tally, 1e9, &curves);
     ck_assert_double_eq_tol(iq_coded_squares(&tally) / squares, 1.0, 0.03);
     for (int point = 0; point < 14; point++) {
         double step = ldexp(1.0, curves.top - point - 127), errors = 0.0, rate, known, noise;
