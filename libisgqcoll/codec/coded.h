@@ -62,6 +62,10 @@ typedef struct iq_coded_layout {
 
 iq_coded_layout_t iq_coded_layout(const iq_codec_t *codec, size_t count);
 
+/* Tensors that share one point. Their sums are exact, k = 1: so the same bits come in one round of messages as in two, and whoever
+ * chooses the plan may take what is fewer bytes, which headers decide. */
+bool iq_coded_is_short(size_t count);
+
 /* Rates of the points. */
 void iq_coded_point_rates(const iq_codec_t *codec, size_t points, size_t count, double rates[IQ_CODED_POINTS_MOST]);
 

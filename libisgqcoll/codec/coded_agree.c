@@ -27,9 +27,11 @@ enum {
 
 /* ---- layout ---- */
 
-/* Short tensors have no room for more than the least. Of the shortest, headers are the most, and codes need not be spared. */
+/* Short tensors have no room for more than the least. */
 #define TINY_COUNT 4096
-#define FREE_COUNT 256
+/* Of the shortest, headers and the agreement are the most, and codes need not be spared: they may take as much as these, or so many
+ * bits. */
+#define HEADERS_BITS 1000.0
 #define FREE_BITS 8.0
 #define TINY_BITS 2.0 /* at least: the coder's own bits are one of them, and with no more than that nearly all codes would be 0 */
 #define SKETCHES_OF_SHORT 16
@@ -40,17 +42,19 @@ enum {
 #define BITS_OF_FLOAT 1600.0
 #define BITS_OF_NMSE 3.0 /* taken where the budget is an error */
 
+bool iq_coded_is_short(size_t count) { return count <= TINY_COUNT; }
+
 iq_coded_layout_t iq_coded_layout(const iq_codec_t *codec, size_t count)
 {
     double bits = codec->budget_bits > 0.0 ? codec->budget_bits : BITS_OF_NMSE;
     double floats = (double)count * bits / BITS_OF_FLOAT;
     iq_coded_layout_t layout = {.rates = IQ_CODED_CURVES};
     if (floats < FLOATS_OF_LONG) {
-        layout.points = count <= TINY_COUNT ? 1 : IQ_CODED_POINTS_MOST;
+        layout.points = iq_coded_is_short(count) ? 1 : IQ_CODED_POINTS_MOST;
         layout.noises = layout.rates + layout.points;
         layout.compared = layout.noises + layout.points;
-        layout.sketch = layout.compared + (count <= TINY_COUNT ? 0 : layout.points);
-        layout.sketches = count <= TINY_COUNT ? 0 : SKETCHES_OF_SHORT;
+        layout.sketch = layout.compared + (iq_coded_is_short(count) ? 0 : layout.points);
+        layout.sketches = iq_coded_is_short(count) ? 0 : SKETCHES_OF_SHORT;
         if (floats > (double)(layout.sketch + (codec->budget_nmse > 0.0 ? 1 : WORTH_A_ROUND) * SKETCHES_OF_SHORT))
             layout.sketches = ((size_t)floats - layout.sketch) / 8 * 8; /* the error is relative to what they tell */
     } else {
@@ -76,8 +80,8 @@ void iq_coded_point_rates(const iq_codec_t *codec, size_t points, size_t count, 
         rates[i] = codec->budget_bits == 0.0 ? any[points == 1 ? 2 : i] : rate < 0.25 ? 0.25 * iq_exp2_whole((int)i - 3) : rate;
         if (points == 1 && rates[i] < TINY_BITS)
             rates[i] = TINY_BITS;
-        if (count <= FREE_COUNT)
-            rates[i] = FREE_BITS;
+        if (points == 1)
+            rates[i] = fmax(rates[i], fmin(FREE_BITS, HEADERS_BITS / (double)count));
     }
 }
 

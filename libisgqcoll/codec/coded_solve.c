@@ -98,14 +98,13 @@ static iq_coded_outcome_t choose(const iq_coded_view_t *view)
 /* Steps may be larger than any value, but not than an f32, which would say that some rank has NaN. */
 static float step_of(double step) { return (float)fmin(step, 0x1p126); }
 
-/* Where one point is all that is known: a rank's codes take what the budget says, and those of the sum about as much; or
- * errors add up as if nothing cancelled, and so do values. */
+/* Where one point is all that is known: a rank's codes take what the budget says, and the sum is exact; or errors add up as if nothing
+ * cancelled, and so do values. */
 static iq_coded_plan_t fixed_rule(const iq_coded_view_t *view)
 {
     bool bits = view->codec->budget_bits > 0.0 && view->own.count > 0;
     double step = bits ? power_of_2(view->own.step[0]) : sqrt(6.0 * view->codec->budget_nmse * view->rank_squares);
-    double merge = bits ? floor(sqrt(view->nranks) + 0.5) : 1.0;
-    return (iq_coded_plan_t){.step = step_of(fmin(fmax(step, least_step(view)), most_step(view))), .merge = (float)merge};
+    return (iq_coded_plan_t){.step = step_of(fmin(fmax(step, least_step(view)), most_step(view))), .merge = 1.0f};
 }
 
 void iq_coded_open_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales)

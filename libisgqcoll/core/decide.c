@@ -53,7 +53,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
     int parts = sums ? nranks : 1; /* what is only moved is a sum of one, with scales of its own */
     iq_codec_t moved = *codec;
     moved.shared &= sums;
-    iq_codec_call_t call = {.datatype = datatype, .op = op, .nranks = parts};
+    iq_codec_call_t call = {.datatype = datatype, .op = op, .nranks = parts, .count = count};
     bool exact = codec->ops->result_is_exact(&moved, &call);
     iq_choice_request_t request = {.collective = collective,
                                    .nranks = nranks,
@@ -67,6 +67,7 @@ isgq_result_t iq_decide_algorithm(iq_collective_t collective, int nranks, int nh
                                    .lossless = codec->ops == iq_codec_none.ops,
                                    .result_exact = exact,
                                    .any_order = order_free(codec, datatype, op, exact),
+                                   .spares = codec->ops->varies,
                                    .forced = forced};
     return iq_choose(&request, algorithm, why, why_bytes);
 }

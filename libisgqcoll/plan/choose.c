@@ -17,6 +17,7 @@
 
 #define EXCHANGE_MAX_RANKS 16
 #define BOARD_MAX_RANKS 8 /* beyond, reading all contributions takes longer than a second round */
+#define MESSAGE_BYTES 60.0 /* of a coded one, besides codes: frame, headers, tables */
 #define EXCHANGE_MAX_BYTES (32.0 * 1024) /* that a rank sends: what one more round costs */
 #define CHAIN_MIN_BYTES (64.0 * 1024)    /* of the tensor: below, rounds cost more than the root's link */
 #define RING_MIN_RANKS 17                /* below, every rank can well talk to every other */
@@ -84,6 +85,14 @@ static bool ring_fits(const iq_choice_request_t *request)
     return request->nranks >= RING_MIN_RANKS && block_bytes >= RING_MIN_BLOCK_BYTES;
 }
 
+/* In one round all contributions go to everybody, in two a part to its owner and results to all, in twice as many messages. */
+static bool one_round_spares(const iq_choice_request_t *request)
+{
+    double one = (double)request->count * request->partial_bits;
+    double two = (double)request->count / request->nranks * (request->partial_bits + request->result_bits);
+    return one - two <= 8.0 * MESSAGE_BYTES;
+}
+
 static const char *pick_allreduce(const iq_choice_request_t *request, const char **reason)
 {
     double sent = (request->nranks - 1) * (double)request->count * request->partial_bits / 8;
@@ -92,7 +101,8 @@ static const char *pick_allreduce(const iq_choice_request_t *request, const char
         *reason = "one host, written once and read in place";
         return "board";
     }
-    if (request->nranks <= EXCHANGE_MAX_RANKS && sent <= EXCHANGE_MAX_BYTES && (request->result_exact || request->lossless)) {
+    if (request->nranks <= EXCHANGE_MAX_RANKS && sent <= EXCHANGE_MAX_BYTES && (request->result_exact || request->lossless) &&
+        (!request->spares || one_round_spares(request))) {
         *reason = "one round";
         return "exchange";
     }

@@ -194,6 +194,7 @@ typedef struct iq_choice_request {
     bool lossless;                    /* the wire carries the elements themselves: nothing is rounded on the way */
     bool result_exact;                /* the finished sum is not rounded again (implied by lossless) */
     bool any_order;                   /* contributions may be added in any order: same bits (integers) */
+    bool spares;                      /* a budget counts every byte: one round only where it sends no more than two */
     const char *forced;               /* an algorithm's name, or NULL / "auto" */
 } iq_choice_request_t;
 
