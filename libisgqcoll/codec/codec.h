@@ -47,6 +47,7 @@ typedef struct iq_codec_call {
     bool holds;             /* guarded: results go to the output as the messages of the codec beneath, to be decoded later */
     const struct iq_fused *fused; /* fused: the parts and their own calls (codec/fused.h) */
     const uint32_t *strata; /* [IQ_STRATA] this rank's offsets for rounding=stratified (codec/strata.h) */
+    const uint32_t *all_strata; /* [nranks][IQ_STRATA] those of all ranks, or NULL: who needs one has to make it */
     struct iq_device *device; /* where data in device memory is worked on (codec/device.h); NULL: host memory */
     const double *history; /* [IQ_HISTORY] what `learn` made of earlier results of the same tensor, zeros at first, equal on all
                             * ranks; NULL: the call has none */

@@ -373,7 +373,9 @@ static isgq_result_t open_codes(const iq_codec_call_t *call, iq_span_t span, con
     if (call->nranks > 1 && rank >= (uint32_t)call->nranks)
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "codec coded: codes of rank %u of %d", rank, call->nranks);
     reader->contexts = (contexts_t){.own = iq_coded_knows(call), .strata = call->strata};
-    if (call->nranks > 1 && call->strata != NULL && rank != (uint32_t)call->rank && reader->contexts.own) {
+    if (call->nranks > 1 && call->all_strata != NULL) {
+        reader->contexts.strata = call->all_strata + (size_t)rank * IQ_STRATA;
+    } else if (call->nranks > 1 && call->strata != NULL && rank != (uint32_t)call->rank && reader->contexts.own) {
         iq_strata_fill(call->seed, call->nranks, (int)rank, room);
         reader->contexts.strata = room;
     }

@@ -148,12 +148,20 @@ static void add_to_double(float *two_floats, double more)
     memcpy(two_floats, &sum, sizeof(sum));
 }
 
-/* Rates of more bits than this are not looked at closely: k is that of the result with the least error, which is a long way from
- * one with hardly any bits on the way back. */
-static double enough_bits(const iq_codec_t *codec) { return codec->budget_bits > 0.0 ? 2.0 * codec->budget_bits + 4.0 : 1e9; }
+/* Rates of more bits than this are not looked at closely. Of points they are not asked for; else k is that of the result with the least
+ * error, which is a long way from one with hardly any bits on the way back. */
+static double enough_bits(const iq_codec_t *codec, const iq_coded_layout_t *layout, size_t count)
+{
+    double rates[IQ_CODED_POINTS_MOST];
+    if (layout->points > 0) {
+        iq_coded_point_rates(codec, layout->points, count, rates);
+        return rates[layout->points - 1] + 0.5;
+    }
+    return codec->budget_bits > 0.0 ? 2.0 * codec->budget_bits + 4.0 : 1e9;
+}
 
 /* With what the coder adds in messages of `message` elements: each unit by itself, because that is how they are coded. */
-static void add_unit(const iq_coded_tally_t *tally, double message, double enough, bool knows, float *own)
+static void add_unit(const iq_coded_tally_t *tally, double message, double enough, bool knows, bool compares, float *own)
 {
     iq_coded_curves_t curves;
     double count = (double)tally->count;
@@ -166,7 +174,7 @@ static void add_unit(const iq_coded_tally_t *tally, double message, double enoug
         own[OWN_NOISES + slot] += (float)(curves.noise[i] * count);
     }
     double squares = iq_coded_squares(tally), deviation = iq_log2(squares / count + 0x1p-1000) / 2;
-    for (int i = 0; i < IQ_CODED_WINDOW && curves.top > 0; i++) {
+    for (int i = 0; i < IQ_CODED_WINDOW && curves.top > 0 && compares; i++) {
         double rate = iq_coded_normal_rate(curves.top - i - 127 - deviation, knows);
         rate += iq_coded_coder_bits(rate, message);
         own[OWN_NORMALS + curves.top - i - OWN_FIRST] += (float)(rate * count);
@@ -177,7 +185,7 @@ static void add_unit(const iq_coded_tally_t *tally, double message, double enoug
 void iq_coded_local_scales(const iq_codec_t *codec, const iq_codec_call_t *call, iq_span_t span, const void *src, float *scales)
 {
     iq_coded_layout_t layout = iq_coded_layout(codec, call->count);
-    double message = iq_coded_message_elements(call, call->count);
+    double message = iq_coded_message_elements(call, call->count), enough = enough_bits(codec, &layout, call->count);
     for (size_t done = 0; done < span.count; done += IQ_CODED_UNIT) {
         iq_coded_tally_t tally = {.count = 0};
         size_t count = iq_min(span.count - done, IQ_CODED_UNIT);
@@ -198,7 +206,7 @@ void iq_coded_local_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
         }
         scales[IQ_CODED_MAX] = most > scales[IQ_CODED_MAX] ? most : scales[IQ_CODED_MAX];
         scales[IQ_CODED_ZEROS] += (float)iq_coded_zeros(&tally);
-        add_unit(&tally, message, enough_bits(codec), iq_coded_knows(call), scales + layout.own);
+        add_unit(&tally, message, enough, iq_coded_knows(call), layout.points > 1, scales + layout.own);
     }
     if (layout.nsamples > 0)
         take_samples(call, &layout, span, call->count, src, scales);
@@ -252,7 +260,7 @@ static void share_curves(const iq_codec_t *codec, const iq_coded_layout_t *layou
         float value = scales[layout->samples + t] * (float)(1.0 / IQ_CODED_SCALE);
         iq_coded_tally(&tally, &value, 1);
     }
-    iq_coded_curves(&tally, enough_bits(codec), &sampled);
+    iq_coded_curves(&tally, enough_bits(codec, layout, count), &sampled);
     for (int i = 0; i < IQ_CODED_WINDOW && sampled.top > 0; i++)
         scales[layout->compared + (size_t)(sampled.top - i) % IQ_CODED_SLOTS] =
             (float)(knows ? sampled.known[i] : sampled.rate[i]);

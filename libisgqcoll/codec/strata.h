@@ -16,4 +16,8 @@
  * permutations on all ranks. 1 <= nranks <= 65536. */
 void iq_strata_fill(uint64_t key, int nranks, int rank, uint32_t strata[IQ_STRATA]);
 
+/* Those of all ranks, in about the time of one: strata[rank] is what iq_strata_fill says. At most this many ranks. */
+enum { IQ_STRATA_KEPT_RANKS = 32 };
+void iq_strata_fill_all(uint64_t key, int nranks, uint32_t (*strata)[IQ_STRATA]);
+
 #endif

@@ -124,6 +124,7 @@ void iq_comm_release(isgq_comm_t comm)
     free(comm->boards);
     free(comm->posted);
     free(comm->peers);
+    free(comm->all_strata);
     free(comm->host_ranks);
     free(comm->lane_ranks);
     pthread_cond_destroy(&comm->queue_changed);
@@ -142,6 +143,10 @@ static const iq_config_t *copy_settings(isgq_comm_t comm, const isgq_comm_config
     comm->seed = config->seed != 0 ? config->seed : global->seed;
     comm->key = comm->seed ^ comm->lineage; /* lineages are as good as random: one key means one seed and one lineage */
     iq_strata_fill(comm->key, comm->nranks, comm->rank, comm->strata);
+    if (comm->nranks <= IQ_STRATA_KEPT_RANKS)
+        comm->all_strata = malloc((size_t)comm->nranks * sizeof(*comm->all_strata));
+    if (comm->all_strata != NULL)
+        iq_strata_fill_all(comm->key, comm->nranks, comm->all_strata);
     comm->chunk_bytes = config->chunk_bytes != 0 ? config->chunk_bytes : global->chunk_bytes;
     comm->shadow_every = global->shadow;
     comm->timeout_ms = config->timeout_ms != 0 ? config->timeout_ms : global->timeout_ms;

@@ -151,6 +151,7 @@ struct isgq_comm {
     uint64_t lineage;                 /* 0, or by which splits it came from a communicator that was joined by itself */
     uint64_t key;                     /* seed and lineage: of every random decision, what codecs know as the seed */
     uint32_t strata[IQ_STRATA];       /* this rank's offsets for stratified rounding */
+    uint32_t (*all_strata)[IQ_STRATA]; /* [nranks] those of all ranks; NULL where they are too many */
     uint32_t lane_strata[IQ_STRATA];  /* the same among the ranks of its lane, under their key (run_levels.c) */
     uint64_t number;                  /* of this communicator in this process, from 1; never used again */
     uint64_t splits;                  /* of this communicator so far, equal on all ranks */

@@ -219,6 +219,7 @@ isgq_result_t iq_run_add_dense(isgq_comm_t comm, iq_run_t *run, const iq_algorit
                                   .call = run->call->sequence,
                                   .count = count,
                                   .strata = comm->strata,
+                                  .all_strata = sums && comm->all_strata != NULL ? comm->all_strata[0] : NULL,
                                   .history = iq_run_history(run),
                                   .accumulate = accumulate};
     isgq_data_type_t own_type = datatype;
