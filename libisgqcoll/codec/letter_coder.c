@@ -244,11 +244,10 @@ static void fill_slots(const table_t *table, unsigned nletters, slot_t slots[SCA
 isgq_result_t iq_letters_read(const unsigned char *from, size_t bytes, const uint8_t *tables, size_t count, unsigned nletters,
                               uint8_t *letters)
 {
-    static const table_t none = {.letters = {{.frequency = SCALE}}}; /* who asks for it does not come to the right end */
     slot_t slots[IQ_LETTER_TABLES][SCALE];
     uint16_t words[IQ_LETTERS_AT_ONCE + 1];
     uint32_t states[STATES_MOST] = {0}, levels[IQ_LETTER_TABLES * IQ_LETTERS_MOST], nstates = states_for(count);
-    table_t made[IQ_LETTER_TABLES];
+    table_t table;
     unsigned ntables = tables != NULL ? IQ_LETTER_TABLES : 1, present = bytes > 0 ? from[0] : 0, seen = 0;
     size_t nlevels = (size_t)__builtin_popcount(present) * nletters, head = 1 + iq_packed_bytes(nlevels, LEVEL_BITS),
            before = head + 4 * nstates;
@@ -256,15 +255,17 @@ isgq_result_t iq_letters_read(const unsigned char *from, size_t bytes, const uin
         return IQ_FAIL(ISGQ_ERR_CORRUPT, "letters: %zu bytes with tables %#x for %zu letters of %u", bytes, present, count,
                        nletters);
     iq_kernels()->unpack32(from + 1, nlevels, LEVEL_BITS, levels);
-    for (unsigned t = 0; t < ntables; t++)
-        if ((present >> t & 1) == 0 || !make_table(levels + nletters * seen++, nletters, &made[t]))
-            made[t] = none;
+    for (unsigned t = 0; t < ntables; t++) {
+        if ((present >> t & 1) != 0 && make_table(levels + nletters * seen++, nletters, &table))
+            fill_slots(&table, nletters, slots[t]);
+        else
+            for (size_t i = 0; i < SCALE; i++)
+                slots[t][i] = SCALE; /* who asks for it does not come to the right end */
+    }
     size_t nwords = (bytes - before) / 2;
     memcpy(states, from + head, 4 * nstates);
     memcpy(words, from + before, 2 * nwords);
     memset(words + nwords, 0, 2 * (count + 1 - nwords));
-    for (unsigned t = 0; t < ntables; t++)
-        fill_slots(&made[t], nletters, slots[t]);
     size_t used = read_kind(words, slots, tables, count, states, letters);
     bool ends = used == nwords;
     for (unsigned i = 0; i < nstates; i++)
