@@ -46,7 +46,16 @@ enum {
 };
 
 /* The first floats, in this order. */
-enum { IQ_CODED_MAX, IQ_CODED_RMS, IQ_CODED_ZEROS, IQ_CODED_WEIGHT, IQ_CODED_SKETCH_RMS, IQ_CODED_SAMPLE_RMS, IQ_CODED_CURVES };
+enum {
+    IQ_CODED_MAX,
+    IQ_CODED_RMS,
+    IQ_CODED_ZEROS,
+    IQ_CODED_WEIGHT,
+    IQ_CODED_SKETCH_RMS,
+    IQ_CODED_SAMPLE_RMS,
+    IQ_CODED_SHAPE = IQ_CODED_SAMPLE_RMS, /* points, which have no samples: how little sums are nearer to the normal distribution than their terms */
+    IQ_CODED_CURVES
+};
 
 /* Long tensors share curves, short ones a few points of them, the shortest one point. */
 typedef struct iq_coded_layout {

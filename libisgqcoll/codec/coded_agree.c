@@ -21,8 +21,10 @@ enum {
     OWN_RATES = 0,
     OWN_NOISES = OWN_SLOTS,
     OWN_NORMALS = 2 * OWN_SLOTS, /* rates if every unit were normally distributed */
-    OWN_SQUARES = 3 * OWN_SLOTS, /* a double */
-    OWN_FLOATS = 3 * OWN_SLOTS + 2
+    OWN_SQUARES = 3 * OWN_SLOTS,   /* a double, as those below */
+    OWN_FOURTHS = OWN_SQUARES + 2, /* sum of fourth powers */
+    OWN_BLOCKS = OWN_FOURTHS + 2,  /* sum of squares of what blocks of 32 elements' squares add up to */
+    OWN_FLOATS = OWN_BLOCKS + 2
 };
 
 /* ---- layout ---- */
@@ -160,6 +162,23 @@ static double enough_bits(const iq_codec_t *codec, const iq_coded_layout_t *layo
     return codec->budget_bits > 0.0 ? 2.0 * codec->budget_bits + 4.0 : 1e9;
 }
 
+/* For points: see shape_of_sums(). */
+static void add_fourths(const iq_f32_any_t *values, size_t count, float *own)
+{
+    double fourths = 0.0, blocks = 0.0;
+    for (size_t i = 0; i < count; i += 32) {
+        double squares = 0.0;
+        for (size_t j = i; j < iq_min(count, i + 32); j++) {
+            double square = (double)values[j] * (double)values[j];
+            squares += square;
+            fourths += square * square;
+        }
+        blocks += squares * squares;
+    }
+    add_to_double(own + OWN_FOURTHS, fourths);
+    add_to_double(own + OWN_BLOCKS, blocks);
+}
+
 /* With what the coder adds in messages of `message` elements: each unit by itself, because that is how they are coded. */
 static void add_unit(const iq_coded_tally_t *tally, double message, double enough, bool knows, bool compares, float *own)
 {
@@ -197,6 +216,8 @@ void iq_coded_local_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
             float here = iq_kernels()->absmax(values, n);
             most = here > most ? here : most;
             iq_coded_tally(&tally, values, n);
+            if (layout.points > 1)
+                add_fourths(values, n, scales + layout.own);
             if (layout.sketches > 0)
                 add_sketch(call, &layout, span.first + i, values, n, scales);
         }
@@ -274,17 +295,37 @@ static float rms_of(const float *values, size_t count)
     return count == 0 ? 0.0f : (float)sqrt(sum / (double)count);
 }
 
+static double read_double(const float *two_floats)
+{
+    double value;
+    memcpy(&value, two_floats, sizeof(value));
+    return value;
+}
+
+/* Values that are drawn alike and independently on all ranks add up to what is nearer to the normal distribution. Those whose size changes
+ * along the tensor do not, where it changes alike on all ranks, as it does in gradients: where a unit of a layer is silent there are zeros.
+ * How much of the excess kurtosis is of that kind, 0 to 1, blocks of 32 elements tell: with values v of mean square 1, the mean square of
+ * theirs is 1 + (E v^4 - 1) / 32 if they know nothing of each other, and a third of E v^4 if blocks are normally distributed. */
+static float shape_of_sums(const float *own, size_t count)
+{
+    double n = (double)count, square = read_double(own + OWN_SQUARES) / n;
+    double fourth = read_double(own + OWN_FOURTHS) / n / (square * square);
+    double blocks = read_double(own + OWN_BLOCKS) / n / 32.0 / (square * square);
+    double alone = 1.0 + (fourth - 1.0) / 32.0, together = fourth / 3.0;
+    double share = together > alone + 0.01 ? (blocks - alone) / (together - alone) : 0.0;
+    return share > 0.0 ? (float)fmin(share, 1.0) : 0.0f; /* NaN is none */
+}
+
 void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call, size_t count, float *scales)
 {
     iq_coded_layout_t layout = iq_coded_layout(codec, count);
     float most = scales[IQ_CODED_MAX];
-    double squares;
     if (iq_not_finite(most)) { /* in every sum, whatever the others say */
         for (size_t i = 0; i < layout.shared; i++)
             scales[i] = iq_bits_float(0x7fc00000u);
         return;
     }
-    memcpy(&squares, scales + layout.own + OWN_SQUARES, sizeof(squares));
+    double squares = read_double(scales + layout.own + OWN_SQUARES);
     scales[IQ_CODED_MAX] = most * (float)IQ_CODED_SCALE;
     scales[IQ_CODED_RMS] = (float)(sqrt(squares / (double)count) * IQ_CODED_SCALE);
     scales[IQ_CODED_ZEROS] /= (float)count;
@@ -294,6 +335,8 @@ void iq_coded_close_scales(const iq_codec_t *codec, const iq_codec_call_t *call,
     if (exponent == 0) /* nothing but zeros, and what is taken for them */
         return;
     scales[IQ_CODED_WEIGHT] = 1.0f;
+    if (layout.points > 1)
+        scales[IQ_CODED_SHAPE] = shape_of_sums(scales + layout.own, count);
     if (layout.points > 0)
         share_points(codec, &layout, count, scales);
     else

@@ -196,6 +196,8 @@ void iq_coded_make_view(iq_coded_view_t *view, const iq_codec_t *codec, const iq
     double rms = (double)agreed[IQ_CODED_RMS] / IQ_CODED_SCALE / view->nranks;
     view->rank_squares = rms * rms;
     view->mends = has_few_zeros(view);
+    double changes = layout->points > 0 && agreed[IQ_CODED_WEIGHT] > 0.0f ? fmin((double)(agreed[IQ_CODED_SHAPE] / agreed[IQ_CODED_WEIGHT]), 1.0) : 0.0;
+    view->own_shape = changes + (1.0 - changes) / view->nranks;
     compare_sums(view);
     count_headers(view);
     if (layout->points > 0)
@@ -327,7 +329,7 @@ void iq_coded_evaluate(const iq_coded_view_t *view, double step, double k, iq_co
         sum_rate = iq_coded_rate_at(&view->own, iq_coded_step_of_rate(&view->compared, sum_rate));
     } else { /* as a rank's tensor, only wider, and nearer to the normal distribution */
         double wide = (view->sum_squares + codes * step * step) / (view->rank_squares + 0x1p-1000);
-        double as_step = log_step + iq_log2(k) - iq_log2(wide) / 2, own_shape = view->like + (1.0 - view->like) / view->nranks;
+        double as_step = log_step + iq_log2(k) - iq_log2(wide) / 2, own_shape = view->like + (1.0 - view->like) * view->own_shape;
         sum_rate =
             own_shape * iq_coded_rate_at(&view->own, as_step) + (1.0 - own_shape) * iq_coded_rate_at(&view->compared, as_step);
         double relative = as_step - iq_log2(view->rank_squares + 0x1p-1000) / 2;

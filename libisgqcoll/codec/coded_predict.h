@@ -29,6 +29,7 @@ typedef struct iq_coded_view {
     double sum_squares;        /* and of the sum's */
     bool mends;                /* few elements are 0 on all ranks, so that these need not stay 0 */
     double fixed_bits;         /* what the agreement and headers take, an element of one phase */
+    double own_shape;          /* points: how little strangers' sums are nearer to the normal distribution, 0 to 1 */
     double like;               /* how alike ranks are: 0 as strangers, 1 the same */
     iq_coded_knots_t own;      /* rates of a rank's tensor */
     iq_coded_knots_t compared; /* and of its samples (curves), or if it were normally distributed (points) */
