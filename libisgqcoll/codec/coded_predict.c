@@ -119,6 +119,7 @@ static void read_points(iq_coded_view_t *view)
 static double times_larger(const float *sums, size_t count, double one, double *variance)
 {
     double squares = 0.0, fourths = 0.0;
+    one = count > 0 ? one : 0.0;
     for (size_t i = 0; i < count; i++) {
         double square = (double)sums[i] * (double)sums[i];
         squares += square;

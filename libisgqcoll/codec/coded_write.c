@@ -134,14 +134,14 @@ static void spell(const int32_t *codes, const uint8_t *contexts, size_t count, s
 #define BYTES_OF_ESCAPE 0.7
 
 /* The best number of letters; returns the bytes to be expected. */
-static double choose_letters(spelling_t *spelling, size_t count)
+static double choose_letters(uint32_t many[IQ_LETTER_TABLES][IQ_LETTERS_MOST], size_t count, unsigned *nletters)
 {
     double bits = 0.0, best = 1e300, escapes = (double)count, rest[IQ_LETTER_TABLES], all[IQ_LETTER_TABLES];
     unsigned tables = 0;
     for (unsigned t = 0; t < IQ_LETTER_TABLES; t++) {
         all[t] = 0.0;
         for (unsigned i = 0; i < IQ_LETTERS_MOST; i++)
-            all[t] += (double)spelling->many[t][i];
+            all[t] += (double)many[t][i];
         rest[t] = all[t];
         tables += all[t] > 0.0;
     }
@@ -149,7 +149,7 @@ static double choose_letters(spelling_t *spelling, size_t count)
         double open = 0.0;
         escapes = 0.0;
         for (unsigned t = 0; t < IQ_LETTER_TABLES; t++) {
-            double there = (double)spelling->many[t][last - 1];
+            double there = (double)many[t][last - 1];
             rest[t] -= there;
             bits += entropy_of(there, all[t]);
             open += entropy_of(rest[t], all[t]);
@@ -158,10 +158,20 @@ static double choose_letters(spelling_t *spelling, size_t count)
         double bytes = (bits + open + iq_letters_overhead(tables, last + 1, count)) / 8 + BYTES_OF_ESCAPE * escapes;
         if (bytes < best) {
             best = bytes;
-            spelling->nletters = last + 1;
+            *nletters = last + 1;
         }
     }
     return best;
+}
+
+/* The bytes that letters take without contexts: those tell little of codes of several bits, and tables cost short messages most. */
+static double expected_plainly(const tally_t *tally)
+{
+    uint32_t many[IQ_LETTER_TABLES][IQ_LETTERS_MOST] = {{0}};
+    unsigned nletters;
+    for (unsigned class = 0; class < IQ_CLASSES; class ++) /* plain ones are what is folded */
+        many[0][iq_min(class, IQ_LETTERS_MOST - 1)] += tally->counts[class];
+    return choose_letters(many, tally->count, &nletters);
 }
 
 /* ---- writing ---- */
@@ -308,7 +318,13 @@ size_t iq_coded_write(const int32_t *codes, const uint8_t *contexts, size_t coun
     if (expected * 8 < LETTERS_BITS * (double)count &&
         tally.most < IQ_CODED_LARGEST / 2) { /* so that what is beyond can be written */
         spell(codes, contexts, count, &spelling);
-        if (choose_letters(&spelling, count) < expected)
+        double best = choose_letters(spelling.many, count, &spelling.nletters);
+        if (contexts != NULL && expected_plainly(&tally) <= best) {
+            contexts = NULL;
+            spell(codes, NULL, count, &spelling);
+            best = choose_letters(spelling.many, count, &spelling.nletters);
+        }
+        if (best < expected)
             written = write_letters(codes, contexts, &spelling, count, block, packed);
     }
     return written > 0 ? written : write_wide(codes, classes, &tally, block);

@@ -108,6 +108,24 @@ START_TEST(lossless_is_exact)
 }
 END_TEST
 
+/* Of what counts every byte a message each way is dear, but not as dear as a contribution to everybody. */
+START_TEST(bytes_come_before_rounds)
+{
+    iq_choice_request_t request = plain(IQ_ALLREDUCE, 8, 1000);
+    request.lossless = false;
+    request.result_exact = request.spares = true;
+    request.partial_bits = request.result_bits = 2;
+    ck_assert_str_eq(chosen(request), "direct");
+    request.count = 300;
+    ck_assert_str_eq(chosen(request), "exchange");
+    request.boards = true;
+    request.count = 4096;
+    ck_assert_str_eq(chosen(request), "board");
+    request.boards = request.spares = false;
+    ck_assert_str_eq(chosen(request), "exchange");
+}
+END_TEST
+
 START_TEST(forced_names)
 {
     iq_choice_request_t request = plain(IQ_ALLREDUCE, 4, 1000000);
@@ -343,6 +361,7 @@ Suite *iq_suite(void)
     tcase_add_test(tcase, auto_by_size);
     tcase_add_test(tcase, size_never_decides_bits);
     tcase_add_test(tcase, lossless_is_exact);
+    tcase_add_test(tcase, bytes_come_before_rounds);
     suite_add_tcase(suite, tcase);
     tcase = tcase_create("forced");
     tcase_add_test(tcase, forced_names);

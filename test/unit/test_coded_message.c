@@ -118,6 +118,22 @@ START_TEST(blocks_come_back)
 }
 END_TEST
 
+/* What contexts tell is weighed against what their tables take. */
+START_TEST(contexts_never_cost)
+{
+    static const size_t counts[] = {100, 700, 3000, IQ_CODED_BLOCK};
+    if (!iq_coder_present())
+        return;
+    for (double step = 8.0; step > 0.1; step /= 1.5)
+        for (int i = 0; i < 4; i++) {
+            fill((kind_t)_i, step);
+            size_t known = check_with(counts[i], contexts), plain = check_block(counts[i]);
+            ck_assert_msg(known <= plain + 4 + plain / 200, "kind %d step %g, %zu elements: %zu bytes, %zu without contexts", _i, step, counts[i],
+                          known, plain);
+        }
+}
+END_TEST
+
 START_TEST(extreme_integers_come_back)
 {
     static const int32_t extremes[] = {
@@ -300,6 +316,23 @@ START_TEST(curves_tell_rates_and_errors)
 }
 END_TEST
 
+/* Beyond what is asked for curves are not worked out, and go on as straight lines, which they nearly are. */
+START_TEST(curves_end_where_nobody_asks)
+{
+    iq_coded_tally_t tally = {.count = 0};
+    iq_coded_curves_t all, some;
+    fill((kind_t)_i, 1.0);
+    iq_coded_tally(&tally, values, IQ_CODED_BLOCK);
+    iq_coded_curves(&tally, 1e9, &all);
+    iq_coded_curves(&tally, 8.0, &some);
+    for (int i = 0; i < IQ_CODED_WINDOW && all.rate[i] < 14.0; i++) {
+        bool asked = i == 0 || all.rate[i - 1] < 8.0;
+        ck_assert(!asked || (some.rate[i] == all.rate[i] && some.known[i] == all.known[i] && some.noise[i] == all.noise[i]));
+        ck_assert_double_eq_tol(some.rate[i], all.rate[i], 0.03 * all.rate[i]);
+    }
+}
+END_TEST
+
 START_TEST(tallies_see_zeros)
 {
     const float plain[] = {0.0f, -0.0f, 1e-45f, 3e38f, -3e38f, 1.0f};
@@ -319,12 +352,14 @@ Suite *iq_suite(void)
     tcase_add_loop_test(blocks, blocks_come_back, 0, KINDS);
     tcase_add_test(blocks, extreme_integers_come_back);
     tcase_add_loop_test(small, blocks_are_small, 0, KINDS);
+    tcase_add_loop_test(small, contexts_never_cost, 0, KINDS);
     tcase_add_test(damage, damage_is_harmless);
     tcase_add_test(damage, noise_is_harmless);
     tcase_add_test(damage, strange_blocks_are_refused);
     tcase_add_loop_test(damage, nothing_beyond_letters_is_negative, 0, 2);
     tcase_add_test(curves, logarithms_are_right);
     tcase_add_loop_test(curves, curves_tell_rates_and_errors, 0, KINDS);
+    tcase_add_loop_test(curves, curves_end_where_nobody_asks, 0, KINDS);
     tcase_add_test(curves, tallies_see_zeros);
     suite_add_tcase(suite, blocks);
     suite_add_tcase(suite, small);

@@ -53,6 +53,36 @@ START_TEST(every_permutation_is_one)
 }
 END_TEST
 
+/* What is made for all at once is what each makes by itself. */
+START_TEST(all_are_those_of_each)
+{
+    static const int counts[] = {1, 2, 5, IQ_STRATA_KEPT_RANKS};
+    uint32_t(*each)[IQ_STRATA] = all_strata(77, counts[_i]), all[IQ_STRATA_KEPT_RANKS][IQ_STRATA];
+    iq_strata_fill_all(77, counts[_i], all);
+    ck_assert_mem_eq(all, each, (size_t)counts[_i] * sizeof(*each));
+    free(each);
+}
+END_TEST
+
+/* Words drawn with strata are those without, sent through iq_stratified_bits, on every kind of CPU. */
+START_TEST(words_are_drawn_with_strata)
+{
+    enum { WORDS = 1500 };
+    uint32_t offsets[IQ_STRATA], plain[WORDS], words[WORDS];
+    iq_grid_t grid = {.stream = IQ_STREAM_STRATA, .seed = 4, .call = 9};
+    iq_strata_fill(3, 6, 2, offsets);
+    iq_kernels()->draw(&grid, 70 + (uint64_t)_i, WORDS, plain);
+    grid.strata = offsets;
+    for (const iq_kernels_t *const *row = iq_kernel_rows; *row != NULL; row++) {
+        if (!(*row)->usable())
+            continue;
+        (*row)->draw(&grid, 70 + (uint64_t)_i, WORDS, words);
+        for (int i = 0; i < WORDS; i++)
+            REQUIRE(words[i] == iq_stratified_bits(plain[i], offsets));
+    }
+}
+END_TEST
+
 /* A few of many ranks: distinct places, within range. */
 START_TEST(many_ranks_have_places)
 {
@@ -288,6 +318,8 @@ Suite *iq_suite(void)
     Suite *suite = suite_create("strata");
     TCase *tcase = tcase_create("permutations");
     tcase_add_test(tcase, every_permutation_is_one);
+    tcase_add_loop_test(tcase, all_are_those_of_each, 0, 4);
+    tcase_add_loop_test(tcase, words_are_drawn_with_strata, 0, 4);
     tcase_add_test(tcase, many_ranks_have_places);
     tcase_add_test(tcase, places_are_uniform);
     tcase_add_test(tcase, keys_give_other_permutations);
