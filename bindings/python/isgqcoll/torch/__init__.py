@@ -15,6 +15,9 @@ from typing import Any
 _HOMES = {
     "communicator": "group",
     "release": "group",
+    "Policy": "policy",
+    "State": "ddp",
+    "hook": "ddp",
 }
 
 __all__ = list(_HOMES)
