@@ -18,6 +18,7 @@ _HOMES = {
     "Policy": "policy",
     "State": "ddp",
     "hook": "ddp",
+    "register_backend": "backend",
 }
 
 __all__ = list(_HOMES)

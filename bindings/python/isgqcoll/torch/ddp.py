@@ -58,7 +58,7 @@ class State:
         self.step = 0
         self.error: BaseException | None = None
         self.communicator: Communicator = communicator(process_group, **_for_device(checked_group(process_group), config))
-        self._completion = Completion(self.communicator, self._note)
+        self._completion = Completion(self.communicator)
         self._names = _names(model)
         self._unnamed = 0
         self._tensors: dict[str, TensorState] = {}
@@ -67,6 +67,12 @@ class State:
 
     def _note(self, error: BaseException) -> None:
         self.error = self.error or error
+
+    def _ended(self, buffer: Any, failure: BaseException | None) -> Any:
+        if failure is not None:
+            self._note(failure)
+            raise failure
+        return buffer
 
     # ---- what is remembered ----
 
@@ -169,7 +175,7 @@ class State:
                 future = self._on_device(buffer, cut)
             else:
                 self._call(buffer, cut, None)
-                future = self._completion.future(buffer)
+                future = self._completion.future(self.communicator.sequence, lambda failure: self._ended(buffer, failure))
         except Error as error:
             self._note(error)
             raise

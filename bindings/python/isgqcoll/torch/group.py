@@ -104,6 +104,8 @@ def communicator(group: Any = None, **config: Any) -> Communicator:
     the group is destroyed or the process ends; `release` leaves it at once.
     """
     group = process_group(group)
+    if not config and hasattr(group, "communicator"):  # one of the backend "isgq"
+        return group.communicator
     key = tuple(sorted((name, value.text if isinstance(value, Quantizer) else value) for name, value in config.items()))
     members = _made.setdefault(group, {})
     member = members.get(key)
