@@ -169,7 +169,7 @@ class ProcessGroup(dist.ProcessGroup):
         self.communicator = Communicator.from_allgather(size, rank, allgather, **config)
         self._completion = Completion(self.communicator)
         self._alive: dict[int, Work] = {}
-        self._membership = Membership(self, self.communicator)
+        self._membership = Membership(self.communicator, self)
 
     # ---- what torch asks of a group ----
 

@@ -15,14 +15,11 @@ import torch
 
 from ..calls import group as calls_together
 from ..communicator import Communicator
-from ..errors import Error, InvalidArgument
-from ..quantizer import TensorState
+from ..errors import Error
 from .completion import Completion
 from .group import communicator, process_group as checked_group
+from .memory import Memory
 from .policy import EXACT, Policy, Rules, Warmup
-
-FORMAT = 1  # of state_dict
-
 
 class Stretch(NamedTuple):
     """Elements of a bucket that are one call. `parameter` is None for exact ones, which may span several."""
@@ -61,8 +58,7 @@ class State:
         self._completion = Completion(self.communicator)
         self._names = _names(model)
         self._unnamed = 0
-        self._tensors: dict[str, TensorState] = {}
-        self._loaded: dict[str, bytes] = {}
+        self._memory = Memory(self.communicator)
         self._streams: dict[Any, Any] = {}
 
     def _note(self, error: BaseException) -> None:
@@ -84,44 +80,13 @@ class State:
             self._unnamed += 1
         return found
 
-    def tensor(self, parameter: Any) -> TensorState:
-        """What is remembered of a parameter's gradient."""
-        name = self.name(parameter)
-        found = self._tensors.get(name)
-        if found is None:
-            rows = parameter.shape[0] if parameter.dim() > 1 else 1
-            found = self._tensors[name] = TensorState(name, parameter.numel(), shape=(rows, parameter.numel() // rows))
-            if name in self._loaded:
-                found.load(self._loaded.pop(name))
-        return found
-
     def state_dict(self) -> dict[str, Any]:
         """For a checkpoint, of this rank: residuals differ between ranks, so each saves its own."""
-        self.communicator.synchronize()
-        saved = {**self._loaded, **{name: tensor.save() for name, tensor in self._tensors.items()}}
-        return {
-            "format": FORMAT,
-            "rank": self.communicator.rank,
-            "nranks": self.communicator.nranks,
-            "step": self.step,
-            "tensors": {name: torch.frombuffer(bytearray(state), dtype=torch.uint8) for name, state in saved.items()},
-        }
+        return self._memory.state_dict(self.step)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Counterpart of `state_dict`; at any time between steps."""
-        if state.get("format") != FORMAT:
-            raise InvalidArgument(f"load_state_dict: format {state.get('format')!r}; this version reads {FORMAT}")
-        mine, saved = (self.communicator.rank, self.communicator.nranks), (state["rank"], state["nranks"])
-        if mine != saved:
-            raise InvalidArgument(f"load_state_dict: the state of rank {saved[0]} of {saved[1]} was given to rank {mine[0]} of {mine[1]}")
-        self.communicator.synchronize()
-        self._loaded = {name: bytes(tensor.tolist()) for name, tensor in state["tensors"].items()}
-        for name, tensor in self._tensors.items():
-            if name in self._loaded:
-                tensor.load(self._loaded.pop(name))
-            else:
-                tensor.reset()
-        self.step = state["step"]
+        self.step = self._memory.load_state_dict(state)
 
     # ---- one bucket ----
 
@@ -149,7 +114,8 @@ class State:
         with calls_together(wait=False):
             for stretch in cut:
                 part = buffer.narrow(0, stretch.first, stretch.count)
-                tensor = None if stretch.parameter is None else self.tensor(stretch.parameter)
+                owner = stretch.parameter
+                tensor = None if owner is None else self._memory.tensor(self.name(owner), owner)
                 comm.allreduce(part, op="avg", quantizer=stretch.quantizer, tensor=tensor, stream=stream, async_op=True)
 
     def _on_device(self, buffer: Any, cut: list[Stretch]) -> "torch.futures.Future[Any]":

@@ -24,13 +24,14 @@ LEAVE_SECONDS = 10.0  # at the end of the process, for slower ranks to come to t
 
 
 class Membership:
-    """A communicator, and the thread that will leave it when `owner` is collected or the process ends, whichever is first."""
+    """A communicator, and the thread that will leave it when `owner`, if any, is collected or the process ends, whichever is first."""
 
-    def __init__(self, owner: Any, comm: Communicator) -> None:
+    def __init__(self, comm: Communicator, owner: Any = None) -> None:
         self.comm = comm
         self._asked, self._left = threading.Event(), threading.Event()
         threading.Thread(target=self._leave_when_asked, name="isgqcoll leave", daemon=True).start()
-        weakref.finalize(owner, self.ask_to_leave).atexit = False
+        if owner is not None:
+            weakref.finalize(owner, self.ask_to_leave).atexit = False
         _members.append(self)
 
     def _leave_when_asked(self) -> None:
@@ -40,6 +41,8 @@ class Membership:
                 leave()
             except Error:  # a rank died or aborted: whoever waited for a call was told
                 pass
+        if self in _members:
+            _members.remove(self)
         self._left.set()
 
     def ask_to_leave(self) -> None:
@@ -76,10 +79,11 @@ os.register_at_fork(after_in_child=_forget_all)
 def _leave_all() -> None:
     failed = hasattr(sys, "last_type")  # the script ends by an exception: the others are to know at once
     deadline = time.monotonic() + (0.0 if failed else LEAVE_SECONDS)
+    members = list(_members)
     if not failed:
-        for member in _members:
+        for member in members:
             member.ask_to_leave()
-    for member in _members:
+    for member in members:
         member.leave_by(deadline)
 
 
@@ -118,7 +122,7 @@ def communicator(group: Any = None, **config: Any) -> Communicator:
             return parts
 
         comm = Communicator.from_allgather(nranks, dist.get_rank(group), allgather, **config)
-        member = members[key] = Membership(group, comm)
+        member = members[key] = Membership(comm, group)
     return member.comm
 
 
