@@ -18,7 +18,7 @@ from ..communicator import Communicator
 from ..errors import Error
 from .completion import Completion
 from .group import communicator, process_group as checked_group
-from .memory import Memory
+from .remembered import Memory
 from .policy import EXACT, Policy, Rules, Warmup
 
 class Stretch(NamedTuple):

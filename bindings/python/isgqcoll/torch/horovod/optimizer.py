@@ -15,7 +15,7 @@ import torch
 
 from ...calls import group as calls_together
 from ...errors import InvalidArgument, InvalidUsage
-from ..memory import Memory
+from ..remembered import Memory
 from ..policy import EXACT, Policy
 from .compression import Compression
 from .operations import Average, broadcast_object, operation, stream_of

@@ -11,7 +11,7 @@ import numpy
 from ...communicator import Communicator, unique_id
 from ...errors import InvalidUsage
 from ..group import LEAVE_SECONDS, Membership
-from ..memory import Memory
+from ..remembered import Memory
 
 HOST_BYTES = 256  # of a host's name
 
