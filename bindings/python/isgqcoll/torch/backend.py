@@ -22,7 +22,7 @@ from ..communicator import Communicator
 from ..errors import InvalidArgument
 from ..quantizer import quantizer as as_quantizer
 from .completion import Completion
-from .group import Membership
+from .group import leave, leave_with
 from .policy import EXACT
 
 NAME = "isgq"
@@ -169,7 +169,7 @@ class ProcessGroup(dist.ProcessGroup):
         self.communicator = Communicator.from_allgather(size, rank, allgather, **config)
         self._completion = Completion(self.communicator)
         self._alive: dict[int, Work] = {}
-        self._membership = Membership(self.communicator, self)
+        leave_with(self, self.communicator)
 
     # ---- what torch asks of a group ----
 
@@ -189,7 +189,7 @@ class ProcessGroup(dist.ProcessGroup):
 
     def shutdown(self) -> None:
         """torch 2 calls it in destroy_process_group; all ranks do."""
-        self._membership.ask_to_leave()
+        leave(self.communicator)
 
     def abort(self) -> None:
         """End the calls of all ranks with an error."""

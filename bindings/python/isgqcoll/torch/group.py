@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Communicators of process groups: made once for each group, through whatever backend it has, and left when the group or the process ends.
+"""Communicators of process groups: made once for each group, through whatever backend it has, and left when the group ends.
 
-To leave takes all ranks (Communicator.finalize). A thread for each communicator does it, so that the end of a group, which Python sees at a
-moment of its own on every rank, keeps nobody waiting; and at the end of the process a rank that waits in vain for the others gives up.
+Python sees the end of a group at another moment on every rank, and to leave takes all ranks (Communicator.finalize): a thread does it, and
+keeps nobody waiting but the end of the program.
 """
 from __future__ import annotations
 
 import atexit
-import os
+import contextlib
 import sys
 import threading
 import time
@@ -18,76 +18,41 @@ import torch.distributed as dist
 
 from ..communicator import Communicator
 from ..errors import Error, InvalidUsage
+from ..lifetime import LEAVE_SECONDS
 from ..quantizer import Quantizer
 
-LEAVE_SECONDS = 10.0  # at the end of the process, for slower ranks to come to theirs; then they see a death
+_made: weakref.WeakKeyDictionary[Any, dict[Any, Communicator]] = weakref.WeakKeyDictionary()
+_leaving: set[threading.Thread] = set()
 
 
-class Membership:
-    """A communicator, and the thread that will leave it when `owner`, if any, is collected or the process ends, whichever is first."""
-
-    def __init__(self, comm: Communicator, owner: Any = None) -> None:
-        self.comm = comm
-        self._asked, self._left = threading.Event(), threading.Event()
-        threading.Thread(target=self._leave_when_asked, name="isgqcoll leave", daemon=True).start()
-        if owner is not None:
-            weakref.finalize(owner, self.ask_to_leave).atexit = False
-        _members.append(self)
-
-    def _leave_when_asked(self) -> None:
-        self._asked.wait()
-        for leave in (self.comm.finalize, self.comm.destroy):
-            try:
-                leave()
-            except Error:  # a rank died or aborted: whoever waited for a call was told
-                pass
-        if self in _members:
-            _members.remove(self)
-        self._left.set()
-
-    def ask_to_leave(self) -> None:
-        """Begin to leave; returns at once."""
-        self._asked.set()
-
-    def leave(self) -> None:
-        """Leave; returns when all have. Collective."""
-        self._asked.set()
-        self._left.wait()
-
-    def leave_by(self, deadline: float) -> None:
-        """Leave with the others or, if they have not come by then (time.monotonic), without them."""
-        if not self._left.wait(max(0.0, deadline - time.monotonic())):
-            with self.comm._lock:
-                if self.comm._handle is not None:
-                    self.comm.abort()
-            self._left.wait(LEAVE_SECONDS)
+def _finalize(comm: Communicator) -> None:
+    for end in (comm.finalize, comm.destroy):
+        with contextlib.suppress(Error):  # a rank died or aborted: whoever waited for a call was told. Or a forked child's, which is not ours
+            end()
+    _leaving.discard(threading.current_thread())
 
 
-_members: list[Membership] = []
-_made: weakref.WeakKeyDictionary[Any, dict[Any, Membership]] = weakref.WeakKeyDictionary()
+def leave(comm: Communicator) -> threading.Thread:
+    """Leave with all ranks, each as soon as it may; the thread that does."""
+    thread = threading.Thread(target=_finalize, args=(comm,), name="isgqcoll leave", daemon=True)
+    _leaving.add(thread)
+    thread.start()
+    return thread
 
 
-def _forget_all() -> None:
-    """In a forked child: the communicators and their threads are the parent's."""
-    _members.clear()
-    _made.clear()
+def leave_with(owner: Any, comm: Communicator) -> None:
+    """Leave when `owner` is collected; what is left at the end of the program ends as every communicator."""
+    weakref.finalize(owner, leave, comm).atexit = False
 
 
-os.register_at_fork(after_in_child=_forget_all)
+def _wait_for_leaving() -> None:
+    """Slower ranks are to get what they still wait for; but an exception's end is told to them at once."""
+    end = time.monotonic() + (0.0 if hasattr(sys, "last_type") else LEAVE_SECONDS)
+    for thread in list(_leaving):
+        thread.join(max(0.0, end - time.monotonic()))
 
 
-def _leave_all() -> None:
-    failed = hasattr(sys, "last_type")  # the script ends by an exception: the others are to know at once
-    deadline = time.monotonic() + (0.0 if failed else LEAVE_SECONDS)
-    members = list(_members)
-    if not failed:
-        for member in members:
-            member.ask_to_leave()
-    for member in members:
-        member.leave_by(deadline)
-
-
-atexit.register(_leave_all)
+atexit.register(_wait_for_leaving)
 
 
 def process_group(group: Any = None) -> Any:
@@ -105,15 +70,15 @@ def communicator(group: Any = None, **config: Any) -> Communicator:
     """The communicator of a process group (None: the default one), made by the first call, which is collective; later ones give the same.
 
     config: options of Communicator; each set of them has a communicator of its own. Bootstraps over the group's backend, any. It is left when
-    the group is destroyed or the process ends; `release` leaves it at once.
+    the group is destroyed or the program ends; `release` leaves it at once.
     """
     group = process_group(group)
     if not config and hasattr(group, "communicator"):  # one of the backend "isgq"
         return group.communicator
     key = tuple(sorted((name, value.text if isinstance(value, Quantizer) else value) for name, value in config.items()))
-    members = _made.setdefault(group, {})
-    member = members.get(key)
-    if member is None or member.comm._handle is None:
+    made = _made.setdefault(group, {})
+    found = made.get(key)
+    if found is None or found._handle is None:
         nranks = dist.get_world_size(group)
 
         def allgather(mine: bytes) -> list[bytes]:
@@ -121,12 +86,12 @@ def communicator(group: Any = None, **config: Any) -> Communicator:
             dist.all_gather_object(parts, mine, group=group)
             return parts
 
-        comm = Communicator.from_allgather(nranks, dist.get_rank(group), allgather, **config)
-        member = members[key] = Membership(comm, group)
-    return member.comm
+        found = made[key] = Communicator.from_allgather(nranks, dist.get_rank(group), allgather, **config)
+        leave_with(group, found)
+    return found
 
 
 def release(group: Any = None) -> None:
     """Leave all communicators of a process group. Collective."""
-    for member in _made.pop(process_group(group), {}).values():
-        member.leave()
+    for comm in _made.pop(process_group(group), {}).values():
+        leave(comm).join()

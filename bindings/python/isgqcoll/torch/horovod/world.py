@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import socket
-import time
 from typing import Any, NamedTuple
 
 import numpy
 
 from ...communicator import Communicator, unique_id
 from ...errors import InvalidUsage
-from ..group import LEAVE_SECONDS, Membership
+from ...lifetime import LEAVE_SECONDS
+from ..group import leave
 from ..remembered import Memory
 
 HOST_BYTES = 256  # of a host's name
@@ -19,7 +19,7 @@ HOST_BYTES = 256  # of a host's name
 class World(NamedTuple):
     """Ranks, and where they are."""
 
-    member: Membership
+    comm: Communicator
     local_rank: int
     local_size: int
     cross_rank: int
@@ -65,16 +65,16 @@ def init(comm: Any = None, process_sets: Any = None, **config: Any) -> None:
     local = here.index(joined.rank)
     peers = [rank for rank, host in enumerate(hosts) if hosts[:rank].count(host) == local]  # one of each host that has so many
     homogeneous = len({hosts.count(host) for host in hosts}) == 1
-    _world = World(Membership(joined), local, len(here), peers.index(joined.rank), len(peers), homogeneous, Memory(joined))
+    _world = World(joined, local, len(here), peers.index(joined.rank), len(peers), homogeneous, Memory(joined))
 
 
 def shutdown() -> None:
-    """Leave, with the others. `init` may follow."""
+    """Leave, with the others if they come within some seconds. `init` may follow."""
     global _world
-    world, _world = _world, None
-    if world is not None:
-        world.member.ask_to_leave()
-        world.member.leave_by(time.monotonic() + LEAVE_SECONDS)
+    left, _world = _world, None
+    if left is not None:
+        leave(left.comm).join(LEAVE_SECONDS)
+        left.comm.destroy()
 
 
 def is_initialized() -> bool:
@@ -91,7 +91,7 @@ def world() -> World:
 
 def communicator() -> Communicator:
     """What all calls use: for its statistics, or for calls of isgqcoll's own."""
-    return world().member.comm
+    return world().comm
 
 
 def rank() -> int:
