@@ -316,6 +316,17 @@ def test_disagree():
     ranks.run(disagree, 2)
 
 
+def sparse(rank, nranks):
+    ranks.init_torch()
+    hooked, _ = wrap(torch.nn.Sequential(torch.nn.Embedding(10, 4, sparse=True), torch.nn.Linear(4, 4)))
+    with pytest.raises((RuntimeError, isgqcoll.InvalidArgument), match="sparse=False"):
+        hooked(torch.tensor([1, 2])).sum().backward()
+
+
+def test_sparse():
+    ranks.run(sparse, 2)
+
+
 def ended(rank, nranks):
     """After release, and in a forked child, the hook says so."""
     ranks.init_torch()

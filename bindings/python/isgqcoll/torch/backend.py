@@ -9,9 +9,10 @@ all_to_all cost as much as an allgather or allreduce) or raises NotImplementedEr
 """
 from __future__ import annotations
 
+import functools
 import inspect
 import threading
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, Iterable, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -81,7 +82,7 @@ def _bytes(tensor: Any) -> Any:
     return tensor.detach().reshape(-1).view(torch.uint8)
 
 
-class Work(C10dWork):
+class Work(C10dWork):  # type: ignore[misc, unused-ignore]
     """Calls under way, and what is left to do after them. Both `wait` and the future's thread may do it; it is done once."""
 
     def __init__(self, group: "ProcessGroup", result: list[Any], finish: Callable[[], None] | None = None) -> None:
@@ -152,7 +153,7 @@ class Work(C10dWork):
         return self._result
 
 
-class ProcessGroup(dist.ProcessGroup):
+class ProcessGroup(dist.ProcessGroup):  # type: ignore[misc, unused-ignore]
     """Ranks of torch.distributed on a communicator of isgqcoll, `communicator`."""
 
     def __init__(self, store: Any, rank: int, size: int, timeout: Any) -> None:
@@ -411,7 +412,7 @@ class ProcessGroup(dist.ProcessGroup):
         raise _missing("recv")
 
 
-def _all(steps: list[Callable[[], None] | None]) -> Callable[[], None] | None:
+def _all(steps: Iterable[Callable[[], None] | None]) -> Callable[[], None] | None:
     """One after the other."""
     left = [step for step in steps if step is not None]
     if not left:
@@ -430,7 +431,7 @@ def _part(output: Any, row: Any) -> Callable[[], None]:
 
 
 def _copies(targets: list[Any], sources: list[Any]) -> list[Callable[[], None]]:
-    return [lambda target=target, source=source: target.detach().copy_(source) for target, source in zip(targets, sources)]
+    return [functools.partial(target.detach().copy_, source) for target, source in zip(targets, sources)]
 
 
 def _fold(tensor: Any, table: Any, operation: Callable[[Any, Any], Any]) -> None:

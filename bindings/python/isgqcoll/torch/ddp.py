@@ -15,7 +15,7 @@ import torch
 
 from ..calls import group as calls_together
 from ..communicator import Communicator
-from ..errors import Error
+from ..errors import Error, InvalidArgument
 from .completion import Completion
 from .group import communicator, process_group as checked_group
 from .remembered import Memory
@@ -25,7 +25,7 @@ class Stretch(NamedTuple):
     """Elements of a bucket that are one call. `parameter` is None for exact ones, which may span several."""
 
     first: int
-    count: int
+    elements: int
     quantizer: str
     parameter: Any = None
 
@@ -113,7 +113,7 @@ class State:
         comm = self.communicator
         with calls_together(wait=False):
             for stretch in cut:
-                part = buffer.narrow(0, stretch.first, stretch.count)
+                part = buffer.narrow(0, stretch.first, stretch.elements)
                 owner = stretch.parameter
                 tensor = None if owner is None else self._memory.tensor(self.name(owner), owner)
                 comm.allreduce(part, op="avg", quantizer=stretch.quantizer, tensor=tensor, stream=stream, async_op=True)
@@ -135,6 +135,8 @@ class State:
         if self.error is not None:
             raise self.error
         buffer = bucket.buffer()
+        if buffer.is_sparse:
+            raise InvalidArgument("the hook averages dense gradients only; make the embedding with sparse=False")
         try:
             cut = self._stretches(bucket, buffer)
             if buffer.is_cuda:

@@ -74,7 +74,8 @@ def communicator(group: Any = None, **config: Any) -> Communicator:
     """
     group = process_group(group)
     if not config and hasattr(group, "communicator"):  # one of the backend "isgq"
-        return group.communicator
+        own: Communicator = group.communicator
+        return own
     key = tuple(sorted((name, value.text if isinstance(value, Quantizer) else value) for name, value in config.items()))
     made = _made.setdefault(group, {})
     found = made.get(key)

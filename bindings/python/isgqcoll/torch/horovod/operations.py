@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Horovod's collectives on tensors. Every rank makes the same calls in the same order; names do not reorder them, but ranks whose names
-differ get Mismatch where a call is quantized.
+"""Horovod's collectives on tensors. Every rank makes the same calls in the same order; names do not reorder them, they tell apart what is
+remembered of calls with error feedback.
 """
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def allreduce_async(
     return Handle(_first(_reduce_all([(tensor, target)], name, operation(op, average), compression, prescale_factor, postscale_factor)))
 
 
-class _Allreduce(torch.autograd.Function):
+class _Allreduce(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
     @staticmethod
     def forward(ctx: Any, tensor: Any, *arguments: Any) -> Any:
         ctx.arguments = arguments
@@ -198,7 +198,7 @@ def grouped_allreduce_async(tensors: Iterable[Any], *arguments: Any, **keywords:
 
 def grouped_allreduce_(tensors: Iterable[Any], *arguments: Any, **keywords: Any) -> list[Any]:
     """Reduce several in place."""
-    return synchronize(grouped_allreduce_async_(tensors, *arguments, **keywords))
+    return list(synchronize(grouped_allreduce_async_(tensors, *arguments, **keywords)))
 
 
 def grouped_allreduce(
@@ -206,7 +206,7 @@ def grouped_allreduce(
     prescale_factor: float = 1.0, postscale_factor: float = 1.0,
 ) -> list[Any]:  # fmt: skip
     """Reduce several into new tensors; they carry no gradients."""
-    return synchronize(grouped_allreduce_async(tensors, average, name, op, prescale_factor, postscale_factor, compression))
+    return list(synchronize(grouped_allreduce_async(tensors, average, name, op, prescale_factor, postscale_factor, compression)))
 
 
 # ---- copies ----
@@ -221,7 +221,7 @@ def _all_rows(tensor: Any) -> list[int]:
     mine = torch.tensor([tensor.shape[0]])
     every = torch.empty(communicator().nranks, dtype=torch.int64)
     communicator().allgather(mine, every, quantizer=EXACT)
-    return every.tolist()
+    return [int(rows) for rows in every]
 
 
 def allgather_async(tensor: Any, name: str | None = None) -> Handle:
@@ -242,7 +242,7 @@ def allgather_async(tensor: Any, name: str | None = None) -> Handle:
     return Handle(finish)
 
 
-class _Allgather(torch.autograd.Function):
+class _Allgather(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
     @staticmethod
     def forward(ctx: Any, tensor: Any, name: str | None) -> Any:
         ctx.shape = tensor.shape
@@ -286,7 +286,7 @@ def broadcast_(tensor: Any, root_rank: int, name: str | None = None) -> Any:
     return synchronize(broadcast_async_(tensor, root_rank, name))
 
 
-class _Broadcast(torch.autograd.Function):
+class _Broadcast(torch.autograd.Function):  # type: ignore[misc, unused-ignore]
     @staticmethod
     def forward(ctx: Any, tensor: Any, root_rank: int, name: str | None) -> Any:
         ctx.root_rank = root_rank

@@ -223,7 +223,7 @@ def DistributedOptimizer(  # noqa: N802 - Horovod's name
     if isinstance(optimizer, torch.optim.LBFGS):
         raise InvalidArgument("torch.optim.LBFGS evaluates gradients several times in a step; DistributedOptimizer averages them once")
     methods = {name: value for name, value in vars(_Distributed).items() if not name.startswith("__")}
-    made = object.__new__(type(type(optimizer).__name__, (type(optimizer),), methods))
+    made: Any = object.__new__(type(type(optimizer).__name__, (type(optimizer),), methods))
     made.__dict__.update(optimizer.__dict__)
     made.__dict__.pop("step", None)  # a scheduler's wrapper around the other one's
     made._base, made._synchronized, made._should_synchronize, made._reducer = type(optimizer), False, True, None
