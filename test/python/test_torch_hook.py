@@ -355,8 +355,17 @@ def test_ended():
 
 
 def left(rank, nranks):
-    """The group's end is the communicator's."""
+    """The group's end is the communicator's; a rank that ends it twice and early waits for a slower one's last call."""
     ranks.init_torch()
+    from isgqcoll.torch import group
+
+    slow = isgq_torch.communicator(dist.new_group([0, 1]))
+    if rank == 0:
+        time.sleep(0.3)
+        slow.barrier()
+    else:
+        slow.barrier(async_op=True)
+        assert group.leave(slow) is group.leave(slow)
     comm = isgq_torch.communicator()
     assert isgq_torch.communicator() is comm and isgq_torch.communicator(timeout=50) is not comm
     comm.barrier()

@@ -22,22 +22,22 @@ from ..lifetime import LEAVE_SECONDS
 from ..quantizer import Quantizer
 
 _made: weakref.WeakKeyDictionary[Any, dict[Any, Communicator]] = weakref.WeakKeyDictionary()
-_leaving: set[threading.Thread] = set()
+_leaving: weakref.WeakKeyDictionary[Communicator, threading.Thread] = weakref.WeakKeyDictionary()
 
 
 def _finalize(comm: Communicator) -> None:
     for end in (comm.finalize, comm.destroy):
         with contextlib.suppress(Error):  # a rank died or aborted: whoever waited for a call was told. Or a forked child's, which is not ours
             end()
-    _leaving.discard(threading.current_thread())
 
 
 def leave(comm: Communicator) -> threading.Thread:
-    """Leave with all ranks, each as soon as it may; the thread that does."""
+    """Leave with all ranks, each as soon as it may; the thread that does. A second time it is the same one."""
     thread = threading.Thread(target=_finalize, args=(comm,), name="isgqcoll leave", daemon=True)
-    _leaving.add(thread)
-    thread.start()
-    return thread
+    first = _leaving.setdefault(comm, thread)
+    if first is thread:
+        thread.start()
+    return first
 
 
 def leave_with(owner: Any, comm: Communicator) -> None:
@@ -48,7 +48,7 @@ def leave_with(owner: Any, comm: Communicator) -> None:
 def _wait_for_leaving() -> None:
     """Slower ranks are to get what they still wait for; but an exception's end is told to them at once."""
     end = time.monotonic() + (0.0 if hasattr(sys, "last_type") else LEAVE_SECONDS)
-    for thread in list(_leaving):
+    for thread in list(_leaving.values()):
         thread.join(max(0.0, end - time.monotonic()))
 
 
