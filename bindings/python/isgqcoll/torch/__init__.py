@@ -19,6 +19,7 @@ _HOMES = {
     "State": "ddp",
     "hook": "ddp",
     "register_backend": "backend",
+    "factored": "factored_model",
 }
 
 __all__ = list(_HOMES)

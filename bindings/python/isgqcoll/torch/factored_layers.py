@@ -34,7 +34,7 @@ class Exchanged:
         state = get(self) if own else self.__dict__
         if isinstance(state, dict):
             state = {name: value for name, value in state.items() if not name.startswith("_isgq_")}
-        return copyreg.__newobj__, (self._isgq_plain,), state  # type: ignore[attr-defined]
+        return copyreg._reconstructor, (self._isgq_plain, object, None), state  # type: ignore[attr-defined]  # needs no isgqcoll to be loaded
 
 
 def exchange_class(module: nn.Module, made: type, **fields: Any) -> None:

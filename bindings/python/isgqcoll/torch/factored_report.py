@@ -62,7 +62,7 @@ def report(choices: Sequence[Choice], units: Sequence[Unit], passes: Passes) -> 
             mode = "dense" if dense_done else "factored"
             reason = said[-1] if said else "not measured yet"
             if dense_done:
-                reason = "gradients came without factors, or factors are more bytes"
+                reason = "its gradient is fewer bytes than its factors, or came without them"
             elif said and "dense" in records[0].algorithm:
                 mode = "dense"
         else:

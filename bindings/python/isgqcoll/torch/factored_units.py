@@ -32,6 +32,7 @@ class Unit:
         self.dense_done = self.late = False
         self.agreed_rows = 0
         self.name = self.named[0][0]
+        self.modules: list[nn.Module] = []  # whose class is exchanged
 
     @property
     def trained(self) -> list[nn.Parameter]:
@@ -106,7 +107,7 @@ class FactoredUnit(Unit):
     def __init__(
         self, passes: "Passes", named: Sequence[tuple[str, nn.Parameter]], quantizer: str, dense: str, small: int, nranks: int
     ) -> None:  # fmt: skip
-        sums = [DenseSum([pair], dense if pair[1].numel() >= small else EXACT) for pair in named]
+        sums = [DenseSum([pair], dense if pair[1].dim() > 1 and pair[1].numel() >= small else EXACT) for pair in named]
         super().__init__(named, sums)
         self.passes, self.quantizer, self.nranks = passes, quantizer, nranks
         self.weight = named[0][1]

@@ -26,8 +26,9 @@ from .factored_layers import CLASSES, Exchanged, exchange_class, restore_class
 from .factored_pass import Passes
 from .factored_report import Report, report
 from .factored_units import ConvUnit, EmbeddingUnit, FactoredUnit, Unit
+from .group import Membership, communicator as of_group
 
-SMALL = 4096  # values; smaller tensors are averaged exactly, many in one call
+SMALL = 4096  # values; smaller tensors and all of one dimension are averaged exactly, many in one call
 BUCKET = 1 << 18  # values of small tensors in one call
 FACTORS_ONLY = ("factor", "isgq-mse", "isgq-mvu", "isgq-dithered")
 
@@ -72,19 +73,15 @@ class _Root(Exchanged):
         return self._isgq_passes.comm
 
     def isgq_remove(self) -> nn.Module:
-        """The plain model again. Collective if the communicator was made by `factored`: it is finalized."""
+        """The plain model again. Collective if the communicator was made by `factored`: all leave it."""
         state, passes = self._isgq_state, self._isgq_passes
         passes.detach()
-        for choice in state.choices:
-            for module in choice.modules if not choice.why else ():
-                if module is not self:
-                    restore_class(module)
+        for module in {id(module): module for choice in state.choices if not choice.why for module in choice.modules}.values():
+            if module is not self:
+                restore_class(module)
         restore_class(self)  # type: ignore[arg-type]
-        if type(self) in CLASSES.values():
-            restore_class(self)
-        if state.owns:
-            passes.comm.finalize()
-            passes.comm.destroy()
+        if state.member is not None:
+            state.member.leave()
         return self  # type: ignore[return-value]
 
     @property
@@ -97,14 +94,16 @@ class _Root(Exchanged):
             if all(unit.factored or not unit.trained for unit in state.units):
                 raise InvalidUsage("factored: all parameters of this model go factored, DistributedDataParallel has nothing to do: use the model as it is")
             self._isgq_passes.leave_to(asking)
-        return [name for name, param in self.named_parameters(remove_duplicate=False) if id(param) in mine]  # type: ignore[attr-defined]
+        paths = ((path, module) for path, module in self.named_modules(remove_duplicate=False))  # type: ignore[attr-defined]
+        names = [(path, name) for path, module in paths for name, param in module._parameters.items() if id(param) in mine]
+        return [*(f"{path}.{name}" for path, name in names), *(name for path, name in names if path == "")]
 
 
 class _State:
     """What `factored` decided for a model, and its forward's part of the work."""
 
-    def __init__(self, model: nn.Module, passes: Passes, choices: Sequence[Choice], units: Sequence[Unit], buffers: bool, owns: bool) -> None:
-        self.passes, self.choices, self.units, self.owns = passes, list(choices), list(units), owns
+    def __init__(self, model: nn.Module, passes: Passes, choices: Sequence[Choice], units: Sequence[Unit], buffers: bool, member: Any) -> None:
+        self.passes, self.choices, self.units, self.member = passes, list(choices), list(units), member
         self.model, self.broadcast_buffers = model, buffers
 
     def before_forward(self) -> None:
@@ -190,12 +189,13 @@ def _units(model: nn.Module, choices: Sequence[Choice], passes: Passes, text: st
         mine = [(names[id(param)], param) for param in {id(param): param for param in params}.values() if id(param) not in taken]
         if not choice.why:
             units.append(_factored_unit(choice, mine, passes, text, dense, small))
+            units[-1].modules = choice.modules
             taken.update(id(param) for _, param in mine)
             continue
         for pair in reversed(mine):
             param = pair[1]
             taken.add(id(param))
-            if param.numel() >= small:
+            if param.dim() > 1 and param.numel() >= small:
                 units.append(Unit([pair], [DenseSum([pair], dense if param.is_floating_point() else EXACT)]))
             elif param.numel() > 0:
                 held = bucket.setdefault(param.dtype, [])
@@ -251,7 +251,7 @@ def factored(
     """Average the model's gradients over all ranks during backward, exchanging factors where a layer has them. Returns the same model. Collective.
 
     quantizer: of factors, "none" for exact gradients; dense: of large gradients without factors (default: the dense half of quantizer, if it has
-    one); exact_below: tensors of fewer values are averaged exactly; skip: names or classes of layers without factors; communicator: an
+    one); exact_below: tensors of fewer values are averaged exactly, as all of one dimension; skip: names or classes of layers without factors; communicator: an
     isgqcoll.Communicator to use instead of one made for process_group (default: the default group); broadcast_buffers: as in DDP.
     """
     _check_model(model)
@@ -261,23 +261,33 @@ def factored(
         Quantizer(each)
     if text.startswith("powersgd"):
         raise InvalidArgument("factored: powersgd sums gradients, not factors; choose another quantizer, or the DDP hook for this one")
-    comm = communicator
-    if comm is None:
-        from .group import communicator as of_group
-
-        comm = of_group(process_group)
+    shared = communicator if communicator is not None else of_group(process_group)
+    comm = shared.split(0, shared.rank)  # its own: the order among its calls is nobody else's concern
     passes = Passes(comm)
+    member = Membership(passes, comm)
     choices = choose(model, exact_below, list(skip))
     units = _units(model, choices, passes, text, dense_quantizer, exact_below)
     _check_ranks(units, comm, text, dense_quantizer, str(exact_below))
     broadcast([*model.parameters(), *model.buffers()], comm)
     passes.attach(units)
-    for unit, choice in zip([unit for unit in units if unit.factored], [choice for choice in reversed(choices) if not choice.why]):
-        for module in choice.modules:
+    for unit in units:
+        for module in unit.modules:
             exchange_class(module, CLASSES[type(module)], _isgq_unit=unit)
-    state = _State(model, passes, choices, units, broadcast_buffers, communicator is None)
-    kind = type(model)
-    made = type(kind.__name__, (_Root, kind), {"_isgq_plain": kind, "__module__": kind.__module__, "__qualname__": kind.__qualname__})
-    made.forward = functools.wraps(kind.forward)(_root_forward(made))  # type: ignore[attr-defined]
-    exchange_class(model, made, _isgq_passes=passes, _isgq_state=state)
+    state = _State(model, passes, choices, units, broadcast_buffers, member)
+    exchange_class(model, _root_class(type(model)), _isgq_passes=passes, _isgq_state=state)
     return model
+
+
+def _root_class(kind: type) -> type:
+    """`kind` with what _Root has."""
+
+    def forward(self: Any, *arguments: Any, **keywords: Any) -> Any:
+        return _Root.forward(self, *arguments, **keywords)
+
+    fields = {
+        "_isgq_plain": getattr(kind, "_isgq_plain", kind),
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "forward": functools.wraps(kind.forward)(forward),  # type: ignore[attr-defined]
+    }
+    return type(kind.__name__, (_Root, kind), fields)
