@@ -10,7 +10,6 @@ from torch import nn
 from .factored_layers import CLASSES
 
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
-SEVERAL = {"weight": "weight", "bias": "bias"}
 
 
 class Choice(NamedTuple):
@@ -33,8 +32,6 @@ def _against(module: nn.Module, small: int) -> str:
         return "its weight is computed from other parameters"
     if weight.dtype not in TYPES or (bias is not None and bias.dtype != weight.dtype):
         return f"its parameters are {str(weight.dtype).removeprefix('torch.')}"
-    if weight._backward_hooks:
-        return "hooks look at its weight's gradient"
     if weight.numel() < small:
         return f"{weight.numel()} values only"
     if isinstance(module, nn.Conv2d) and module.groups != 1:

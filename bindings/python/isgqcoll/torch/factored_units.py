@@ -133,6 +133,9 @@ class FactoredUnit(Unit):
         if torch.jit.is_tracing():
             return False
         self.passes.check_ended()
+        if any(param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None) for param in self.trained):
+            self.expect_dense()  # they are to see a gradient
+            return False
         return True
 
     def expect(self, rows: int) -> None:
