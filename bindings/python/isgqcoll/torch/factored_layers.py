@@ -177,3 +177,6 @@ class FactoredEmbedding(Exchanged, nn.Embedding):
 
 
 CLASSES: dict[type, type] = {kind._isgq_plain: kind for kind in (FactoredLinear, FactoredConv2d, FactoredEmbedding)}
+
+for _kind in CLASSES.values():
+    _kind.forward._torchdynamo_disable = True  # type: ignore[attr-defined]  # torch.compile compiles what is between such layers
