@@ -148,7 +148,12 @@ def test_kinds(nranks):
 
 def accumulation(rank, nranks):
     ranks.init_torch()
-    for build, batch in ((perceptron, lambda n: rows(n, 7)), (Words, lambda n: words(n, 4)), (Images, lambda n: rows(n, 1, 8, 8))):
+    for build, batch in (
+        (perceptron, lambda n: rows(n, 7)),
+        (Words, lambda n: words(n, 4)),
+        (functools.partial(Words, True), lambda n: words(n, 4)),
+        (Images, lambda n: rows(n, 1, 8, 8)),
+    ):
         for sizes, quiet in (((2, 3), 1), ((30, 60, 2), 2), ((2, 2, 3), 0)):  # the second: more factors than gradient
             plain, mine = both(build)
             for model in (plain, mine):

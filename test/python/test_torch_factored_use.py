@@ -127,6 +127,14 @@ def refusals(rank, nranks):
         isgqcoll.torch.factored(nn.LazyLinear(3))
     with pytest.raises(isgqcoll.Mismatch, match="ranks 0 and 1 have different models"):
         isgqcoll.torch.factored(perceptron(6, 8 + rank, 4))
+    for change, words in (
+        (lambda model: setattr(model[0], "weight", nn.Parameter(torch.ones(8, 6))), "0.weight was replaced"),
+        (lambda model: model.double(), "became torch.float64"),
+    ):
+        model = isgqcoll.torch.factored(small(), "none", exact_below=0)
+        change(model)
+        with pytest.raises(isgqcoll.InvalidUsage, match=words):
+            model(torch.ones(2, 6))
     with pytest.raises(isgqcoll.InvalidUsage, match="all parameters of this model go factored"):
         nn.parallel.DistributedDataParallel(isgqcoll.torch.factored(small(), "none", exact_below=0))
     model = isgqcoll.torch.factored(small(), "none", exact_below=0)

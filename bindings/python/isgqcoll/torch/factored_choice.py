@@ -32,7 +32,7 @@ def _against(module: nn.Module, small: int) -> str:
         return "its weight is computed from other parameters"
     if weight.dtype not in TYPES or (bias is not None and bias.dtype != weight.dtype):
         return f"its parameters are {str(weight.dtype).removeprefix('torch.')}"
-    if weight.numel() < small:
+    if weight.numel() < max(1, small):
         return f"{weight.numel()} values only"
     if isinstance(module, nn.Conv2d) and module.groups != 1:
         return f"{module.groups} groups"

@@ -12,13 +12,15 @@ import contextlib
 import functools
 import hashlib
 import sys
+import threading
+import weakref
 from typing import Any, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from ..calls import group
-from ..errors import InvalidArgument, InvalidUsage, Mismatch
+from ..errors import Error, InvalidArgument, InvalidUsage, Mismatch
 from ..quantizer import Quantizer, QuantizerLike
 from .factored_choice import Choice, choose
 from .factored_dense import EXACT, DenseSum
@@ -26,7 +28,7 @@ from .factored_layers import CLASSES, Exchanged, exchange_class, restore_class
 from .factored_pass import Passes
 from .factored_report import Report, report
 from .factored_units import ConvUnit, EmbeddingUnit, FactoredUnit, Unit
-from .group import Membership, communicator as of_group
+from .group import communicator as of_group
 
 SMALL = 4096  # values; smaller tensors and all of one dimension are averaged exactly, many in one call
 BUCKET = 1 << 18  # values of small tensors in one call
@@ -73,15 +75,15 @@ class _Root(Exchanged):
         return self._isgq_passes.comm
 
     def isgq_remove(self) -> nn.Module:
-        """The plain model again. Collective if the communicator was made by `factored`: all leave it."""
+        """The plain model again, and the end of its communicator. Collective."""
         state, passes = self._isgq_state, self._isgq_passes
         passes.detach()
         for module in {id(module): module for choice in state.choices if not choice.why for module in choice.modules}.values():
             if module is not self:
                 restore_class(module)
         restore_class(self)  # type: ignore[arg-type]
-        if state.member is not None:
-            state.member.leave()
+        passes.comm.finalize()
+        passes.comm.destroy()
         return self  # type: ignore[return-value]
 
     @property
@@ -102,14 +104,18 @@ class _Root(Exchanged):
 class _State:
     """What `factored` decided for a model, and its forward's part of the work."""
 
-    def __init__(self, model: nn.Module, passes: Passes, choices: Sequence[Choice], units: Sequence[Unit], buffers: bool, member: Any) -> None:
-        self.passes, self.choices, self.units, self.member = passes, list(choices), list(units), member
+    def __init__(self, model: nn.Module, passes: Passes, choices: Sequence[Choice], units: Sequence[Unit], buffers: bool) -> None:
+        self.passes, self.choices, self.units = passes, list(choices), list(units)
         self.model, self.broadcast_buffers = model, buffers
+        self.types = [(param, param.dtype) for unit in units for _, param in unit.named]
 
     def before_forward(self) -> None:
         """Buffers are rank 0's, as DDP has it."""
         passes = self.passes
         passes.forward()
+        for param, dtype in self.types:
+            if param.dtype != dtype or param.device.type != "cpu":
+                raise InvalidUsage(f"factored: a parameter became {param.dtype} on {param.device} after factored(model); move or convert the model before")
         wanted = self.broadcast_buffers and self.model.training and passes.ddp is None
         if wanted and torch.is_grad_enabled() and passes.synchronizes and not passes.active:
             broadcast(list(self.model.buffers()), passes.comm)
@@ -151,13 +157,21 @@ def broadcast(tensors: Sequence[Tensor], comm: Any) -> None:
             tensor.copy_(whole)
 
 
+def _leave(comm: Any) -> None:
+    """When the model was collected, which happens on each rank at a moment of its own."""
+    with contextlib.suppress(Error):
+        comm.finalize()
+    with contextlib.suppress(Error):
+        comm.destroy()
+
+
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"factored: a model is an nn.Module, not {type(model).__name__}")
-    if isinstance(model, _Root):
-        raise InvalidUsage("factored: this model is factored already")
     for name, module in model.named_modules():
         kind = type(module).__name__
+        if isinstance(module, Exchanged):
+            raise InvalidUsage(f"factored: {name or 'this model'} is factored already; call factored once, for the whole model")
         if isinstance(module, (nn.parallel.DistributedDataParallel, nn.DataParallel)):
             raise InvalidUsage(f"factored: the model contains {kind} already; call factored first: {kind}(factored(model))")
         if "FullyShardedDataParallel" in kind or "FSDP" in kind:
@@ -247,12 +261,14 @@ def factored(
     exact_below: int = SMALL,
     skip: Iterable[Any] = (),
     broadcast_buffers: bool = True,
+    **config: Any,
 ) -> nn.Module:
     """Average the model's gradients over all ranks during backward, exchanging factors where a layer has them. Returns the same model. Collective.
 
     quantizer: of factors, "none" for exact gradients; dense: of large gradients without factors (default: the dense half of quantizer, if it has
     one); exact_below: tensors of fewer values are averaged exactly, as all of one dimension; skip: names or classes of layers without factors; communicator: an
-    isgqcoll.Communicator to use instead of one made for process_group (default: the default group); broadcast_buffers: as in DDP.
+    isgqcoll.Communicator to split instead of one made for process_group (default: the default group); broadcast_buffers: as in DDP; config: options of
+    the model's own communicator (timeout in seconds, seed).
     """
     _check_model(model)
     text = quantizer.text if isinstance(quantizer, Quantizer) else (quantizer or EXACT)
@@ -262,9 +278,9 @@ def factored(
     if text.startswith("powersgd"):
         raise InvalidArgument("factored: powersgd sums gradients, not factors; choose another quantizer, or the DDP hook for this one")
     shared = communicator if communicator is not None else of_group(process_group)
-    comm = shared.split(0, shared.rank)  # its own: the order among its calls is nobody else's concern
+    comm = shared.split(0, shared.rank, **config)  # its own: the order among its calls is nobody else's concern
     passes = Passes(comm)
-    member = Membership(passes, comm)
+    weakref.finalize(passes, lambda: threading.Thread(target=_leave, args=(comm,), daemon=True).start()).atexit = False
     choices = choose(model, exact_below, list(skip))
     units = _units(model, choices, passes, text, dense_quantizer, exact_below)
     _check_ranks(units, comm, text, dense_quantizer, str(exact_below))
@@ -273,7 +289,7 @@ def factored(
     for unit in units:
         for module in unit.modules:
             exchange_class(module, CLASSES[type(module)], _isgq_unit=unit)
-    state = _State(model, passes, choices, units, broadcast_buffers, member)
+    state = _State(model, passes, choices, units, broadcast_buffers)
     exchange_class(model, _root_class(type(model)), _isgq_passes=passes, _isgq_state=state)
     return model
 

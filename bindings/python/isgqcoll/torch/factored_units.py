@@ -128,9 +128,11 @@ class FactoredUnit(Unit):
 
     def takes(self, module: nn.Module) -> bool:
         """Will this forward's weight gradient go factored?"""
-        if not torch.is_grad_enabled() or not self.weight.requires_grad or module.weight is not self.weight:
+        if not torch.is_grad_enabled() or not self.weight.requires_grad or torch.jit.is_tracing():
             return False
-        if torch.jit.is_tracing():
+        if module.weight is not self.weight:
+            if isinstance(module.weight, nn.Parameter):
+                raise InvalidUsage(f"factored: {self.name} was replaced by another parameter after factored(model), which nobody averages; replace it before")
             return False
         self.passes.check_ended()
         if any(param._backward_hooks or getattr(param, "_post_accumulate_grad_hooks", None) for param in self.trained):
