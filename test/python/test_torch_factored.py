@@ -95,7 +95,7 @@ def compare(plain, mine, tolerance=2e-6):
     for (name, expected), (_, got) in zip(plain.module.named_parameters(), mine.named_parameters()):
         assert (expected.grad is None) == (got.grad is None), f"{name}: {expected.grad} {got.grad}"
         if got.grad is not None:
-            assert got.grad.shape == got.shape and (got.grad.is_sparse or got.grad.is_contiguous())
+            assert not got.grad.requires_grad and got.grad.shape == got.shape and (got.grad.is_sparse or got.grad.is_contiguous())
             torch.testing.assert_close(*(grad.to_dense() if grad.is_sparse else grad for grad in (got.grad, expected.grad)), rtol=1e-5, atol=tolerance, msg=lambda text: f"{name}: {text}")
 
 

@@ -176,6 +176,7 @@ class Passes:
             self._next += 1
             unit.launch(rows, bool(dense), self.comm, self.reporter)
 
+    @torch.no_grad()  # autograd ends in the mode of whoever called backward
     def _finish(self) -> None:
         """At the end of backward: everything that is left, then the gradients."""
         if self._synced:
@@ -183,9 +184,8 @@ class Passes:
             self._agreement[1].wait()
             self._advance(self._has_agreed(), all_of_them=True)
             reached = self._second_round()
-            with torch.no_grad():
-                for unit in self.units:
-                    unit.complete(reached)
+            for unit in self.units:
+                unit.complete(reached)
             self._note()
         self._reset()
 

@@ -158,7 +158,7 @@ class FactoredUnit(Unit):
     def record(self, x: Tensor, delta: Tensor) -> None:
         """Factors of one use. They count once autograd has come to the weight: never where only the input's gradient was asked for."""
         self.passes.watch()
-        self.unclaimed.append(Factors(x, delta))
+        self.unclaimed.append(Factors(x.detach(), delta.detach()))
 
     def fire(self, param: nn.Parameter, landed: bool) -> None:
         """As for any parameter; the weight claims what its layers recorded."""
