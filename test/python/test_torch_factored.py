@@ -136,9 +136,11 @@ def kinds(rank, nranks):
     found = {row.layer: row for row in mine.isgq_report()}
     assert found["small"].why.startswith("dense ") and found["small"].rows == 8, found["small"]  # the library was given rows
     assert "fewer bytes" in found["first"].why and "ConvTranspose2d" in found["up.weight"].why
-    plain, mine = both(Tied)
-    for _ in range(3):
-        step(plain, mine, words(3, 4, 16))
+    for skip in ((), ("one",), (nn.Linear,)):
+        plain, mine = both(Tied, skip=skip)
+        for _ in range(3):
+            step(plain, mine, words(3, 4, 16))
+        assert {row.rows > 0 for row in mine.isgq_report() if row.layer.startswith("one")} == {not skip}
 
 
 @pytest.mark.parametrize("nranks", [2, 4])

@@ -73,6 +73,11 @@ def choose(model: nn.Module, small: int, skip: Iterable[Any]) -> list[Choice]:
     """All layers that have parameters, in the order of the model."""
     named = [item for item in skip if isinstance(item, str)]
     kinds = tuple(item for item in skip if isinstance(item, type))
+    skipped = {
+        id(module)
+        for name, module in model.named_modules(remove_duplicate=False)
+        if isinstance(module, kinds) or any(name == prefix or name.startswith(prefix + ".") for prefix in named)
+    }
     holders = _holders(model)
     inside = {id(child) for module in model.modules() if isinstance(module, nn.MultiheadAttention) for child in module.modules()}
     chosen, seen = [], set()
@@ -84,12 +89,10 @@ def choose(model: nn.Module, small: int, skip: Iterable[Any]) -> list[Choice]:
         sharing = [module]
         if weight is not None:
             sharing = list({id(other): other for other, _ in holders[id(weight)]}.values())
-        why = ""
+        why = "it was named in skip" if any(id(each) in skipped for each in sharing) else ""
         for each in sharing:
             why = why or ("its parent uses its weight itself" if id(each) in inside else _against(each, small))
         why = why or _shared(sharing, holders)
-        if any(name == prefix or name.startswith(prefix + ".") for prefix in named) or isinstance(module, kinds):
-            why = "it was named in skip"
         if why:
             sharing = [module]
         seen.update(id(each) for each in sharing)
