@@ -10,12 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "test" / "netlab"))
 import netlab  # noqa: E402
 
 LONGEST_REASON = 200
+POLL_S = 0.2
 
 
 class Failed(Exception):
@@ -47,23 +49,39 @@ class Place:
 
 
 @contextlib.contextmanager
-def place_of(rate, hosts, bind=False):
-    """This host for no rate, its ranks bound to cores or not; else a lab, or Failed where namespaces cannot be made."""
-    if not rate:
-        yield Place(bind=bind)
-        return
+def lab_of(hosts, rate):
+    """A lab, or Failed where namespaces cannot be made; no rate: no limit."""
     lab = netlab.Lab(hosts, rate)
     try:
         lab.__enter__()
     except (OSError, subprocess.CalledProcessError) as error:
         raise Failed(f"no lab: {error}") from error
     try:
-        yield Place(lab, rate)
+        yield lab
     finally:
         handlers = [(number, signal.getsignal(number)) for number in (signal.SIGTERM, signal.SIGINT)]
         lab.__exit__(None, None, None)  # which ignores both signals from then on
         for number, handler in handlers:
             signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def place_of(rate, hosts, bind=False):
+    """This host for no rate, its ranks bound to cores or not; else a lab, or Failed where there can be none."""
+    if not rate:
+        yield Place(bind=bind)
+        return
+    with lab_of(hosts, rate) as lab:
+        yield Place(lab, rate)
+
+
+@contextlib.contextmanager
+def place_alone(nranks):
+    """One host in a network namespace of its own: what its loopback interface counts is its ranks' traffic. Failed as above."""
+    with lab_of(1, "") as lab:
+        place = Place(lab, "one host")
+        place.order = [0] * nranks
+        yield place
 
 
 def free_port():
@@ -85,14 +103,19 @@ def last_line(path):
 
 
 def wait_all(processes, timeout, log):
-    """Failed with the log's last line if one fails or the time is up; nothing is left behind."""
+    """Failed with the log's last line as soon as one fails or the time is up; nothing is left behind."""
+    end, running = time.monotonic() + timeout, list(processes)
     try:
-        for process in processes:
-            status = process.wait(timeout=timeout)
-            if status != 0:
-                raise Failed(last_line(log) or f"exit status {status}")
-    except subprocess.TimeoutExpired:
-        raise Failed(f"not finished after {timeout} s") from None
+        while running:
+            for process in running:
+                if (process.poll() or 0) != 0:
+                    raise Failed(last_line(log) or f"exit status {process.returncode}")
+            running = [process for process in running if process.returncode is None]
+            if running and time.monotonic() > end:
+                raise Failed(f"not finished after {timeout} s")
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                if running:
+                    running[0].wait(timeout=POLL_S)
     finally:
         for process in processes:
             if process.poll() is None:
