@@ -32,7 +32,7 @@ def summary(runs):
         row["equal"] = all(run["equal"] for run in good)
         row["bytes_from"] = good[0]["bytes_from"]
         row["seeds"] = len({run["seed"] for run in good})
-        for name in ("seconds", "communication_seconds", "local_seconds", "bytes", "nmse", "loss"):
+        for name in ("seconds", "communication_seconds", "cpu_seconds", "local_seconds", "local_cpu_seconds", "bytes", "nmse", "loss"):
             values = [run[name] for run in good if run.get(name) is not None]
             row[name] = statistics.median(values) if values else None
         accuracies = [run["accuracy"] for run in good if "accuracy" in run]
@@ -58,9 +58,10 @@ def accuracy(row):
 
 def line(row):
     if not row["runs"]:
-        return f"| {row['place']} | {row['model']} | `{row['method']}` | failed: {row['failed']} | | | | | | | |"
+        reason = row["failed"].replace("|", "/")
+        return f"| {row['place']} | {row['model']} | `{row['method']}` | failed: {reason} | | | | | | | | |"
     cells = [row["place"], row["model"], f"`{row['method']}`", shown(row["seconds"] * 1e3, ".1f"), shown(row["communication_seconds"] * 1e3, ".1f"),
-             shown(row["faster"], ".2f"), shown(row["bytes"], ",.0f").replace(",", " ") + ("" if row["bytes_from"] == "interface" else " †"),
+             shown(row["cpu_seconds"] * 1e3, ".1f"), shown(row["faster"], ".2f"), shown(row["bytes"], ",.0f").replace(",", " ") + ("" if row["bytes_from"] == "interface" else " †"),
              shown(row["ratio"], ".1f"), accuracy(row), shown(row["loss"], ".4f"), shown(row["nmse"], ".2g")]  # fmt: skip
     return "| " + " | ".join(cells) + " |" + ("" if row["equal"] else " ranks' weights differ!")
 
@@ -68,21 +69,21 @@ def line(row):
 def markdown(runs, machine):
     """The table, and what was measured how."""
     rows = summary(runs)
-    good = next((run for run in runs if "failed" not in run), {})
-    lines = [
-        f"PyTorch {good.get('torch', 'not found')}, {machine['cpu']}, {machine['cores']} cores, {machine['date']}, load "
-        f"{min((run['load'] for run in runs), default=0):.0f} to {max((run['load'] for run in runs), default=0):.0f}",
+    loads = [run["load"] for run in runs] or [0]
+    version = next((run["torch"] for run in runs if "torch" in run), "not found")
+    elsewhere = sorted({row["bytes_from"] for row in rows if row["runs"]} - {"interface"})
+    marked = f"; † {', '.join(elsewhere)}" if elsewhere else ""
+    return [
+        f"PyTorch {version}, {machine['cpu']}, {machine['cores']} cores, {machine['date']}, load {min(loads):.0f} to {max(loads):.0f}",
         "",
-        "| place | model | method | step, ms | communication, ms | faster than gloo | bytes | ratio | accuracy, % | loss | nmse |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
+        "| place | model | method | step, ms | communication, ms | CPU, ms | faster than gloo | bytes | ratio | accuracy, % | loss | nmse |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|",
         *map(line, rows),
         "",
-        "step: median over steps of the slowest rank, all included. communication: forward and backward less the same without sums. bytes: sent by a rank in "
-        "a step, counted at its host's interface, headers too" + ("; † " + ", ".join(sorted({row["bytes_from"] for row in rows if row["runs"]} - {"interface"})) if
-                                                                 any(row["runs"] and row["bytes_from"] != "interface" for row in rows) else "") + ". "
-        "ratio: bytes that a rank sends in an fp32 ring over bytes.",
-    ]  # fmt: skip
-    return lines
+        "step: median over steps of the slowest rank, all included. communication: forward and backward less the same without sums. CPU: a rank's "
+        f"processor time in a step. bytes: sent by a rank in a step, counted at its host's interface, headers too{marked}. ratio: bytes that a rank "
+        "sends in an fp32 ring over bytes.",
+    ]
 
 
 def bars(axis, rows, model, methods):
