@@ -88,16 +88,16 @@ def markdown(runs, machine):
 
 def bars(axis, rows, model, methods):
     """Time per step of each method, a group for each place."""
-    places = list(dict.fromkeys(row["place"] for row in rows))
+    places = list(dict.fromkeys(row["place"] for row in rows if row["model"] == model))
     width = 0.8 / len(methods)
     for number, method in enumerate(methods):
         own = [(places.index(row["place"]) + (number - (len(methods) - 1) / 2) * width, row["seconds"] * 1e3)
                for row in rows if row["model"] == model and row["method"] == method and row["runs"]]  # fmt: skip
         if own:
             axis.bar(*zip(*own), width, color=f"C{number % 10}", label=method)
-    axis.set(title=model, ylabel="time of a step, ms", yscale="log")
+    axis.set(title=model, ylabel="time of a step, ms")
     axis.set_xticks(range(len(places)), places)
-    axis.grid(True, axis="y", which="both", alpha=0.2)
+    axis.grid(True, axis="y", alpha=0.2)
 
 
 def scatter(axis, rows, model, methods):
@@ -131,7 +131,7 @@ def draw(rows, path):
         bars(axes[0][column], rows, model, methods)
         if trained:
             scatter(axes[1][column], rows, model, methods)
-    axes[0][0].legend(fontsize="x-small")
+    axes[0][-1].legend(fontsize="x-small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.savefig(path, metadata={"Date": None} if str(path).endswith(".svg") else None)
     pyplot.close(figure)
     return True
