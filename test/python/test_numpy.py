@@ -39,3 +39,17 @@ def collectives(rank, nranks):
 @pytest.mark.parametrize("nranks", [2, 4])
 def test_collectives(nranks):
     ranks.run(collectives, nranks)
+
+
+def launched(rank, nranks):
+    """A group that waits for nothing is launched all the same."""
+    with isgqcoll.Communicator() as comm:
+        mine = numpy.full(10, rank + 1.0, numpy.float32)
+        with isgqcoll.group(wait=False):
+            comm.allreduce(mine)
+        comm.synchronize()
+        assert mine[0] == 3
+
+
+def test_group_without_wait():
+    ranks.run(launched, 2)

@@ -18,6 +18,8 @@ import isgqcoll  # noqa: E402
 import isgqcoll.torch as isgq_torch  # noqa: E402
 import ranks  # noqa: E402
 
+dist._DEFAULT_FIRST_BUCKET_BYTES = 8192  # DDP's first bucket is 1 MiB otherwise, all of these networks
+
 
 def network():
     torch.manual_seed(1)
@@ -151,6 +153,34 @@ def accumulated(rank, nranks):
 
 def test_no_sync():
     ranks.run(accumulated, 2)
+
+
+def overlap(rank, nranks):
+    """Backward goes on while a slower rank keeps the first bucket waiting."""
+    ranks.init_torch()
+    hooked = DDP(network(), bucket_cap_mb=0.02)
+    state, futures = isgq_torch.State(model=hooked, quantizer="isgq:bits=4"), []
+
+    def spy(state, bucket):
+        futures.append(isgq_torch.hook(state, bucket))
+        if rank == 0 and state.step == 2:  # the last bucket of the second step: DDP's first one has few
+            assert len(futures) > 1 and not any(future.done() for future in futures)
+            open(os.environ["TEST_STORE"] + ".last", "w").close()
+        return futures[-1]
+
+    spy.__annotations__.update(isgq_torch.hook.__annotations__)
+    hooked.register_comm_hook(state, spy)
+    gradients(hooked, rank, 0)
+    futures.clear()
+    value, end = loss(hooked, batch(rank, 1)), time.monotonic() + 60
+    while rank == 1 and not os.path.exists(os.environ["TEST_STORE"] + ".last") and time.monotonic() < end:
+        time.sleep(0.01)
+    value.backward()
+    assert len(futures) > 1 and all(future.done() for future in futures)
+
+
+def test_overlap():
+    ranks.run(overlap, 2)
 
 
 def subgroups(rank, nranks):

@@ -116,7 +116,8 @@ def group(*, wait: bool = True) -> Iterator[None]:
     except BaseException as error:
         _end_group(error)
         raise
-    for comm in _end_group() if wait else ():
+    launched = _end_group()
+    for comm in launched if wait else ():
         comm.synchronize()
 
 
