@@ -5,6 +5,7 @@
  * Every grouped call is checked and decided when it is made; nothing is queued before the end. One refused call refuses the group: nothing is
  * launched on this rank, and the communicators in it are failed so that no other rank waits for what will not come.
  */
+#include "base/process.h"
 #include "core/gpu.h"
 #include "core/tensor.h"
 
@@ -32,6 +33,7 @@ typedef struct deferred_init {
 
 typedef struct group {
     int depth;
+    pid_t process; /* that started it: a child that is forked inside has a copy */
     deferred_call_t *calls;
     size_t ncalls, call_room;
     deferred_init_t *inits;
@@ -73,35 +75,10 @@ static bool grow(void **array, size_t count, size_t *room, size_t bytes)
     return true;
 }
 
-static void refuse(isgq_comm_t comm, isgq_result_t result, const char *text)
+static void drop_call(const iq_call_t *call)
 {
-    if (group.refused != ISGQ_SUCCESS)
-        return;
-    group.refused = result;
-    group.refusing = comm;
-    snprintf(group.text, sizeof(group.text), "%s", text);
-}
-
-bool iq_group_defer(isgq_comm_t comm, const iq_call_t *call, isgq_result_t *result)
-{
-    if (group.depth == 0)
-        return false;
-    *result = ISGQ_SUCCESS;
-    if (!grow((void **)&group.calls, group.ncalls, &group.call_room, sizeof(*group.calls))) {
-        *result = IQ_FAIL(ISGQ_ERR_NO_MEMORY, "group of %zu calls", group.ncalls);
-        return true;
-    }
-    group.calls[group.ncalls++] = (deferred_call_t){.comm = comm, .call = *call};
-    iq_quantizer_retain(call->quantizer);
-    iq_tensor_hold(call->tensor);
-    return true;
-}
-
-isgq_result_t iq_group_refuse(isgq_comm_t comm, isgq_result_t result)
-{
-    if (group.depth > 0 && result != ISGQ_SUCCESS)
-        refuse(comm, result, iq_last_error());
-    return result;
+    isgq_quantizer_destroy(call->quantizer);
+    iq_tensor_release(call->tensor);
 }
 
 /* The caller may drop what its configuration points at as soon as the call returns. */
@@ -121,9 +98,62 @@ static void drop_init(deferred_init_t *init)
     explicit_bzero(&init->id, sizeof(init->id)); /* holds the secret */
 }
 
+/* Whatever was left of it. */
+static void clear_group(void)
+{
+    for (size_t i = 0; i < group.ncalls; i++)
+        if (group.calls[i].comm != NULL)
+            drop_call(&group.calls[i].call);
+    for (size_t i = 0; i < group.ninits; i++)
+        drop_init(&group.inits[i]);
+    group.depth = 0;
+    group.ncalls = group.ninits = 0;
+    group.refused = ISGQ_SUCCESS;
+    group.refusing = NULL;
+}
+
+/* Is a group open? In a child that was forked inside one there is none: the calls are the parent's. */
+static bool is_open(void)
+{
+    if (group.depth > 0 && group.process != iq_process_id())
+        clear_group();
+    return group.depth > 0;
+}
+
+static void refuse(isgq_comm_t comm, isgq_result_t result, const char *text)
+{
+    if (group.refused != ISGQ_SUCCESS)
+        return;
+    group.refused = result;
+    group.refusing = comm;
+    snprintf(group.text, sizeof(group.text), "%s", text);
+}
+
+bool iq_group_defer(isgq_comm_t comm, const iq_call_t *call, isgq_result_t *result)
+{
+    if (!is_open())
+        return false;
+    *result = ISGQ_SUCCESS;
+    if (!grow((void **)&group.calls, group.ncalls, &group.call_room, sizeof(*group.calls))) {
+        *result = IQ_FAIL(ISGQ_ERR_NO_MEMORY, "group of %zu calls", group.ncalls);
+        return true;
+    }
+    group.calls[group.ncalls++] = (deferred_call_t){.comm = comm, .call = *call};
+    iq_quantizer_retain(call->quantizer);
+    iq_tensor_hold(call->tensor);
+    return true;
+}
+
+isgq_result_t iq_group_refuse(isgq_comm_t comm, isgq_result_t result)
+{
+    if (result != ISGQ_SUCCESS && is_open())
+        refuse(comm, result, iq_last_error());
+    return result;
+}
+
 bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int rank, const isgq_comm_config_t *config)
 {
-    if (group.depth == 0)
+    if (!is_open())
         return false;
     if (!grow((void **)&group.inits, group.ninits, &group.init_room, sizeof(*group.inits))) {
         refuse(NULL, ISGQ_ERR_NO_MEMORY, "group: no memory for another initialisation");
@@ -138,7 +168,7 @@ bool iq_group_defer_init(isgq_comm_t *comm, int nranks, isgq_unique_id_t id, int
 
 isgq_result_t iq_group_forbid(const char *operation)
 {
-    if (group.depth > 0)
+    if (is_open())
         return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "%s: not inside a group; it waits for the other ranks", operation);
     return ISGQ_SUCCESS;
 }
@@ -177,12 +207,6 @@ static void fail_comm(isgq_comm_t comm)
     snprintf(text, sizeof(text), "rank %d: a group was not launched: %.400s", comm->rank, group.text);
     iq_control_abort(comm->control, group.refused, comm->rank, text);
     iq_comm_fail(comm, group.refused, text);
-}
-
-static void drop_call(const iq_call_t *call)
-{
-    isgq_quantizer_destroy(call->quantizer);
-    iq_tensor_release(call->tensor);
 }
 
 /* Calls of one communicator that are queued at once. */
@@ -280,28 +304,23 @@ static isgq_result_t end_outermost(void)
             fail_comm(group.calls[i].comm);
         iq_set_last_error(group.text);
     }
-    for (size_t i = 0; i < group.ncalls; i++)
-        if (group.calls[i].comm != NULL)
-            drop_call(&group.calls[i].call);
-    for (size_t i = 0; i < group.ninits; i++)
-        drop_init(&group.inits[i]);
-    group.depth = 0;
-    group.ncalls = group.ninits = 0;
-    group.refused = ISGQ_SUCCESS;
-    group.refusing = NULL;
+    clear_group();
     return result;
 }
 
 isgq_result_t isgq_group_start(void)
 {
+    if (!is_open())
+        group.process = iq_process_id();
     group.depth++;
     return ISGQ_SUCCESS;
 }
 
 isgq_result_t isgq_group_end(void)
 {
-    if (group.depth == 0)
-        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "group_end without group_start");
+    if (!is_open())
+        return IQ_FAIL(ISGQ_ERR_INVALID_USAGE, "group_end without group_start%s",
+                       group.process != 0 && group.process != iq_process_id() ? " in this process; it was forked inside a group, which is its parent's" : "");
     if (group.depth > 1) {
         group.depth--;
         return ISGQ_SUCCESS;

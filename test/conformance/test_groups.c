@@ -208,6 +208,8 @@ static int child_main(isgq_comm_t comm)
     failures += isgq_comm_abort(comm) != ISGQ_ERR_INVALID_USAGE;
     failures += isgq_comm_finalize(comm) != ISGQ_ERR_INVALID_USAGE;
     failures += isgq_comm_destroy(comm) != ISGQ_ERR_INVALID_USAGE;
+    failures += isgq_group_end() != ISGQ_ERR_INVALID_USAGE || strstr(isgq_get_last_error(), "forked") == NULL;
+    failures += isgq_group_start() != ISGQ_SUCCESS || isgq_group_end() != ISGQ_SUCCESS;
     return failures;
 }
 
@@ -217,9 +219,12 @@ static void fork_body(iq_rank_t *rank)
     int status = -1;
     for (int call = 0; call < 3; call++) /* while calls are running */
         RANK_OK(rank, isgq_allreduce(buffer, buffer, 100000, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
+    RANK_OK(rank, isgq_group_start()); /* and a group is open */
+    RANK_OK(rank, isgq_allreduce(buffer, buffer, 1000, ISGQ_FLOAT32, ISGQ_SUM, NULL, rank->comm, NULL, NULL));
     pid_t child = rank->rank == 1 ? fork() : -1;
     if (child == 0)
         _exit(child_main(rank->comm));
+    RANK_OK(rank, isgq_group_end());
     RANK_OK(rank, isgq_comm_synchronize(rank->comm));
     if (rank->rank == 1) {
         RANK_CHECK(rank, waitpid(child, &status, 0) == child, "no child");

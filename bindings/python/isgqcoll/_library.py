@@ -12,7 +12,7 @@ import pathlib
 from ctypes import POINTER, c_char, c_char_p, c_double, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 
 SONAME = "libisgqcoll.so.0.1"
-OLDEST = 100  # version code 0.1.0; the first that has all functions below
+SERIES = 1  # version codes 100 to 199, 0.1: while the major version is 0, another minor one may have other structures
 
 UNIQUE_ID_BYTES = 128
 
@@ -181,8 +181,12 @@ def _open() -> ctypes.CDLL:
     )
 
 
+def _dotted(code: int) -> str:
+    return f"{code // 10000}.{code // 100 % 100}.{code % 100}"
+
+
 def load() -> ctypes.CDLL:
-    """The library with all prototypes declared. ImportError names what is missing or too old."""
+    """The library with all prototypes declared. ImportError names what is missing, too old or too new."""
     library = _open()
     for table, result in ((FUNCTIONS, c_int), (TEXTS, c_char_p), (NOTHING, None)):
         for name, arguments in table.items():
@@ -193,8 +197,8 @@ def load() -> ctypes.CDLL:
             function.argtypes, function.restype = arguments, result
     version = c_int()
     library.isgq_get_version(ctypes.byref(version))
-    if version.value < OLDEST:
-        raise ImportError(f"isgqcoll: {library._name} is version code {version.value}; this package needs {OLDEST} or later")
+    if version.value // 100 != SERIES:
+        raise ImportError(f"isgqcoll: {library._name} is version {_dotted(version.value)}; this package is for {_dotted(SERIES * 100).rpartition('.')[0]}")
     return library
 
 
@@ -205,4 +209,4 @@ def version() -> str:
     """Of the library that is loaded: "0.1.0"."""
     code = c_int()
     lib.isgq_get_version(ctypes.byref(code))
-    return f"{code.value // 10000}.{code.value // 100 % 100}.{code.value % 100}"
+    return _dotted(code.value)

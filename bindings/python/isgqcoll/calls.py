@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Iterator, NamedTuple
 
 from ._library import RecordStruct, StatsStruct, lib
-from .errors import InvalidUsage, check
+from .errors import Error, InvalidUsage, check
+from .lifetime import Handle, Held
 
 if TYPE_CHECKING:
     from .communicator import Communicator
@@ -71,32 +73,70 @@ class CallRecord(NamedTuple):
 class Work:
     """A call under way. Its buffers are kept alive until it is complete; they are not to be touched before `wait` has returned."""
 
-    def __init__(self, comm: "Communicator", sequence: int | None, result: Any) -> None:
-        self._comm, self._sequence, self._result = comm, sequence, result
+    def __init__(self, comm: "Communicator", held: Held, result: Any) -> None:
+        self._comm, self._held, self._result = comm, held, result
 
     def _number(self) -> int:
-        return self._comm.sequence if self._sequence is None else self._sequence  # of a group: it was launched with the last call
+        number = self._held.number
+        if number is None:
+            raise InvalidUsage("the call is in a group that has not ended")
+        return number
 
     def wait(self) -> Any:
-        """Block until the call is complete; its result. Ctrl-C interrupts the wait, not the call."""
-        self._comm.wait(self._number())
+        """Block until the call is complete; its result. Ctrl-C interrupts the wait, not the call. Errors: as of the call; InvalidUsage inside its
+        group, and after destroy unless the call was known to be complete."""
+        number = self._number()
+        if not self._held.complete:
+            self._comm.wait(number)
         return self._result
 
     def done(self) -> bool:
         """Is it complete? Never blocks."""
-        return self._comm.test(self._number())
+        number = self._number()
+        return self._held.complete or self._comm.test(number)
 
 
 class _Groups(threading.local):
-    """Of this thread: how deep groups are nested, and what the outermost holds for each communicator."""
+    """Of this thread: how deep groups are nested, and the calls that the outermost holds, by the handles they are for."""
 
     def __init__(self) -> None:
-        self.depth = 0
-        self.held: dict["Communicator", list[Any]] = {}
+        self.depth, self.process = 0, 0
+        self.held: dict[Handle, list[Held]] = {}
 
-    def keep(self, comm: "Communicator", what: Any) -> None:
-        """Buffers of a call that is launched at the end of the outermost group."""
-        self.held.setdefault(comm, []).append(what)
+    def start(self) -> None:
+        """One group more."""
+        if self.depth == 0:
+            self.process = os.getpid()
+            check(lib.isgq_group_start())
+        self.depth += 1
+
+    def keep(self, handle: Handle, held: Held) -> None:
+        """For a call that is launched at the end of the outermost group."""
+        self.held.setdefault(handle, []).append(held)
+
+    def end(self) -> dict[Handle, list[Held]]:
+        """One less; launches what the outermost holds, and returns it."""
+        self.depth -= 1
+        if self.depth > 0:
+            return {}
+        held, self.held = self.held, {}
+        if self.process != os.getpid():
+            check(lib.isgq_group_end())  # the parent's: refused, and forgotten
+            return {}
+        for handle, calls in held.items():
+            with contextlib.suppress(Error):  # it has failed: the end says so
+                handle.await_room(len(calls))
+        with contextlib.ExitStack() as locks:
+            for handle in sorted(held, key=id):  # one order in all threads
+                locks.enter_context(handle.lock)
+            for handle, calls in held.items():
+                last = handle.sequence()
+                for call in calls:
+                    last += 1
+                    call.number = last
+                handle.kept.extend(calls)
+            check(lib.isgq_group_end())  # else communicators have failed, and what they kept goes with them
+        return held
 
 
 groups = _Groups()
@@ -104,36 +144,19 @@ groups = _Groups()
 
 @contextlib.contextmanager
 def group(*, wait: bool = True) -> Iterator[None]:
-    """Launch the calls of a with-block together; small allreduces among them travel in common messages.
+    """Launch the calls of a with-block together; small allreduces among them travel in common messages. Groups nest; the outermost launches.
 
     Calls inside return at once. At the end all of them are awaited, or with wait=False none is: then the communicators' `synchronize` does it.
-    If the block raises, nothing of it is launched, and its communicators fail on every rank, with the exception's text.
+    If the block raises, or the library refuses a call of it, none is launched, and its communicators fail on all ranks, with the reason.
     """
-    check(lib.isgq_group_start())
-    groups.depth += 1
+    groups.start()
     try:
         yield
     except BaseException as error:
-        _end_group(error)
-        raise
-    launched = _end_group()
-    for comm in launched if wait else ():
-        comm.synchronize()
-
-
-def _end_group(error: BaseException | None = None) -> "list[Communicator]":
-    """The communicators of what was launched, if this was the outermost group."""
-    groups.depth -= 1
-    held = groups.held
-    if groups.depth == 0:
-        groups.held = {}
-    if error is not None:
         lib.isgq_group_refuse(None, InvalidUsage.status, f"a group was left by {type(error).__name__}: {error}".encode())
-        lib.isgq_group_end()  # says the same
-        return []
-    check(lib.isgq_group_end())
-    if groups.depth > 0:
-        return []
-    for comm, what in held.items():
-        comm._keep(what)
-    return list(held)
+        with contextlib.suppress(Error):  # a communicator that failed will say so again
+            groups.end()
+        raise
+    for handle, calls in groups.end().items():
+        while wait and not handle.wait_slice(calls[-1].number or 0):
+            pass

@@ -96,7 +96,12 @@ def failure(status: int, text: bytes) -> Error:
     return _CLASSES.get(status, Error)((text or lib.isgq_get_error_string(status)).decode(errors="replace"))
 
 
+def last_failure(status: int) -> Error:
+    """The exception for the calling thread's last call, which failed."""
+    return failure(status, lib.isgq_get_last_error())
+
+
 def check(status: int) -> None:
     """Raise what the calling thread's last call failed with."""
     if status != 0:
-        raise failure(status, lib.isgq_get_last_error())
+        raise last_failure(status)

@@ -5,46 +5,46 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import math
-import operator
-from typing import TYPE_CHECKING, Any
+import os
+from typing import Any
 
 from ._library import lib
+from .arguments import SIZE_MAX, whole
 from .arrays import DATATYPES, TYPESTR
 from .errors import InvalidArgument, check
-
-if TYPE_CHECKING:
-    from .communicator import Communicator
+from .lifetime import Handle
 
 
 class Memory:
-    """An array of isgq_mem_alloc that is freed with this object; views of it hold it. A communicator that is destroyed before is not freed in C
-    until the last of its memory is gone, since that would go with it."""
+    """An array of isgq_mem_alloc that is freed with this object; views of it hold it. It holds its communicator in C, of which it is a part."""
 
     pointer = 0
 
-    def __init__(self, comm: "Communicator", shape: Any, dtype: str) -> None:
-        self.shape = tuple(operator.index(length) for length in (shape if isinstance(shape, (tuple, list)) else (shape,)))
-        if dtype not in TYPESTR:
-            raise InvalidArgument(f"empty: unknown type {dtype}; known are {', '.join(TYPESTR)}")
-        if min(self.shape, default=1) < 0:
-            raise InvalidArgument(f"empty: shape {self.shape}")
-        pointer = ctypes.c_void_p()
-        with comm._use() as handle:
-            check(lib.isgq_mem_alloc(ctypes.byref(pointer), handle, max(1, math.prod(self.shape) * DATATYPES[dtype][1])))
-            self._blocks = comm._blocks
-            self._blocks.take(handle)
-        self.pointer = pointer.value or 0
-        self.__array_interface__ = {"version": 3, "shape": self.shape, "typestr": TYPESTR[dtype], "data": (self.pointer, False)}
+    def __init__(self, handle: Handle, shape: Any, dtype: Any) -> None:
+        name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype).removeprefix("torch."))
+        if name not in TYPESTR:
+            raise InvalidArgument(f"empty: unknown type {name}; known are {', '.join(TYPESTR)} (others are views: two bytes for each bfloat16)")
+        self.shape = tuple(whole(length, "empty: shape") for length in (shape if isinstance(shape, (tuple, list)) else (shape,)))
+        self.dtype, pointer = name, ctypes.c_void_p()
+        size = whole(math.prod(self.shape) * DATATYPES[name][1], "empty: bytes", SIZE_MAX // 4)
+        check(lib.isgq_mem_alloc(ctypes.byref(pointer), handle.pointer, max(1, size)))
+        self._handle, self.pointer = handle, pointer.value or 0
+        interface = {"version": 3, "shape": self.shape, "typestr": TYPESTR[name], "data": (self.pointer, False), "strides": None}
+        if handle.on_device:
+            self.__cuda_array_interface__ = interface
+        else:
+            self.__array_interface__ = interface
 
     def __del__(self) -> None:
-        if self.pointer:
-            self._blocks.give_back(self.pointer)
+        if self.pointer and self._handle.pid == os.getpid():  # a forked child's is the parent's
+            lib.isgq_mem_free(self.pointer, self._handle.pointer)
 
 
 def as_array(memory: Memory) -> Any:
-    """NumPy's, if the program uses NumPy or has it."""
-    with contextlib.suppress(ImportError):
-        import numpy
+    """NumPy's, if it is in host memory and NumPy is there."""
+    if not hasattr(memory, "__cuda_array_interface__"):
+        with contextlib.suppress(ImportError):
+            import numpy
 
-        return numpy.asarray(memory)
+            return numpy.asarray(memory)
     return memory
