@@ -45,9 +45,12 @@ static void publish(iq_control_t *control)
 {
     iq_collection_t *collection = &control->collection;
 
-    for (int rank = 1; rank < control->nranks; rank++)
-        if (control->members[rank].conn.fd >= 0)
-            send_result(control, &control->members[rank]);
+    for (int rank = 1; rank < control->nranks; rank++) {
+        if (control->members[rank].conn.fd < 0)
+            continue;
+        send_result(control, &control->members[rank]);
+        (void)iq_conn_flush(&control->members[rank].conn); /* now: after the last round the caller may end the process */
+    }
     pthread_mutex_lock(&control->lock);
     if (control->round.active && collection->bytes > 0)
         memcpy(control->round.recv, collection->data, (size_t)control->nranks * collection->bytes);

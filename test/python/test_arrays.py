@@ -1,7 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Arrays of other libraries: taken without a copy, or refused with a sentence; one rank is enough."""
 import array
+import ctypes
 import os
+import pathlib
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -21,15 +25,43 @@ class Interface:
         setattr(self, name, {**values.__array_interface__, **changes})
 
 
+class Named(Interface):
+    """NumPy arrays of types that other libraries brought say no more than that elements have two bytes."""
+
+    def __init__(self, dtype, values, **changes):
+        super().__init__("__array_interface__", values, **changes)
+        self.dtype = dtype
+
+
 class DLPack:
     def __init__(self, values):
         self.values = values
 
-    def __dlpack__(self, stream=None):
+    def __dlpack__(self, stream=None):  # no max_version: older exporters know none
         return self.values.__dlpack__()
 
     def __dlpack_device__(self):
         return self.values.__dlpack_device__()
+
+
+class NewDLPack:
+    """Exports as DLPack 1.0 says, always; `flags` 1: to be read only."""
+
+    class Tensor(ctypes.Structure):
+        _fields_ = [("major", ctypes.c_uint32), ("minor", ctypes.c_uint32), ("manager", ctypes.c_void_p), ("deleter", ctypes.c_void_p),
+                    ("flags", ctypes.c_uint64), ("tensor", isgqcoll.arrays._DLTensor)]  # fmt: skip
+
+    def __init__(self, values, flags=0, major=1, old_refused=False):
+        self.values, self.old_refused, self.shape = values, old_refused, (ctypes.c_int64 * values.ndim)(*values.shape)
+        tensor = isgqcoll.arrays._DLTensor(values.ctypes.data, (1, 0), values.ndim, (2, 32, 1), self.shape, None, 0)
+        self.made = self.Tensor(major, 0, None, None, flags, tensor)
+
+    def __dlpack__(self, stream=None, max_version=None):
+        if self.old_refused and max_version is None:
+            raise BufferError("read-only memory needs DLPack 1.0")
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        return new(ctypes.addressof(self.made), b"dltensor_versioned", None)
 
 
 def protocols(rank, nranks):
@@ -43,6 +75,17 @@ def protocols(rank, nranks):
         comm.allreduce(values[::-1][::-1])  # strides of a dense array
         comm.allreduce(values.reshape(5, 1)[:, 0])
         assert values[4] == nranks**4
+        comm.allreduce(NewDLPack(values))
+        sums = array.array("f", bytes(20))
+        comm.allreduce(NewDLPack(values, flags=1, old_refused=True), sums)  # read only is enough to send
+        assert list(sums) == [nranks**6] * 5
+        words = bytearray(4)
+        comm.allreduce(memoryview(b"\1\2\3\4"), words)
+        assert list(words) == [nranks * i for i in (1, 2, 3, 4)]
+        assert list(comm.allreduce((ctypes.c_double * 3)(1, 2, 3))) == [nranks * i for i in (1, 2, 3)]
+        upper_halves = Named("bfloat16", numpy.array([0x3F80, 0x4000], numpy.uint16), typestr="<V2")
+        comm.allreduce(upper_halves)
+        assert upper_halves.values.tolist() == [0x4000, 0x4080]  # 2 and 4
         assert comm.allreduce(numpy.array(3, numpy.float32)) == 3 * nranks  # no dimensions: one element
         assert comm.allreduce(numpy.empty((0, 7), numpy.float32)).shape == (0, 7)
         words = comm.empty((2, 3), "int64")
@@ -91,11 +134,28 @@ def refused(rank, nranks):
             (numpy.ones(4, ">f4"), "byte order"),
             (fixed, "read-only"),
             ([1.0, 2.0], "list is no array"),
-            (array.array("f", [1.0]), "array is no array"),
+            (b"bytes", "read-only"),
+            (memoryview(array.array("f", [1.0] * 4))[::2], "not contiguous"),
+            ((ctypes.c_float.__ctype_be__ * 3)(), "byte order"),
+            (array.array("u", "ab"), "type w|type u"),
             (None, "NoneType is no array"),
             (numpy.float32(3), "scalar"),
             (Interface("__cuda_array_interface__", ones), "on a CUDA device"),
             (Interface("__array_interface__", ones, data=None), "does not say where"),
+            (Interface("__array_interface__", ones, data=ones.tobytes()), "does not say where"),
+            (Interface("__array_interface__", ones, typestr="<V4"), "<V4"),
+            (Interface("__array_interface__", ones, typestr=""), "broken"),
+            (Interface("__array_interface__", ones, shape=None), "broken"),
+            (Interface("__array_interface__", ones, shape=(-4,)), "broken"),
+            (Interface("__array_interface__", ones, mask=ones), "masked"),
+            (Interface("__array_interface__", ones, data=(ones.ctypes.data + 1, False)), "not aligned"),
+            (Interface("__array_interface__", ones, shape=(2**61,)), "overflow"),
+            (NewDLPack(ones, flags=1), "read-only"),
+            (NewDLPack(ones, old_refused=True), "needs DLPack 1.0"),
+            (NewDLPack(ones, major=2), "DLPack 2.0"),
+            (DLPack(fixed), "readonly|read-only"),
+            (DLPack(ones.astype("c16")), "kind 5"),
+            (DLPack(numpy.ones((4, 4))[:, 1:]), "not contiguous"),
         ):
             with pytest.raises(isgqcoll.InvalidArgument, match=text):
                 comm.allreduce(bad)
@@ -114,10 +174,45 @@ def refused(rank, nranks):
                 comm.allreduce_factored(*arrays)
         with pytest.raises(ValueError, match="max_batch is -1"):
             comm.allreduce_factored(x, delta, grad, max_batch=-1)
+        with pytest.raises(ValueError, match="overlap"):
+            comm.allreduce_factored(x, delta, x.reshape(-1)[:15].reshape(3, 5))
         with pytest.raises(ValueError, match="exceeds|max_batch"):
             comm.allreduce_factored(x, delta, grad, max_batch=numpy.int64(7))
-        with pytest.raises(ValueError, match="root"):
-            comm.broadcast(ones, root=nranks)
+        for call, text in (
+            (lambda: comm.broadcast(ones, root=nranks), "root is 2"),
+            (lambda: comm.broadcast(ones, root=-1), "root is -1"),
+            (lambda: comm.broadcast(ones, root=1.0), "whole number"),
+            (lambda: comm.allreduce(ones, stream=2**64), "stream is"),
+            (lambda: comm.allreduce(ones, stream=8), "takes no stream"),
+            (lambda: comm.allreduce(ones, timeout=float("nan")), "timeout is nan"),
+            (lambda: comm.allreduce(ones, timeout=-1), "timeout is -1"),
+            (lambda: comm.allreduce(ones, timeout=10**7), "timeout is 10000000"),
+            (lambda: comm.allreduce(ones, timeout="soon"), "number of seconds"),
+            (lambda: comm.allreduce(ones, algorithm="dir\0ect"), "zero byte"),
+            (lambda: comm.allreduce(ones, algorithm=3), "not int"),
+            (lambda: comm.allreduce(ones, quantizer=b"none"), "not bytes"),
+            (lambda: comm.allreduce(ones, op=["sum"]), "unknown operation"),
+            (lambda: comm.allreduce(ones, tensor=isgqcoll.TensorState("w", 5), quantizer="onebit"), "5 elements"),
+            (lambda: comm.split(2**40), "color is"),
+            (lambda: comm.empty(2**62), "bytes is"),
+            (lambda: comm.empty((3, -1)), "shape is -1"),
+            (lambda: comm.empty("3"), "whole number"),
+            (lambda: comm.empty(3, "bfloat16"), "two bytes for each bfloat16"),
+            (lambda: isgqcoll.TensorState("w", -1), "count is -1"),
+            (lambda: isgqcoll.TensorState("w" * 1000, 1), "1000 characters"),
+            (lambda: isgqcoll.TensorState("\ud800", 1), "surrogates"),
+            (lambda: isgqcoll.TensorState("w", 2**64), "count is"),
+            (lambda: isgqcoll.TensorState("w", 6, shape=(2, 2)), "not the 6 elements"),
+            (lambda: isgqcoll.Communicator(timeout=0), "timeout is 0"),
+            (lambda: isgqcoll.Communicator(chunk_bytes=-4096), "chunk_bytes is -4096"),
+            (lambda: isgqcoll.Communicator(seed=2**64), "seed is"),
+            (lambda: isgqcoll.Communicator(transports="shm\0"), "zero byte"),
+            (lambda: isgqcoll.Communicator.from_id(2**40, bytes(128), 0), "nranks is"),
+            (lambda: isgqcoll.Communicator.from_id(2, bytes(128), 2), "rank is 2"),
+        ):
+            with pytest.raises(isgqcoll.InvalidArgument, match=text):
+                call()
+        assert comm.empty(numpy.int64(3), numpy.float16).dtype == numpy.float16
         comm.allreduce(ones)  # nothing of that did harm
         assert ones[0] == nranks
 
@@ -127,13 +222,41 @@ def test_refused():
 
 
 def test_quantizers():
-    for text, error in (("isgq:bots=4", "did you mean 'bits'"), ("uniform:bits=9", "9"), ("", ""), ("isgq\0:bits=4", "zero byte"), (7, "not from int")):
+    for text, error in (("isgq:bots=4", "did you mean 'bits'"), ("uniform:bits=9", "9"), ("", ""), ("isgq\0:bits=4", "zero byte"), (7, "not int")):
         with pytest.raises(isgqcoll.InvalidArgument, match=error):
             isgqcoll.Quantizer(text)
     four = isgqcoll.Quantizer("uniform:bits=4")
     assert four == isgqcoll.Quantizer("uniform:bits=4") and repr(four) == "Quantizer('uniform:bits=4')"
     assert 500 <= four.max_bytes(1000) < 600
+    assert four.max_bytes(numpy.int32(1000)) == four.max_bytes(1000)
+    with pytest.raises(ValueError, match="count is -1"):
+        four.max_bytes(-1)
     with pytest.raises(ValueError, match="unknown type"):
         four.max_bytes(10, "complex64")
     with pytest.raises(NotImplementedError):
         isgqcoll.Quantizer("factor:width=4").max_bytes(10)
+
+
+ALONE = """
+import sys
+sys.modules["numpy"] = None                 # as if it were not installed
+import array, gc, isgqcoll
+comm = isgqcoll.Communicator()
+memory = comm.empty(6, "float64")
+sums = array.array("d", range(6))
+assert comm.allreduce(sums, memory) is memory and comm.allgather(memory, array.array("d", bytes(48)))[5] == 5
+assert memory.shape == (6,) and memory.dtype == "float64" and memory.__array_interface__["data"][0] == memory.pointer
+numbers = memory.buffer.cast("d")
+comm.finalize()
+comm.destroy()
+del memory
+gc.collect()
+numbers[0] = 7.0
+assert numbers.tolist() == [7, 1, 2, 3, 4, 5]
+"""
+
+
+def test_without_numpy():
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(isgqcoll.__file__).parents[1]), "ISGQ_RANK": "0", "ISGQ_NRANKS": "1"}
+    ran = subprocess.run([sys.executable, "-X", "dev", "-W", "error", "-c", ALONE], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0 and ran.stderr == "", ran.stderr

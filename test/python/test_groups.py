@@ -73,8 +73,7 @@ def kept(rank, nranks):
     del work
     gc.collect()
     assert gone() is None
-    comm = isgqcoll.Communicator()
-    last = []
+    comm, other, last = isgqcoll.Communicator(), isgqcoll.Communicator(), []
     for _ in range(300):  # nobody waits: buffers of calls that are complete are let go all the same
         array = watched(ONES(100))
         last.append(weakref.ref(array))
@@ -83,11 +82,13 @@ def kept(rank, nranks):
     assert len(comm._owned.kept) < 300
     comm.synchronize()
     assert len(comm._owned.kept) == 0 and not any(each() is not None for each in last)
+    other.barrier()
     with pytest.raises(isgqcoll.RemoteError, match="aborted"), isgqcoll.group():  # its end finds the communicator destroyed by another thread
         comm.allreduce(watched(ONES(10)))
         destroyer = threading.Thread(target=comm.destroy)
         destroyer.start()
         destroyer.join()
+    other.finalize()
 
 
 def test_kept():

@@ -97,7 +97,6 @@ def meets(rank, nranks):
         isgqcoll.Communicator.from_allgather(nranks, rank, lambda _mine: time.sleep(60))
     with control_c():
         isgqcoll.Communicator.from_id(2, isgqcoll.unique_id(), 0)
-    os.environ["ISGQ_JOB"] += ".split"
     comm = isgqcoll.Communicator()
     if rank == 0:
         with control_c():

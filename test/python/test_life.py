@@ -95,25 +95,36 @@ def test_ranks_disagree():
     ranks.run(disagrees, 2)
 
 
-def test_bad_beginnings(monkeypatch):
-    def broken(mine):
+def bad_beginnings(_rank, _nranks):
+    for name in list(os.environ):
+        if name.startswith(("ISGQ_", "RANK", "WORLD_SIZE", "OMPI_", "PMI", "SLURM_")):
+            del os.environ[name]
+
+    def broken(_mine):
         raise KeyError("no store")
 
     with pytest.raises(KeyError, match="no store"):
         isgqcoll.Communicator.from_allgather(2, 0, broken)
     with pytest.raises(isgqcoll.InvalidArgument, match="returned 1 bytes"):
         isgqcoll.Communicator.from_allgather(2, 0, lambda mine: [b"x"])
+    with pytest.raises(TypeError):
+        isgqcoll.Communicator.from_allgather(2, 0, lambda mine: [3])
     with pytest.raises(ValueError, match="128 bytes, not 3"):
         isgqcoll.Communicator.from_id(2, b"abc", 0)
+    with pytest.raises(ValueError, match="bytes, not str"):
+        isgqcoll.Communicator.from_id(2, "a" * 128, 0)
     with pytest.raises(ValueError, match="unknown device"):
         isgqcoll.Communicator(device="tpu")
     with pytest.raises(TypeError):
         isgqcoll.Communicator(quantiser="none")
-    for name in list(os.environ):
-        if name.startswith(("ISGQ_", "RANK", "WORLD_SIZE", "OMPI_", "PMI", "SLURM_")):
-            monkeypatch.delenv(name)
     with pytest.raises(isgqcoll.InvalidUsage, match="launcher"):
         isgqcoll.Communicator()
+    with pytest.raises(isgqcoll.Error):  # without a device or its module
+        isgqcoll.Communicator.from_id(1, isgqcoll.unique_id(), 0, device="cuda")
+
+
+def test_bad_beginnings():
+    ranks.run(bad_beginnings, 1)
 
 
 def by_id(rank, nranks):
@@ -188,8 +199,7 @@ def in_child(comm, memory):
     gc.collect()
     with pytest.raises(isgqcoll.InvalidUsage, match="forked inside a group"):
         calls.groups.end()
-    os.environ.update(ISGQ_RANK="0", ISGQ_NRANKS="1", ISGQ_JOB=f"child.{os.getpid()}")
-    with isgqcoll.Communicator() as own:
+    with isgqcoll.Communicator.from_id(1, isgqcoll.unique_id(), 0) as own:
         own.barrier()
     return 0
 
@@ -203,7 +213,6 @@ def forks(rank, nranks):
         comm.allreduce(ONES(3))
         child = os.fork()
         if child == 0:
-            import faulthandler; faulthandler.dump_traceback_later(8)
             signal.alarm(20)
             os._exit(in_child(comm, memory))
         assert os.waitpid(child, 0)[1] == 0

@@ -35,6 +35,17 @@ class Memory:
         else:
             self.__array_interface__ = interface
 
+    @property
+    def buffer(self) -> memoryview:
+        """Its bytes, in host memory only; `cast` gives them a type. A view, which holds the memory."""
+        if self._handle.on_device:
+            raise InvalidArgument("buffer: the memory is a CUDA device's")
+        size = math.prod(self.shape) * DATATYPES[self.dtype][1]
+        kind: Any = type("Block", (ctypes.c_ubyte * size,), {})  # has room for attributes, other than an array of ctypes itself
+        block = kind.from_address(self.pointer)
+        block.memory = self
+        return memoryview(block).cast("B")
+
     def __del__(self) -> None:
         if self.pointer and self._handle.pid == os.getpid():  # a forked child's is the parent's
             lib.isgq_mem_free(self.pointer, self._handle.pointer)
