@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """What pyproject.toml cannot say: the version is that of isgqcoll.h, and the wheel contains the C library with its modules.
 
-The library comes from the build folder that ISGQ_PYTHON_BUILD names, else CMake builds it (Release), which wants the source tree that this
-folder is part of.
+The library comes from the build folder that ISGQ_PYTHON_BUILD names, else CMake builds it (Release, with the options in CMAKE_ARGS), which wants
+the source tree that this folder is part of.
 """
 import os
 import pathlib
 import re
+import shlex
 import shutil
 import subprocess
 
@@ -32,7 +33,8 @@ def built(temporary):
     if named:
         return pathlib.Path(named)
     folder = pathlib.Path(temporary) / "cmake"
-    subprocess.run(["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF"], check=True)
+    options = shlex.split(os.environ.get("CMAKE_ARGS", ""))
+    subprocess.run(["cmake", "-S", ROOT, "-B", folder, "-DCMAKE_BUILD_TYPE=Release", "-DBUILD_TESTING=OFF", *options], check=True)
     subprocess.run(["cmake", "--build", folder, "--target", "libraries", "--parallel", str(os.cpu_count())], check=True)
     return folder
 

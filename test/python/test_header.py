@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """_library.py against isgqcoll.h: structures as a compiler lays them out, and every public function."""
 import ctypes
+import os
 import pathlib
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -68,3 +70,37 @@ def test_statuses():
         kind = type(errors.failure(int(value), b"text"))
         assert (kind.name, kind.status) == (f"ISGQ_{name}", int(value))
     assert str(errors.failure(4, b"")) == "an argument is invalid"
+
+
+def test_series():
+    numbers = re.findall(r"#define ISGQ_VERSION_(?:MAJOR|MINOR) (\d+)", (INCLUDE / "isgqcoll.h").read_text(encoding="utf-8"))
+    assert _library.SONAME == f"libisgqcoll.so.{numbers[0]}.{numbers[1]}" and _library.SERIES == int(numbers[0]) * 100 + int(numbers[1])
+
+
+def imported(**variables):
+    """What "import isgqcoll" of another process says."""
+    environment = {**os.environ, "PYTHONPATH": str(pathlib.Path(_library.__file__).parents[1]), **variables}
+    ran = subprocess.run([sys.executable, "-S", "-c", "import isgqcoll"], env=environment, capture_output=True, text=True, check=False)
+    return ran.stderr if ran.returncode else ""
+
+
+def test_libraries(tmp_path):
+    """A library that is missing, another's, too old or too new: ImportError with its name."""
+    compiler = shutil.which("cc") or pytest.skip("no compiler")
+    every = sorted({**_library.FUNCTIONS, **_library.TEXTS, **_library.NOTHING})
+    for name, functions, version, text in (
+        ("other", ["isgq_get_version"], 100, "has no isgq_"),
+        ("old", every, 99, "is version 0.0.99; this package is for 0.1"),
+        ("new", every, 200, "is version 0.2.0; this package is for 0.1"),
+    ):
+        library = tmp_path / f"lib{name}.so"
+        source = "".join(f"int {function}(int *v) {{ *v = {version}; return 0; }}\n" for function in functions)
+        subprocess.run([compiler, "-shared", "-fPIC", "-xc", "-", "-o", library], input=source.encode(), check=True)
+        said = imported(ISGQ_PYTHON_LIBRARY=str(library))
+        assert "ImportError: isgqcoll: " in said and str(library) in said and text in said, said
+    text = tmp_path / "text.so"
+    text.write_text("not a library")
+    for missing in (str(text), "/no/such/libisgqcoll.so"):
+        said = imported(ISGQ_PYTHON_LIBRARY=missing)
+        assert "ImportError: isgqcoll: cannot load" in said and missing in said and "ISGQ_PYTHON_LIBRARY" in said, said
+    assert "libisgqcoll.so.0.1" in imported(ISGQ_PYTHON_LIBRARY="", LD_LIBRARY_PATH="")  # nothing is named, and none is installed

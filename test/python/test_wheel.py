@@ -36,6 +36,8 @@ def test_wheel(tmp_path):
     (wheel,) = tmp_path.glob("isgqcoll-*-py3-none-linux_*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert "isgqcoll/py.typed" in names and any("isgqcoll/lib/libisgqcoll.so." in name for name in names)
+    modules = {f"isgqcoll/lib/isgqcoll/{module.name}" for module in (build / "lib" / "isgqcoll").glob("isgqcoll-*.so")}
+    assert modules <= set(names), modules
     home = tmp_path / "env"
     assert run(sys.executable, "-m", "venv", "--system-site-packages", home).returncode == 0
     installed = run(home / "bin" / "pip", "install", "-q", "--no-deps", "--no-index", wheel)
