@@ -33,8 +33,17 @@ def test_ddp_hook(tmp_path):
     assert float(re.search(r"([0-9.]+) times fewer", printed)[1]) > 4, printed
 
 
+@pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA}")
+def test_factored(tmp_path):
+    printed = run(tmp_path, "torch_factored.py", "--samples", "640", "--epochs", "3", "--batch", "16")
+    losses = [float(found) for found in re.findall(r"loss ([0-9.]+)", printed)]
+    assert len(losses) == 3 and losses[2] < 0.9 * losses[0] and "factored" in printed, printed
+    assert float(re.search(r"([0-9.]+) times fewer", printed)[1]) > 20, printed
+
+
+@pytest.mark.skipif(not DATA.exists(), reason=f"no {DATA}")
 def test_horovod_style(tmp_path):
-    printed = run(tmp_path, "horovod_style.py", "--steps", "21")
+    printed = run(tmp_path, "horovod_style.py", "--samples", "640", "--steps", "21")
     losses = [float(found) for found in re.findall(r"step \d+: loss ([0-9.]+)", printed)]
     sent, of = map(int, re.search(r"sent (\d+) of (\d+) bytes", printed).groups())
     assert losses[-1] < 0.9 * losses[0] and "ranks agree: True" in printed and sent < of / 3, printed

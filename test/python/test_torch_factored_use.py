@@ -3,10 +3,7 @@
 import copy
 import io
 import os
-import pathlib
 import pickle
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -17,7 +14,6 @@ import isgqcoll.torch  # noqa: E402
 import ranks  # noqa: E402
 from torch import nn  # noqa: E402
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 
 
 def perceptron(*sizes):
@@ -176,14 +172,3 @@ def refusals(rank, nranks):
 
 def test_refusals():
     ranks.run(refusals, 2, may_die=(1,))
-
-
-def test_example(tmp_path):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("ISGQ_R", "ISGQ_NR", "ISGQ_JOB"))}
-    environment.update(PYTHONPATH=str(ROOT / "bindings" / "python"), OMP_NUM_THREADS="1")
-    logs = ["--redirects=1", "--tee=1", f"--log_dir={tmp_path}"]  # its default fails in PyTorch 1.13 with Python 3.11
-    script = str(ROOT / "docs" / "examples" / "torch_factored.py")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *logs, script]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "factored" in done.stdout and "accuracy" in done.stdout, done.stdout
