@@ -15,7 +15,6 @@ import ranks  # noqa: E402
 from torch import nn  # noqa: E402
 
 
-
 def perceptron(*sizes):
     layers = []
     for a, b in zip(sizes, sizes[1:]):
