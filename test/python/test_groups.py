@@ -44,12 +44,15 @@ def groups(rank, nranks):
     with pytest.raises(isgqcoll.InvalidUsage, match="was finalized"), isgqcoll.group():
         comm.allreduce(memory)
     other.barrier()
+    meeting = isgqcoll.Communicator(seed=3)
     with pytest.raises(ZeroDivisionError if rank == 0 else isgqcoll.InvalidUsage, match="division by zero"):
         with isgqcoll.group():
             other.allreduce(values[1])
             1 / rank
     with pytest.raises(isgqcoll.InvalidUsage, match="group was left by ZeroDivisionError"):
         other.barrier()
+    meeting.barrier()  # whoever ends before the others have heard is dead to them
+    meeting.finalize()
     other.destroy()
 
 

@@ -38,8 +38,8 @@ def destroyed(rank, nranks):
     state.destroy()
     assert "destroyed" in repr(comm)
     comm = isgqcoll.Communicator()
-    work = comm.allreduce(ONES(1000), async_op=True)
-    with pytest.raises(isgqcoll.InvalidUsage, match="was destroyed"):
+    with pytest.raises(isgqcoll.Error, match="was destroyed|aborted"):  # another rank may have done it first
+        work = comm.allreduce(ONES(1000), async_op=True)
         comm.destroy()
         work.wait()
 
