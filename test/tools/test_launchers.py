@@ -10,6 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 
 import test_programs
 from test_programs import Case, environment, main
@@ -54,7 +55,9 @@ class Torchrun(Case):
     def test_torchrun(self):
         if importlib.util.find_spec("torch") is None:
             self.skipTest("no torch")
-        check_launcher(self, [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NRANKS}", "--no_python"])
+        with tempfile.TemporaryDirectory() as folder:
+            logs = ["--redirects=1:1", "--tee=1:1", f"--log_dir={folder}"]  # the defaults of PyTorch 1.13 fail with Python 3.11
+            check_launcher(self, [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={NRANKS}", *logs, "--no_python"])
 
 
 if __name__ == "__main__":
