@@ -138,6 +138,13 @@ class _Groups(threading.local):
             check(lib.isgq_group_end())  # else communicators have failed, and what they kept goes with them
         return held
 
+    def refuse(self, error: BaseException) -> None:
+        """An exception has left the block: the outermost group launches nothing."""
+        reason = f"a group was left by {type(error).__name__}: {error}".translate({0: " ", 10: " "})
+        lib.isgq_group_refuse(None, InvalidUsage.status, reason.encode(errors="replace"))
+        with contextlib.suppress(Error):  # it says the same
+            self.end()
+
 
 groups = _Groups()
 
@@ -146,17 +153,16 @@ groups = _Groups()
 def group(*, wait: bool = True) -> Iterator[None]:
     """Launch the calls of a with-block together; small allreduces among them travel in common messages. Groups nest; the outermost launches.
 
-    Calls inside return at once. At the end all of them are awaited, or with wait=False none is: then the communicators' `synchronize` does it.
-    If the block raises, or the library refuses a call of it, none is launched, and its communicators fail on all ranks, with the reason.
+    Calls inside return at once. At the end those on host memory are awaited, or with wait=False none is: then the communicators' `synchronize` does it.
+    If the block raises, or a call of it was refused by the library, nothing of it is launched, and its communicators fail on every rank, with the
+    exception's text.
     """
     groups.start()
     try:
         yield
     except BaseException as error:
-        lib.isgq_group_refuse(None, InvalidUsage.status, f"a group was left by {type(error).__name__}: {error}".encode())
-        with contextlib.suppress(Error):  # a communicator that failed will say so again
-            groups.end()
+        groups.refuse(error)
         raise
     for handle, calls in groups.end().items():
-        while wait and not handle.wait_slice(calls[-1].number or 0):
+        while wait and not handle.on_device and not handle.wait_slice(calls[-1].number or 0):
             pass
