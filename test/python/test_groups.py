@@ -48,7 +48,9 @@ def groups(rank, nranks):
     with pytest.raises(ZeroDivisionError if rank == 0 else isgqcoll.InvalidUsage, match="division by zero"):
         with isgqcoll.group():
             other.allreduce(values[1])
-            1 / rank
+            with isgqcoll.group():
+                other.allreduce(memory)
+                1 / rank
     with pytest.raises(isgqcoll.InvalidUsage, match="group was left by ZeroDivisionError"):
         other.barrier()
     meeting.barrier()  # whoever ends before the others have heard is dead to them

@@ -51,6 +51,7 @@ def test_destroyed():
 def dies(rank, nranks):
     comm = isgqcoll.Communicator()
     comm.barrier()
+    gather(b"", rank, nranks)  # not before the barrier is over for all
     if rank == 1:
         os._exit(3)
     started = time.monotonic()
