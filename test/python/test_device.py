@@ -11,7 +11,7 @@ import pytest
 import isgqcoll
 import ranks
 
-MODULES = pathlib.Path(os.environ.get("ISGQ_BIN", "/nonexistent")).parent / "lib" / "isgqcoll-simulated"
+MODULES = pathlib.Path(os.environ.get("TEST_BIN", "/nonexistent")).parent / "lib" / "isgqcoll-simulated"
 pytestmark = pytest.mark.skipif(not (MODULES / "isgqcoll-cuda.so").exists(), reason="no simulated GPU")
 
 
