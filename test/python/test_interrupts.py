@@ -66,7 +66,7 @@ def waits(rank, nranks):
         with control_c(), comm:  # at its end, while the other rank does not come
             pass
         return
-    with pytest.raises(isgqcoll.RemoteError, match="rank 0 aborted"):
+    with pytest.raises(isgqcoll.RemoteError, match="rank 0"):
         for _ in range(2000):
             time.sleep(0.01)
             comm.synchronize()
@@ -103,7 +103,7 @@ def meets(rank, nranks):
             comm.split(0)
         comm.destroy()
     else:
-        with pytest.raises(isgqcoll.RemoteError, match="rank 0 aborted"):
+        with pytest.raises(isgqcoll.RemoteError, match="rank 0"):
             for _ in range(2000):
                 time.sleep(0.01)
                 comm.synchronize()
