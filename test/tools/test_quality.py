@@ -6,7 +6,10 @@ usage: test_quality.py BIN_DIR [CASE...]      standard library only; exit status
 """
 import json
 import os
+import pathlib
 import struct
+import subprocess
+import sys
 import tempfile
 
 import test_programs
@@ -62,6 +65,19 @@ class Quality(QualityCase, Case):
         self.assertRegex(text[2], "^ +std err +GB/s +GB/s$")
         self.assertRegex(text[4], "^dense +uniform:bits=4 +uniform ")
         self.assertEqual(len(text), 5)
+
+    def test_table_of_ratios(self):
+        """Half way between two budgets the error is their geometric mean; beyond them nothing is compared."""
+        rows = [("isgq:bits=2", 2, 0.4), ("isgq:bits=4", 4, 0.1), ("isgq:nmse=0.1", 3, 9), ("eden:bits=3", 3, 0.6), ("natural", 9, 0.1)]
+        path = os.path.join(self.folder(), "rows.json")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump([{"source": "normal", "kind": "dense", "typed": typed, "family": typed.partition(":")[0], "bits": bits, "nmse": nmse}
+                       for typed, bits, nmse in rows], file)
+        program = pathlib.Path(__file__).parents[2] / "perf" / "quality_table.py"
+        text = subprocess.run([sys.executable, program, path], stdout=subprocess.PIPE, check=True, text=True).stdout
+        self.assertIn("| `isgq:nmse=0.1` | 3.00 | 9 |", text)
+        self.assertIn("| `eden:bits=3` | 3.00 | 0.6 (3) |", text)
+        self.assertIn("| `natural` | 9.00 | 0.1 |", text)
 
     def test_all_presets_run_or_are_named(self):
         result = self.succeed("isgq_quality", "-n", "2", "--count", "4k", "--draws", "2", "-J", "-")
